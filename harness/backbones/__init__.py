@@ -1,0 +1,3 @@
+"""Backbones. A new one is a file here with a setup class (see `clip.ClipSetup`), and a line in `BACKBONES`."""
+
+BACKBONES = {"clip": "harness.backbones.clip:ClipSetup"}

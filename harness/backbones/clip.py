@@ -1,0 +1,221 @@
+"""Backbone `clip`: any open_clip model, trained whole, or with locked towers and trained heads.
+
+Locked towers give the same output every epoch, so it is computed once per (weights, preprocessing, data
+set) and kept on disk; a trial then trains the heads alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from harness.backbones.features import CachedInputs, Inputs, LiveInputs, cached_features
+from harness.backbones.rows import PairDropout, Stream, gather_rows, use_pair_dropout
+from harness.backbones.towers import Towers, build_towers, check_towers, weights_identity
+from harness.data.base import DataSet
+from methods.base import Batch
+from methods.seeding import seed_of
+
+MAX_LOGIT_SCALE = math.log(100)
+
+
+class HeadConfig(BaseModel):
+    """A projection head on each tower: LayerNorm, Linear, GELU, dropout, Linear."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    hidden: Annotated[int, Field(ge=1)] = 512
+    dim: Annotated[int, Field(ge=1)] = 256
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+
+
+class ClipConfig(BaseModel):
+    """The fields of `backbone:` in a sweep file for the kind `clip`.
+
+    Attributes:
+        model: an open_clip name, a JSON config file, or `effnet_minilm`.
+        pretrained: a tag, a checkpoint file, `packages`, or `none` (random weights, on purpose).
+        locked: train the heads alone; needs `head`.
+        cache: with locked towers, read their outputs from the disk cache (else compute them anew each time).
+        head: the heads, or null to use the model's own embedding.
+        image_size: pixels, or null for the model's own.
+        temperature: initial temperature of the logits, or null for the model's own.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["clip"] = "clip"
+    model: str = "effnet_minilm"
+    pretrained: str = "packages"
+    locked: bool = True
+    cache: bool = True
+    head: HeadConfig | None = HeadConfig()
+    image_size: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(gt=0)] | None = 0.07
+
+
+class ClipSetup:
+    """What a trial needs of the backbone: inputs for a data set, and networks."""
+
+    Config = ClipConfig
+
+    def __init__(self, config: ClipConfig) -> None:
+        self.config = config
+        self._towers: Towers | None = None
+
+    @staticmethod
+    def check(config: ClipConfig) -> str | None:
+        """What is wrong with the configuration beyond its types; None if nothing is."""
+        if config.locked and config.head is None:
+            return "locked towers without a head leave nothing to train: set locked: false, or give a head"
+        return check_towers(model=config.model, pretrained=config.pretrained)
+
+    @property
+    def uses_cache(self) -> bool:
+        return self.config.locked and self.config.cache
+
+    def inputs(self, data: DataSet, split: str, *, device: torch.device | str = "cpu", quiet: bool = True) -> Inputs:
+        """What networks of this backbone take for a split: cached features, or pixels and tokens.
+
+        `device` computes features that are not cached yet; progress is shown unless `quiet`.
+        """
+        if self.uses_cache:
+            key = {
+                "weights": weights_identity(model=self.config.model, pretrained=self.config.pretrained),
+                "image_size": self.config.image_size,
+                "data": data.fingerprint,
+                "split": split,
+            }
+            return CachedInputs(*cached_features(self._load, data[split], key, device=device, quiet=quiet))
+        towers = self._load()
+        return LiveInputs(data[split], towers.transform, towers.tokenize)
+
+    def make(self, network: int, seed: int) -> ClipBackbone:
+        """Network number `network`; heads are initialised from (seed, network)."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(seed, "init", network))
+            if self.uses_cache:
+                return ClipBackbone(self.config, None, self._sizes, network)
+            config = self.config
+            towers = build_towers(model=config.model, pretrained=config.pretrained, image_size=config.image_size)
+            return ClipBackbone(config, towers, self._sizes, network)
+
+    def widths(self, inputs: Inputs) -> None:
+        """Remember the towers' output widths, read off cached features or found by a pass of one pair."""
+        if isinstance(inputs, CachedInputs):
+            self._sizes = (inputs.image_features.shape[1], inputs.text_features.shape[1])
+            return
+        with torch.no_grad():
+            first, towers = torch.zeros(1, dtype=torch.long), self._load().eval()
+            self._sizes = (
+                towers.encode_image(inputs.images(first)).shape[1],
+                towers.encode_text(inputs.texts(first)).shape[1],
+            )
+
+    def _load(self) -> Towers:
+        if self._towers is None:
+            config = self.config
+            self._towers = build_towers(model=config.model, pretrained=config.pretrained, image_size=config.image_size)
+        return self._towers
+
+
+class Head(nn.Sequential):
+    """Features [b, F] -> [b, dim]."""
+
+    def __init__(self, features: int, config: HeadConfig, stream: Stream) -> None:
+        super().__init__(
+            nn.LayerNorm(features),
+            nn.Linear(features, config.hidden),
+            nn.GELU(),
+            PairDropout(config.dropout, stream),
+            nn.Linear(config.hidden, config.dim),
+        )
+
+
+class ClipBackbone(nn.Module):
+    """Two towers (absent where their outputs are cached), two heads, and a learned temperature.
+
+    Embeddings are unit vectors, `similarity` is their cosine. The similarity vector of a pair is the
+    element-wise product of its embeddings times sqrt(D), so that its entries are of size 1; a linear layer
+    over all pairs' vectors is then a bilinear form and the vectors are never formed.
+    """
+
+    def __init__(self, config: ClipConfig, towers: Towers | None, sizes: tuple[int, int], network: int) -> None:
+        super().__init__()
+        self.stream = Stream(network)
+        self.towers = towers
+        self.locked = config.locked
+        if towers is not None:
+            use_pair_dropout(towers, self.stream)
+            _no_attention_dropout(towers)
+            towers.requires_grad_(not config.locked)
+        heads = [Head(size, config.head, self.stream) if config.head else nn.Identity() for size in sizes]
+        self.image_head, self.text_head = heads
+        self.vector_size = config.head.dim if config.head else sizes[0]
+        own = getattr(towers and towers.model, "logit_scale", None)
+        if config.temperature is not None:
+            start = torch.tensor(-math.log(config.temperature))
+        else:
+            start = own.detach().clone() if own is not None else torch.tensor(-math.log(0.07))
+        if own is not None:
+            own.requires_grad_(False)  # ours takes its place
+        self.logit_scale = nn.Parameter(start)
+
+    def train(self, mode: bool = True) -> ClipBackbone:
+        super().train(mode)
+        if self.towers is not None and self.locked:
+            self.towers.eval()
+        return self
+
+    def forward(self, batch: Batch, then: Any = None) -> Any:
+        self.stream.restart(batch)
+        images = gather_rows(self.encode_image(batch.images), batch)
+        texts = gather_rows(self.encode_text(batch.texts), batch)
+        return then(images, texts) if then else (images, texts)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Cached features [b, F] or pixels [b, 3, H, W] -> unit vectors [b, D]."""
+        return F.normalize(self.image_head(self._tower("encode_image", images)), dim=-1)
+
+    def encode_text(self, texts: Tensor) -> Tensor:
+        """Cached features [b, F] or tokens [b, L] -> unit vectors [b, D]."""
+        return F.normalize(self.text_head(self._tower("encode_text", texts)), dim=-1)
+
+    def _tower(self, name: str, inputs: Tensor) -> Tensor:
+        if self.towers is None:
+            return inputs
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.locked):
+            features: Tensor = getattr(self.towers, name)(inputs)
+            return features
+
+    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        return images @ texts.T
+
+    def pair_similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        return (images * texts).sum(-1)
+
+    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
+        return self.logit_scale.exp() * self.similarity(images, texts)
+
+    def project_vectors(self, images: Tensor, texts: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        scaled = math.sqrt(self.vector_size) * weight
+        left = (images[:, None, :] * scaled).flatten(0, 1)  # [M * H, D]
+        return (left @ texts.T).unflatten(0, (len(images), len(weight))).transpose(1, 2) + bias
+
+    def project_pair_vectors(self, images: Tensor, texts: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(math.sqrt(self.vector_size) * images * texts, weight, bias)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Called after each optimizer step: the temperature stays above 1 / 100 (CLIP, section 2.5)."""
+        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+
+def _no_attention_dropout(towers: Towers) -> None:
+    """Dropout inside fused attention cannot be tied to the pair, so there is none."""
+    for module in towers.modules():
+        if isinstance(getattr(module, "dropout_prob", None), float):
+            module.dropout_prob = 0.0  # type: ignore[assignment]

@@ -1,0 +1,290 @@
+"""Build the embedded data set `emoji` from five npm packages and two PyPI packages.
+
+Run by `python -m harness.data build emoji` (needs `npm`, and `pip install '.[build]'`).
+The result, one Parquet file with WebP images, is committed and shipped: nobody who uses the
+harness runs this. Same package versions, same file content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import re
+import subprocess
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+PACKAGES = {
+    "noto": ("@iconify-json/noto", "1.2.9"),
+    "twemoji": ("@iconify-json/twemoji", "1.2.5"),
+    "fluent": ("@lobehub/fluent-emoji-3d", "1.1.0"),
+    "emojilib": ("emojilib", "4.0.3"),
+    "cldr": ("cldr-annotations-full", "48.2.0"),
+}
+VENDORS = ("noto", "twemoji", "fluent")
+PIXELS = 128
+CAPTIONS = 5
+SPLIT_SIZES = {"test": 300, "dev": 150, "meta": 24}  # concepts; the rest is train
+SPLIT_SEED = 0
+
+_VARIATION, _JOINER = 0xFE0F, 0x200D
+_SKIN = frozenset(range(0x1F3FB, 0x1F400))
+_REGIONS = frozenset(range(0x1F1E6, 0x1F200))  # letters of flags
+_GENDER_SIGNS = {0x2640, 0x2642}
+_DIRECTIONS = {0x27A1, 0x2194, 0x2195}
+_PEOPLE = {0x1F466, 0x1F467, 0x1F468, 0x1F469, 0x1F474, 0x1F475, 0x1F476, 0x1F9D1, 0x1F9D2, 0x1F9D3}
+_GENDERED_WORDS = set(
+    "man men woman women person people boy boys girl girls child children adult older old baby "
+    "facing right with in".split()
+)
+# Concepts that are drawn alike but share neither code points nor words.
+_SAME_FAMILY = {
+    "santa claus": "claus", "mrs. claus": "claus", "mx claus": "claus",
+    "prince": "crown", "princess": "crown", "person with crown": "crown",
+    "merman": "merperson", "mermaid": "merperson", "breast-feeding": "feeding baby",
+    "pregnant woman": "pregnant", "pregnant man": "pregnant", "pregnant person": "pregnant",
+}
+_COLOURS = "red|orange|yellow|green|blue|light blue|purple|brown|black|white|grey|pink"
+_TEMPLATES = (
+    ("clock", re.compile(r"(o’clock|o'clock|-thirty)$")),
+    ("keycap", re.compile(r"^keycap")),
+    ("family", re.compile(r"^family")),
+    ("couple", re.compile(r"^(kiss|couple with heart|.*holding hands)")),
+    ("heart", re.compile(rf"^({_COLOURS}) heart$")),
+    ("circle", re.compile(rf"^({_COLOURS}) circle$")),
+    ("square", re.compile(rf"^({_COLOURS}) (large |medium |small |medium-small )?square$")),
+    ("small square", re.compile(r"^(black|white) (large|medium|small|medium-small) square$")),
+    ("book", re.compile(rf"^({_COLOURS}) book$")),
+    ("moon", re.compile(r"(crescent|gibbous|quarter|new|full) moon( face)?$|^(first|last) quarter moon")),
+    ("japanese button", re.compile(r"^japanese .* button$")),
+    ("arrow", re.compile(r"arrow")),
+    ("zodiac", re.compile(r"^(aries|taurus|gemini|cancer|leo|virgo|libra|scorpio|sagittarius|capricorn|aquarius|pisces|ophiuchus)$")),
+)
+
+
+@dataclass
+class Concept:
+    """One emoji: its code points (without variation selectors), name, captions and pictures."""
+
+    code: tuple[int, ...]
+    name: str
+    captions: list[str] = field(default_factory=list)
+    images: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        return "-".join(f"{c:x}" for c in self.code)
+
+
+def build(target: Path, work: Path) -> dict[str, int]:
+    """Write the Parquet file to `target`; packages are fetched into `work`.
+
+    Returns the number of concepts in each split.
+    """
+    folders = {name: _fetch(package, version, work) for name, (package, version) in PACKAGES.items()}
+    concepts = _concepts(folders)
+    for concept in concepts:
+        concept.images = {}
+    for vendor in VENDORS:
+        for concept, picture in _pictures(vendor, folders[vendor], concepts):
+            concept.images[vendor] = _webp(picture)
+    concepts = [c for c in concepts if len(c.images) >= 2 and len(c.captions) == CAPTIONS]
+    split_of = _split_by_family(concepts)
+    _write(target, concepts, split_of)
+    return dict(Counter(split_of.values()))
+
+
+def _fetch(package: str, version: str, work: Path) -> Path:
+    folder = work / f"{package.strip('@').replace('/', '-')}-{version}"
+    if not folder.exists():
+        packed = subprocess.run(
+            ["npm", "pack", "--silent", f"{package}@{version}"], cwd=work, check=True, text=True, capture_output=True
+        )
+        with tarfile.open(work / packed.stdout.split()[-1]) as archive:
+            archive.extractall(folder, filter="data")
+    return folder / "package" if (folder / "package").is_dir() else folder
+
+
+def _concepts(folders: dict[str, Path]) -> list[Concept]:
+    import emoji  # build-time dependency
+
+    library = {_strip(k): v for k, v in _json(folders["emojilib"] / "dist/emoji-en-US.json").items()}
+    cldr_file = folders["cldr"] / "annotations/en/annotations.json"
+    cldr = {_strip(k): v for k, v in _json(cldr_file)["annotations"]["annotations"].items()}
+
+    found: dict[tuple[int, ...], Concept] = {}
+    for text, data in emoji.EMOJI_DATA.items():
+        code = _strip(text)
+        left_out = _REGIONS.intersection(code) or _SKIN.intersection(code) or code[1:2] == (0xE0067,)
+        if data["status"] != emoji.STATUS["fully_qualified"] or left_out:
+            continue
+        name = _words(data["en"].strip(":")).lower()
+        aliases = [_words(a.strip(":")) for a in data.get("alias", [])]
+        aliases += cldr.get(code, {}).get("tts", [])
+        own = [_words(k) for k in library.get(code, [])]
+        other = [_words(k) for k in cldr.get(code, {}).get("default", [])]
+        found[code] = Concept(code, name, _captions(name, aliases, own, other))
+    return [found[code] for code in sorted(found)]
+
+
+def _captions(name: str, aliases: list[str], own: list[str], other: list[str]) -> list[str]:
+    """Five distinct captions: the name, a second name, and keywords in natural groups.
+
+    `own` are emojilib's keywords (common ones first), `other` those of CLDR (alphabetical).
+    """
+    known = set(name.split())
+    own = [k for k in _unique(own) if _is_word(k) and k != name and k not in known]
+    other = [k for k in _unique(other) if _is_word(k) and k != name and k not in known]
+    rest = [k for k in other if k not in own]
+    half = max(1, len(own) // 2)
+    seconds = [a for a in _unique(a.lower() for a in aliases) if _is_word(a) and a != name]
+    wanted = [
+        name,
+        *seconds[:1],
+        " ".join(own[:half][:5]),
+        " ".join(own[half:][:5]),
+        " ".join((rest or other)[:6]),
+        f"{name} {' '.join(own[:2])}".strip(),
+        f"{name} {' '.join(rest[:2])}".strip(),
+        " ".join(other[-4:]),
+        f"{name} {' '.join(own[-1:])}".strip(),
+        f"{name} {' '.join((rest or other)[-1:])}".strip(),
+    ]
+    # A single keyword ("weather") describes ten concepts: such captions are the last resort.
+    vague = {" ".join(group[:1]) for group in (own[:half], own[half:], rest or other, other[-4:]) if len(group) == 1}
+    ranked = sorted(_unique(c for c in wanted if c), key=lambda c: c in vague - {name, *seconds})
+    return ranked[:CAPTIONS]
+
+
+def _pictures(vendor: str, folder: Path, concepts: list[Concept]) -> Iterator[tuple[Concept, Image.Image]]:
+    wanted = {c.code: c for c in concepts}
+    if vendor == "fluent":
+        for file in sorted((folder / "assets").glob("*.webp")):
+            concept = wanted.get(_parse(file.stem))
+            if concept is not None:
+                yield concept, Image.open(file)
+        return
+    import resvg_py  # build-time dependency
+
+    icons = _json(folder / "icons.json")
+    drawings, aliases = icons["icons"], icons.get("aliases", {})
+    for key, icon in sorted(_json(folder / "chars.json").items()):
+        concept = wanted.get(_parse(key))
+        if concept is None:
+            continue
+        drawing = drawings.get(icon) or drawings[aliases[icon]["parent"]]
+        width, height = drawing.get("width", icons.get("width", 16)), drawing.get("height", icons.get("height", 16))
+        svg = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="0 0 {width} {height}" width="{PIXELS}" height="{PIXELS}">{drawing["body"]}</svg>'
+        )
+        yield concept, Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg))))
+
+
+def _webp(picture: Image.Image) -> bytes:
+    """On white, at most PIXELS wide and centred, so that no vendor is told by its frame."""
+    picture = picture.convert("RGBA")
+    picture.thumbnail((PIXELS, PIXELS), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGBA", (PIXELS, PIXELS), "white")
+    canvas.alpha_composite(picture, ((PIXELS - picture.width) // 2, (PIXELS - picture.height) // 2))
+    out = io.BytesIO()
+    canvas.convert("RGB").save(out, "WEBP", quality=80, method=6)
+    return out.getvalue()
+
+
+def _split_by_family(concepts: list[Concept]) -> dict[tuple[int, ...], str]:
+    """Which split each concept is in; no family is separated. `SPLIT_SIZES` are met exactly."""
+    families: dict[str, list[Concept]] = defaultdict(list)
+    for concept, family in zip(concepts, _families(concepts), strict=True):
+        families[family].append(concept)
+    names = sorted(families)
+    random.Random(SPLIT_SEED).shuffle(names)
+    room, split_of = dict(SPLIT_SIZES), {}
+    for name in names:
+        members = families[name]
+        split = next((s for s, free in room.items() if len(members) <= free), "train")
+        if split != "train":
+            room[split] -= len(members)
+        split_of.update({c.code: split for c in members})
+    return split_of
+
+
+def _families(concepts: list[Concept]) -> list[str]:
+    """A family name for each concept: linked by base code point, by name without gender, or by template."""
+    parent: dict[str, str] = {}
+
+    def find(x: str) -> str:
+        while parent.setdefault(x, x) != x:
+            parent[x] = parent[parent[x]]
+            x = parent[x]
+        return x
+
+    for concept in concepts:
+        for link in _links(concept):
+            parent[find(link)] = find(concept.key)
+    return [find(c.key) for c in concepts]
+
+
+def _links(concept: Concept) -> list[str]:
+    base = [c for c in concept.code if c not in _GENDER_SIGNS | _DIRECTIONS and c != _JOINER]
+    if base and base[0] in _PEOPLE:
+        base = [c for c in base if c not in _PEOPLE] or [0x1F9D1]
+    words = [w for w in concept.name.replace(":", "").split() if w not in _GENDERED_WORDS]
+    links = ["code " + "-".join(map(str, base or concept.code)), "name " + (" ".join(words) or "person")]
+    if concept.name in _SAME_FAMILY:
+        links.append("same " + _SAME_FAMILY[concept.name])
+    return links + ["template " + label for label, pattern in _TEMPLATES if pattern.search(concept.name)]
+
+
+def _write(target: Path, concepts: list[Concept], split_of: dict[tuple[int, ...], str]) -> None:
+    rows = [
+        {"split": split_of[c.code], "concept": c.key, "name": c.name, "vendor": v, "captions": c.captions, "image": c.images[v]}
+        for c in concepts
+        for v in VENDORS
+        if v in c.images
+    ]
+    schema = pa.schema(
+        [
+            ("split", pa.string()), ("concept", pa.string()), ("name", pa.string()), ("vendor", pa.string()),
+            ("captions", pa.list_(pa.string())), ("image", pa.binary()),
+        ],
+        metadata={"sources": json.dumps({k: "@".join(v) for k, v in PACKAGES.items()}), "attribution": "see NOTICE.md"},
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), target, compression="zstd", row_group_size=1024)
+    print(f"{target}: {len(rows)} images, {target.stat().st_size / 1e6:.1f} MB, sha256 "
+          f"{hashlib.sha256(target.read_bytes()).hexdigest()[:16]}")
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _strip(text: str) -> tuple[int, ...]:
+    return tuple(ord(c) for c in text if ord(c) != _VARIATION)
+
+
+def _parse(key: str) -> tuple[int, ...]:
+    return tuple(c for c in (int(p, 16) for p in key.split("-")) if c != _VARIATION)
+
+
+def _words(text: str) -> str:
+    return " ".join(text.replace("_", " ").split())
+
+
+def _is_word(text: str) -> bool:
+    return bool(re.search(r"[^\W\d_]", text)) and len(text) > 1
+
+
+def _unique(items: Any) -> list[str]:
+    return list(dict.fromkeys(items))

@@ -1,0 +1,52 @@
+"""From plans (which pairs) to batches (their inputs), in this process or in loader workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from harness.backbones.features import Inputs
+from methods.base import Batch, Pairs
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One batch to be: its pairs, their indices, its seed, and what the method wants beside it."""
+
+    index: Tensor
+    pairs: Pairs
+    seed: int = 0
+    also: Mapping[str, Pairs] = field(default_factory=dict)
+
+
+class Fetch(Dataset[Batch]):
+    """Gives a plan's inputs; with `processes` > 1 those of this process's rows only."""
+
+    def __init__(self, inputs: Mapping[str, Inputs], *, process: int = 0, processes: int = 1) -> None:
+        self.inputs, self.process, self.processes = inputs, process, processes
+
+    def __getitem__(self, plan: Plan) -> Batch:  # type: ignore[override]
+        batch = self._batch(plan.index, plan.pairs, plan.seed)
+        for name, pairs in plan.also.items():
+            batch.extra[name] = self._batch(torch.arange(len(pairs)), pairs, plan.seed)
+        return batch
+
+    def _batch(self, index: Tensor, pairs: Pairs, seed: int) -> Batch:
+        total = len(pairs)
+        start, stop = total * self.process // self.processes, total * (self.process + 1) // self.processes
+        source = self.inputs[pairs.split]
+        images, texts = source.images(pairs.images[start:stop]), source.texts(pairs.captions[start:stop])
+        return Batch(index, images, texts, start, total, seed, sharded=self.processes > 1)
+
+
+def load(plans: Iterable[Plan], fetch: Fetch, *, workers: int) -> Iterator[Batch]:
+    """The plans' batches, in order; plans are made lazily, a few ahead where there are workers."""
+    if workers == 0:
+        for plan in plans:
+            yield fetch[plan]
+    else:
+        yield from DataLoader(fetch, batch_size=None, sampler=plans, num_workers=workers, pin_memory=torch.cuda.is_available())

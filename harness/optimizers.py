@@ -1,0 +1,125 @@
+"""The harness's side of a step: gradients over processes, clipping, schedule, AdamW, and looking one step ahead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.backbones.rows import sum_over_processes
+from methods.base import Group
+
+
+class Optimizers:
+    """One AdamW for each group of parameters; see `methods.base.Optimizers` for the contract.
+
+    Args:
+        groups: the method's groups.
+        lr, weight_decay, betas, eps, clip_norm: as in the sweep; weight decay spares biases, norms and scalars.
+        warmup_steps, total_steps: linear warm-up, then a cosine to zero, by optimizer steps of a network.
+        processes: how many share the batch.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, Group],
+        *,
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        eps: float,
+        clip_norm: float | None,
+        warmup_steps: int,
+        total_steps: int,
+        processes: int,
+    ) -> None:
+        self.parameters = {name: dict(group.parameters) for name, group in groups.items()}
+        self.base_lr = {name: lr if group.lr is None else group.lr for name, group in groups.items()}
+        self.clip_norm, self.warmup_steps, self.total_steps, self.processes = clip_norm, warmup_steps, total_steps, processes
+        self._make = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self.adam = {name: self._adam(list(p.values())) for name, p in self.parameters.items()}
+        self._siblings: dict[str, tuple[list[nn.Parameter], torch.optim.AdamW]] = {}
+        self.factor = 0.0
+
+    def at_step(self, step: int) -> None:
+        """Set the schedule to a network's optimizer step, from 0."""
+        if step < self.warmup_steps:
+            self.factor = (step + 1) / self.warmup_steps
+        else:
+            rest = max(1, self.total_steps - self.warmup_steps)
+            self.factor = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup_steps) / rest)))
+
+    def learning_rate(self, group: str) -> float:
+        return self.base_lr[group] * self.factor
+
+    def update(self, loss: Tensor, *groups: str) -> None:
+        parameters = [p for name in groups for p in self.parameters[name].values()]
+        gradients = iter(self._mean_gradients(loss, parameters))
+        for name in groups:
+            own = list(self.parameters[name].values())
+            self._step(self.adam[name], own, [next(gradients) for _ in own], self.learning_rate(name))
+
+    def look_ahead(self, loss: Tensor, group: str) -> dict[str, Tensor]:
+        own = list(self.parameters[group].values())
+        gradients = self._mean_gradients(loss, own, retain_graph=True)
+        sibling, adam = self._sibling(group)
+        with torch.no_grad():
+            for theirs, ours in zip(sibling, own, strict=True):
+                theirs.copy_(ours)
+                for key, value in self.adam[group].state[ours].items():
+                    state = adam.state[theirs]
+                    state[key] = state[key].copy_(value) if key in state else value.clone()
+                if not self.adam[group].state[ours]:
+                    adam.state[theirs].clear()
+        self._step(adam, sibling, gradients, self.learning_rate(group))
+        return dict(zip(self.parameters[group], (p.detach() for p in sibling), strict=True))
+
+    def gradients(self, loss: Tensor, group: str, *, create_graph: bool = False) -> dict[str, Tensor]:
+        own = self.parameters[group]
+        found = torch.autograd.grad(loss, list(own.values()), create_graph=create_graph, materialize_grads=True)
+        if self.processes > 1:
+            found = tuple(sum_over_processes(g) / self.processes for g in found)
+        return dict(zip(own, found, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: adam.state_dict() for name, adam in self.adam.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, adam in self.adam.items():
+            adam.load_state_dict(state[name])
+
+    def _adam(self, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
+        decay = [p for p in parameters if p.ndim > 1]
+        other = [p for p in parameters if p.ndim <= 1]
+        weight_decay = self._make["weight_decay"]
+        settings = {"betas": self._make["betas"], "eps": self._make["eps"], "fused": True}
+        return torch.optim.AdamW(
+            [{"params": decay, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}], lr=0.0, **settings
+        )
+
+    def _mean_gradients(self, loss: Tensor, parameters: list[nn.Parameter], *, retain_graph: bool = False) -> list[Tensor]:
+        """The gradient of the global loss: the mean over processes (`backbones/rows.py` says why), in one transfer."""
+        found = list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, materialize_grads=True))
+        if self.processes == 1:
+            return found
+        flat = sum_over_processes(torch.cat([g.flatten() for g in found])) / self.processes
+        return [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in found]), found, strict=True)]
+
+    def _step(self, adam: torch.optim.AdamW, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], lr: float) -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        for part in adam.param_groups:
+            part["lr"] = lr
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+
+    def _sibling(self, group: str) -> tuple[list[nn.Parameter], torch.optim.AdamW]:
+        if group not in self._siblings:
+            copies = [nn.Parameter(p.detach().clone()) for p in self.parameters[group].values()]
+            self._siblings[group] = (copies, self._adam(copies))
+        return self._siblings[group]

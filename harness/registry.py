@@ -1,0 +1,37 @@
+"""Names to objects: built-in names, and `package.module:Name` for a user's own."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+
+class UnknownName(ValueError):
+    """A name that is in no registry and no module; the text says what is allowed."""
+
+
+def resolve(kind: str, name: str, known: Mapping[str, str]) -> Any:
+    """The object that `name` stands for.
+
+    Raises:
+        UnknownName: with the nearest matches, or with the reason why `module:Name` cannot be imported.
+    """
+    target = known.get(name, name)
+    if ":" not in target:
+        raise UnknownName(f"unknown {kind} {name!r}{suggest(name, known)}; or give your own as package.module:Name")
+    module_name, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise UnknownName(f"{kind} {name!r}: cannot import {module_name!r} ({error})") from None
+    except AttributeError:
+        raise UnknownName(f"{kind} {name!r}: module {module_name!r} has no {attribute!r}") from None
+
+
+def suggest(name: str, allowed: Mapping[str, Any] | list[str]) -> str:
+    """What to say after an unknown name: `; did you mean 'x'? allowed: ...`."""
+    near = difflib.get_close_matches(name, list(allowed), n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"{hint} (allowed: {', '.join(sorted(allowed))})"

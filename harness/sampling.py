@@ -1,0 +1,87 @@
+"""Which pairs stand in which batch: one rule for every method, in training and in scans."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from methods.seeding import numpy_generator
+
+Index = NDArray[np.int64]
+
+
+def assign(groups: NDArray | None, batches: int, draw: np.random.Generator, count: int) -> Index:
+    """A batch number for each of `count` pairs: sizes differ by at most one.
+
+    With `groups` [count], no batch gets two pairs of one group: each group, in random order, takes the
+    batches that are emptiest so far, random among equals, which keeps the sizes within one of each other.
+    The caller sees to it that no group is larger than the number of batches.
+    """
+    if groups is None:
+        return (np.arange(count) % batches)[draw.permutation(count)]
+    number = np.empty(count, np.int64)
+    load = np.zeros(batches, np.int64)
+    order = draw.permutation(count)
+    # Pairs of one group stand together; which group comes first, and which pair in it, is random.
+    shuffled = draw.permutation(int(groups.max()) + 1)[groups]
+    order = order[np.argsort(shuffled[order], kind="stable")]
+    starts = np.flatnonzero(np.diff(shuffled[order], prepend=-1))
+    for members in np.split(order, starts[1:]):
+        emptiest = np.lexsort((draw.random(batches), load))[: len(members)]
+        number[members] = draw.permutation(emptiest)
+        load[emptiest] += 1
+    return number
+
+
+def epoch_batches(
+    pool: Index, groups: NDArray | None, *, size: int, steps: int, seed: tuple[int | str, ...]
+) -> list[Index]:
+    """`steps` batches of exactly `size` pairs drawn from `pool`, without repetition within a cycle.
+
+    A cycle goes through the pool once (less what does not fill a batch); a smaller pool takes several
+    cycles, so a method that restricts the pairs takes as many steps as one that does not. With
+    `groups` (of all pairs), no batch holds two pairs of one group.
+
+    Raises:
+        PoolTooNarrow: the pool has fewer pairs, or fewer groups, than a batch holds.
+    """
+    batches: list[Index] = []
+    cycle = 0
+    while len(batches) < steps:
+        batches += _cycle(pool, groups, size, numpy_generator(*seed, cycle))
+        cycle += 1
+    return batches[:steps]
+
+
+class PoolTooNarrow(ValueError):
+    """Not one batch can be drawn from the pool under the data set's batch rule."""
+
+
+def _cycle(pool: Index, groups: NDArray | None, size: int, draw: np.random.Generator) -> list[Index]:
+    pool = draw.permutation(pool)
+    if groups is None:
+        count = len(pool) // size
+        if count == 0:
+            raise PoolTooNarrow(f"{len(pool)} pairs do not fill a batch of {size}")
+        return list(pool[: count * size].reshape(count, size))
+    local, sizes = np.unique(groups[pool], return_inverse=True, return_counts=True)[1:]
+    count = len(pool) // size
+    while count and np.minimum(sizes, count).sum() < count * size:  # groups larger than the number of batches
+        count -= 1
+    if count == 0:
+        raise PoolTooNarrow(f"{len(pool)} pairs of {len(sizes)} groups do not fill a batch of {size} distinct groups")
+    order = np.argsort(local, kind="stable")
+    within = np.arange(len(pool)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    usable = np.sort(order[within < count])  # at most `count` pairs of a group, in the pool's random order
+    kept = pool[np.sort(draw.permutation(usable)[: count * size])]
+    number = assign(groups[kept], count, draw, len(kept))
+    return [kept[number == b] for b in draw.permutation(count)]
+
+
+def scan_batches(count: int, groups: NDArray | None, *, size: int, seed: int) -> list[Index]:
+    """All pairs once, in batches of at most `size` whose sizes differ by at most one; the order is the seed's."""
+    batches = -(-count // size)
+    if groups is not None:
+        batches = max(batches, int(np.bincount(groups).max()))
+    number = assign(groups, batches, numpy_generator(seed, "scan"), count)
+    return [np.flatnonzero(number == b) for b in range(batches)]

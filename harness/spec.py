@@ -1,0 +1,318 @@
+"""Sweep files: YAML to a validated sweep, and a sweep to trials with hash ids.
+
+A sweep names its grid, the fixed settings, overrides for one method, and the resources of a trial.
+Keys are fields of a trial (`lr`, `noise_ratio`, ...), or `METHOD.KEY` for a field or hyper-parameter of one
+method. Every error of a file is found and named before anything starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import json
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from harness import PROTOCOL_VERSION
+from harness.backbones import BACKBONES
+from harness.registry import UnknownName, resolve, suggest
+from methods import METHODS
+from methods.base import Method
+
+_HARNESS_SUPPLIES = {"make_backbone", "pairs", "batch_size", "seed", "clean", "truth"}
+
+
+class BadInput(ValueError):
+    """Everything that is wrong with an input, one text for each fault."""
+
+    def __init__(self, errors: list[str]) -> None:
+        self.errors = list(dict.fromkeys(errors))
+        super().__init__("; ".join(self.errors))
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Trial(_Model):
+    """One point of the grid, fully resolved: equal trials have equal ids and give equal numbers.
+
+    Defaults are those of CLIP fine-tuning as the field does it (NPC, released code), except the learning rate,
+    which does not carry over from fp16 weights: 1e-5, as OSA and CLIP_ITM use it.
+
+    Attributes:
+        hyper: the method's hyper-parameters, defaults filled in.
+        noise_seed: seed of the noise index; the trial's seed unless the sweep varies it.
+        batch_size: pairs in a global batch, over all processes.
+        warmup_steps: linear warm-up, by optimizer steps.
+        clip_norm: gradient norm to clip at, or null.
+        precision: auto (bf16 where a GPU has it), fp32, bf16 or fp64.
+    """
+
+    method: str
+    dataset: str
+    dataset_options: dict[str, Any] = {}
+    noise_ratio: Annotated[float, Field(ge=0, lt=1)]
+    noise_granularity: Literal["caption", "image"] = "caption"
+    seed: Annotated[int, Field(ge=0)]
+    noise_seed: Annotated[int, Field(ge=0)]
+    backbone: dict[str, Any] = {"kind": "clip"}
+    epochs: Annotated[int, Field(ge=1)] = 5
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    lr: Annotated[float, Field(gt=0)] = 1e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.2
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    clip_norm: Annotated[float, Field(gt=0)] | None = 10.0
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    hyper: dict[str, Any] = {}
+
+    @property
+    def id(self) -> str:
+        """12 hex digits: the hash of the canonical form and the protocol version."""
+        return _digest({"protocol": PROTOCOL_VERSION, **self.model_dump(mode="json")})
+
+    @property
+    def cell_id(self) -> str:
+        """The id without the seeds: trials of one cell differ in nothing else."""
+        return _digest({k: v for k, v in self.model_dump(mode="json").items() if k not in ("seed", "noise_seed")})
+
+    @property
+    def backbone_label(self) -> str:
+        """The backbone in a few words, for tables and MLflow."""
+        config = self.backbone
+        return f"{config.get('model', config['kind'])}{' locked' if config.get('locked') else ''}"
+
+
+class Resources(_Model):
+    """What one trial gets. `at_once` caps concurrent trials (null: as many as fit); `workers` are loader processes."""
+
+    cpus: Annotated[float, Field(gt=0)] = 1
+    gpus: Annotated[float, Field(ge=0)] = 0
+    processes: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=0)] = 0
+    at_once: Annotated[int, Field(ge=1)] | None = None
+
+
+class SweepFile(_Model):
+    """The top level of a sweep file.
+
+    `select` makes a sweep a search: the report then names, for each method, the setting with the best dev
+    rSum, and tests stay out of it.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    description: str = ""
+    grid: dict[str, list[Any]]
+    fixed: dict[str, Any] = {}
+    overrides: dict[str, dict[str, Any]] = {}
+    resources: Resources = Resources()
+    select: bool = False
+
+
+class Sweep(_Model):
+    """A validated sweep: its file, and its trials in the order of the grid."""
+
+    file: SweepFile
+    trials: tuple[Trial, ...]
+    axes: tuple[str, ...]
+    text: str
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Read and expand a sweep file.
+
+    Raises:
+        BadInput: with every fault of the file, each naming the field, the value and what is allowed.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except FileNotFoundError:
+        near = suggest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+        raise BadInput([f"sweep file {path} does not exist{near}"]) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput([f"sweep file {path} cannot be read: {' '.join(str(error).split())}"]) from None
+    if not isinstance(content, dict):
+        raise BadInput([f"sweep file {path}: expected a mapping with a grid, found {type(content).__name__}"])
+    return parse_sweep({"name": path.stem, **content}, text=text)
+
+
+def parse_sweep(content: Mapping[str, Any], *, text: str = "") -> Sweep:
+    """Expand a sweep given as a mapping. Raises BadInput as `load_sweep` does."""
+    try:
+        file = SweepFile.model_validate(content)
+    except ValidationError as error:
+        raise BadInput([_describe(e, list(SweepFile.model_fields)) for e in error.errors()]) from None
+    errors: list[str] = []
+    _check_grid(file, errors)
+    trials: dict[str, Trial] = {}
+    for values in _points(file, errors) if not errors else ():
+        trial = _trial(values, file, errors)
+        if trial is not None:
+            trials.setdefault(trial.id, trial)
+    if errors:
+        raise BadInput(errors)
+    axes = tuple(key for key, values in file.grid.items() if len(values) > 1)
+    return Sweep(file=file, trials=tuple(trials.values()), axes=axes, text=text)
+
+
+def _check_grid(file: SweepFile, errors: list[str]) -> None:
+    scoped = {**file.grid, **file.fixed}
+    for key in ("method", "dataset", "noise_ratio", "seed"):
+        if key not in scoped:
+            errors.append(f"grid: {key} is missing (a list of at least one value)")
+    for key, values in file.grid.items():
+        if not values:
+            errors.append(f"grid.{key} = []: expected at least one value")
+        elif len({json.dumps(v, sort_keys=True, default=str) for v in values}) < len(values):
+            errors.append(f"grid.{key} = {values}: a value stands there twice")
+        if key in file.fixed:
+            errors.append(f"{key} stands in both grid and fixed")
+    methods = [m for m in scoped.get("method", []) if isinstance(m, str)] if "method" in file.grid else [scoped.get("method")]
+    for name in methods:
+        if isinstance(name, str):
+            _collect(errors, lambda name=name: method_class(name))
+    for key in [*file.grid, *file.fixed, *(f"{m}.x" for m in file.overrides)]:
+        owner = key.rpartition(".")[0]
+        if owner and owner not in methods:
+            where = "overrides" if owner in file.overrides else "key"
+            errors.append(f"{where} {key.removesuffix('.x')!r}: no method {owner!r} in the grid{suggest(owner, [str(m) for m in methods])}")
+        elif not owner and key not in Trial.model_fields:
+            errors.append(f"unknown key {key!r}{suggest(key, _trial_keys())}")
+
+
+def _points(file: SweepFile, errors: list[str]) -> Iterator[dict[str, Any]]:
+    """Every combination of the grid; an axis of one method varies for that method only."""
+    shared = {k: v for k, v in file.grid.items() if "." not in k or k.rpartition(".")[0] == ""}
+    methods = shared.pop("method", [file.fixed.get("method")])
+    for method in methods:
+        own = {k: v for k, v in file.grid.items() if k.rpartition(".")[0] == method and "." in k}
+        axes = {**shared, **{k.rpartition(".")[2]: v for k, v in own.items()}}
+        general = {k: v for k, v in file.fixed.items() if not k.rpartition(".")[0]}
+        scoped = {k.rpartition(".")[2]: v for k, v in file.fixed.items() if k.rpartition(".")[0] == method}
+        fixed = {**general, **scoped, **file.overrides.get(str(method), {})}
+        for clash in set(fixed) & {k.rpartition(".")[2] for k in own}:
+            errors.append(f"{method}.{clash} stands in both the grid and the overrides")
+        for values in itertools.product(*axes.values()):
+            yield {**general, **dict(zip(axes, values, strict=True)), **{k: v for k, v in fixed.items() if k not in own}, "method": method} | {
+                k.rpartition(".")[2]: v for k, v in zip(axes, values, strict=True) if f"{method}.{k}" in own
+            }
+
+
+def _trial(values: dict[str, Any], file: SweepFile, errors: list[str]) -> Trial | None:
+    """Build and check one trial; what is wrong with it goes to `errors`."""
+    before = len(errors)
+    name = values["method"]
+    cls = _collect(errors, lambda: method_class(name))
+    if cls is None:
+        return None
+    hyper = {k: v for k, v in values.items() if k not in Trial.model_fields}
+    fields = {k: v for k, v in values.items() if k in Trial.model_fields}
+    allowed = [*hyper_model(cls).model_fields, *_trial_keys()]
+    for key in hyper:
+        if key not in hyper_model(cls).model_fields:
+            errors.append(f"{name}.{key}: {name} has no such hyper-parameter{suggest(key, allowed)}")
+    known = {k: v for k, v in hyper.items() if k in hyper_model(cls).model_fields}
+    try:
+        fields["hyper"] = hyper_model(cls).model_validate(known).model_dump(mode="json")
+    except ValidationError as error:
+        errors += [_describe(e, [], f"{name}.") for e in error.errors()]
+    fields.setdefault("noise_seed", fields.get("seed"))
+    fields["backbone"] = _backbone(fields.get("backbone", {}), errors)
+    try:
+        trial = Trial.model_validate(fields)
+    except ValidationError as error:
+        errors += [_describe(e, _trial_keys()) for e in error.errors() if e["loc"] != ("noise_seed",) or "noise_seed" in values]
+        return None
+    return trial if len(errors) == before else None
+
+
+def _backbone(value: Any, errors: list[str]) -> dict[str, Any]:
+    config = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(config, Mapping):
+        errors.append(f"backbone = {value!r}: expected a mapping with a kind, or a kind ({', '.join(BACKBONES)})")
+        return {}
+    setup = _collect(errors, lambda: resolve("backbone", str(config.get("kind", "clip")), BACKBONES))
+    if setup is None:
+        return {}
+    try:
+        resolved = setup.Config.model_validate(config)
+    except ValidationError as error:
+        errors += [_describe(e, list(setup.Config.model_fields), "backbone.") for e in error.errors()]
+        return {}
+    fault = setup.check(resolved)
+    if fault:
+        errors.append(f"backbone: {fault}")
+    dumped: dict[str, Any] = resolved.model_dump(mode="json")
+    return dumped
+
+
+@lru_cache
+def method_class(name: str) -> type[Method]:
+    """The class behind a method's name.
+
+    Raises:
+        UnknownName: no such method, or what the name leads to is not a `methods.base.Method`.
+    """
+    cls = resolve("method", name, METHODS)
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise UnknownName(f"method {name!r} is not a subclass of methods.base.Method")
+    return cls
+
+
+@lru_cache
+def hyper_model(cls: type[Method]) -> type[BaseModel]:
+    """A model of the hyper-parameters that a method's constructors declare, with their types and defaults."""
+    fields: dict[str, Any] = {}
+    for owner in reversed(cls.__mro__[: cls.__mro__.index(Method)]):
+        if "__init__" not in vars(owner):
+            continue
+        hints = typing.get_type_hints(owner.__init__, include_extras=True)
+        for name, parameter in inspect.signature(owner.__init__).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in _HARNESS_SUPPLIES:
+                default = ... if parameter.default is parameter.empty else parameter.default
+                fields[name] = (hints.get(name, Any), default)
+    return create_model(f"{cls.__name__}Hyper", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
+
+
+def _trial_keys() -> list[str]:
+    return [k for k in Trial.model_fields if k != "hyper"]
+
+
+def _collect(errors: list[str], call: Any) -> Any:
+    try:
+        return call()
+    except UnknownName as error:
+        errors.append(str(error))
+        return None
+
+
+def _describe(error: Any, allowed: list[str], prefix: str = "") -> str:
+    """A pydantic error as one line: field, value, what is allowed."""
+    path = prefix + ".".join(str(p) for p in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {path!r}{suggest(str(error['loc'][-1]), allowed) if len(error['loc']) == 1 else ''}"
+    if error["type"] == "missing":
+        return f"{path} is missing"
+    message = re.sub(r"^Input should be", "expected", error["msg"])
+    return f"{path} = {error['input']!r}: {message}"
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

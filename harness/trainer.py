@@ -1,0 +1,380 @@
+"""The training loop. It names no method: who trains what, and how, is `methods/`' part.
+
+An epoch: for each network in turn, the method looks at all pairs (`start_epoch`), then takes the same
+number of steps as every other method; dev is evaluated; the state is saved. The best epoch on dev
+and the last one are both tested. Nothing is ever selected on test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from harness.backbones.features import Inputs
+from harness.data.base import DataSet, Split
+from harness.loading import Fetch, Plan, load
+from harness.metrics import Ranking, detection, rank_queries, recalls
+from harness.noise import NoiseIndex
+from harness.optimizers import Optimizers
+from harness.sampling import PoolTooNarrow, epoch_batches, scan_batches
+from methods.base import Method, Pairs, Report
+from methods.seeding import seed_of
+
+CHUNK = 512  # images or captions encoded at a time, and rows of a similarity tile
+
+
+class Diverged(RuntimeError):
+    """The loss is not finite any more."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loop is told. `batch_size` is the global one; `precision`: auto, fp32, bf16 or fp64."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    seed: int
+    weight_decay: float = 0.2
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    warmup_steps: int = 500
+    clip_norm: float | None = 10.0
+    precision: str = "auto"
+
+
+@dataclass
+class State:
+    """Everything of a running trial beside the method and its optimizers."""
+
+    epoch: int = 0
+    best_epoch: int = -1
+    best_rsum: float = -1.0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "method": 0.0, "evaluation": 0.0})
+    pairs_seen: int = 0
+
+
+@dataclass
+class EpochRecord:
+    """What one epoch leaves: scalars by name, and the method's confidence [N] if it has one."""
+
+    epoch: int
+    metrics: dict[str, float]
+    confidence: np.ndarray | None
+
+
+@dataclass
+class Outcome:
+    """What a trial ends with: `test/...`, `last/...`, `cost/...` scalars, and the rankings of the best epoch."""
+
+    metrics: dict[str, float]
+    i2t: Ranking
+    t2i: Ranking
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """Accelerate on whatever there is; `auto` is bf16 on a GPU that has it, else fp32."""
+    cuda = torch.cuda.is_available()
+    bf16 = precision == "bf16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
+    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not cuda)
+
+
+class Trainer:
+    """Trains one method on one data set under one noise index.
+
+    Args:
+        method: the method, on the CPU.
+        data: the data set; `inputs` gives what the networks take, for each split.
+        noise: the noise index of `train`.
+        folder: where the checkpoint is kept while the trial runs; None: none is kept.
+        workers: loader processes.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: DataSet,
+        inputs: Mapping[str, Inputs],
+        noise: NoiseIndex,
+        settings: Settings,
+        accelerator: Accelerator,
+        *,
+        folder: Path | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.data, self.inputs, self.noise, self.settings = data, inputs, noise, settings
+        self.accelerator, self.folder, self.workers = accelerator, folder, workers
+        self.dtype = torch.float64 if settings.precision == "fp64" else torch.float32
+        self.method = method.to(accelerator.device, self.dtype)
+        self.groups = data["train"].image_group[noise.image] if data.distinct_groups else None
+        self.steps = len(noise.image) // settings.batch_size
+        self.optimizers = Optimizers(
+            method.groups(),
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            betas=settings.betas,
+            eps=settings.eps,
+            clip_norm=settings.clip_norm,
+            warmup_steps=settings.warmup_steps,
+            total_steps=settings.epochs * self.steps,
+            processes=accelerator.num_processes,
+        )
+        self.state = State()
+
+    # The loop ---------------------------------------------------------------------------------
+
+    def fit(self, on_epoch: Callable[[EpochRecord], None] = lambda record: None) -> Outcome:
+        """Train from the checkpoint if there is one, else from the start; test the best and the last epoch.
+
+        Raises:
+            Diverged: the loss or a similarity is not finite.
+        """
+        self._resume()
+        _reset_peak_memory()
+        epochs = self.settings.epochs if self.method.trains else 0
+        if not epochs:
+            self._evaluate_dev(0)
+        for epoch in range(self.state.epoch, epochs):
+            metrics: dict[str, float] = {}
+            before = dict(self.state.seconds)
+            for network in self.method.passes():
+                metrics |= self._train_pass(epoch, network)
+            metrics |= self._evaluate_dev(epoch)
+            confidence = self._confidence(metrics)
+            metrics |= {f"seconds/{k}": v - before[k] for k, v in self.state.seconds.items()}
+            self.state.epoch = epoch + 1
+            self._save()
+            on_epoch(EpochRecord(epoch, metrics, confidence))
+        return self._test()
+
+    def _train_pass(self, epoch: int, network: int) -> dict[str, float]:
+        self.method.eval()
+        with self._clock("method"), self.accelerator.autocast():
+            found = dict(self.method.start_epoch(epoch, network, self._scan))
+        with self._clock("train"):
+            batches, widened = self._batches(epoch, network)
+            self.method.train()
+            total: Report = {}
+            for step, batch in enumerate(load(self._plans(batches, epoch, network), self._fetch(), workers=self.workers)):
+                self.optimizers.at_step(epoch * self.steps + step)
+                batch = batch.to(self.accelerator.device, self.dtype)
+                with self.accelerator.autocast():
+                    report = self.method.step(batch, self.optimizers, network)
+                for net in self.method.networks:
+                    net.constrain()  # type: ignore[operator]
+                total = {k: total.get(k, 0.0) + v for k, v in report.items()}
+            found |= {k: v / len(batches) for k, v in total.items()}
+            found["learning_rate"] = self.optimizers.learning_rate(f"network{network}")
+            scalars = {k: float(v) for k, v in found.items()}
+        self.state.pairs_seen += len(batches) * self.settings.batch_size
+        if not np.isfinite(scalars["loss"]):
+            raise Diverged(f"the loss is {scalars['loss']} in epoch {epoch}")
+        scalars["widened"] = float(widened)
+        suffix = f"_{network}" if network else ""
+        return {f"train/{k}{suffix}": v for k, v in scalars.items()}
+
+    def _batches(self, epoch: int, network: int) -> tuple[list[np.ndarray], bool]:
+        """The pass's batches, and whether the method's selection had to be widened to all pairs to fill one."""
+        everything = np.arange(len(self.noise.image))
+        selected = self.method.selected(network)
+        pool = everything if selected is None else selected.cpu().numpy()
+        arguments: dict[str, Any] = {"size": self.settings.batch_size, "steps": self.steps}
+        arguments["seed"] = (self.settings.seed, "order", epoch, network)
+        try:
+            return epoch_batches(pool, self.groups, **arguments), False
+        except PoolTooNarrow:
+            if selected is None:
+                raise
+            return epoch_batches(everything, self.groups, **arguments), True
+
+    def _plans(self, batches: list[np.ndarray], epoch: int, network: int) -> Any:
+        for step, index in enumerate(map(torch.from_numpy, batches)):
+            seed = seed_of(self.settings.seed, "step", epoch, network, step)
+            yield Plan(index, self.method.pairs[index], seed, self.method.also(index, seed))
+
+    def _fetch(self) -> Fetch:
+        """Methods reach the training pairs and, if they declare it, the clean set: no other split."""
+        allowed = {"train", "meta"} if self.method.uses_clean_data else {"train"}
+        inputs = {name: source for name, source in self.inputs.items() if name in allowed}
+        return Fetch(inputs, process=self.accelerator.process_index, processes=self.accelerator.num_processes)
+
+    # Looking at all pairs ---------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _scan(self, look: Callable[[Tensor, Tensor], dict[str, Tensor]], *, network: int = 0, pairs: Pairs | None = None) -> dict[str, Tensor]:
+        """See `methods.base.Scan`. Each process takes whole batches, so in-batch losses do not depend on their number."""
+        size, seed = self.settings.batch_size, self.settings.seed
+        groups = self.groups if pairs is None else None
+        pairs = self.method.pairs if pairs is None else pairs
+        indices = [torch.from_numpy(b) for b in scan_batches(len(pairs), groups, size=size, seed=seed)]
+        mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
+        fetch = Fetch(self._fetch().inputs)
+        net = self.method.networks[network]
+        out: dict[str, Tensor] = {}
+        for batch in load((Plan(i, pairs[i]) for i in mine), fetch, workers=self.workers):
+            batch = batch.to(self.accelerator.device, self.dtype)
+            for name, values in net(batch, then=look).items():
+                out.setdefault(name, values.new_zeros(len(pairs), *values.shape[1:]))[batch.index] = values
+        return {name: self._sum(values).to("cpu", self.dtype) for name, values in out.items()}
+
+    def _sum(self, x: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(x, "sum")
+        return total
+
+    # Evaluation -------------------------------------------------------------------------------
+
+    def _evaluate_dev(self, epoch: int) -> dict[str, float]:
+        with self._clock("evaluation"):
+            found = recalls(*self.evaluate("dev"))
+        if found["rsum"] > self.state.best_rsum:  # the earlier epoch on a tie
+            self.state.best_rsum, self.state.best_epoch = found["rsum"], epoch
+            self.state.best_weights = {k: v.detach().cpu().clone() for k, v in self.method.state_dict().items()}
+        return {f"dev/{k}": v for k, v in found.items()}
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> tuple[Ranking, Ranking]:
+        """Image-to-text and text-to-image rankings of a split, ties against the model."""
+        self.method.eval()
+        pairs, source = self.data[split], self.inputs[split]
+        scores = torch.zeros(len(pairs.images), len(pairs.captions), dtype=self.dtype)
+        for number, net in enumerate(self.method.networks):
+            images = self._encode(net.encode_image, source.images, len(pairs.images))  # type: ignore[union-attr]
+            texts = self._encode(net.encode_text, source.texts, len(pairs.captions))  # type: ignore[union-attr]
+            for start in range(0, len(images), CHUNK):
+                tile = self.method.score(number, images[start : start + CHUNK], texts)
+                scores[start : start + CHUNK] += tile.cpu() / self.method.n_networks
+        return rank_both(scores.numpy(), pairs)
+
+    def _encode(self, encode: Any, inputs: Callable[[Tensor], Tensor], count: int) -> Tensor:
+        """Embeddings [count, D]; chunks are shared out over processes."""
+        chunks = torch.arange(count).split(CHUNK)
+        out: Tensor | None = None
+        for i, at in enumerate(chunks):
+            if i % self.accelerator.num_processes != self.accelerator.process_index and out is not None:
+                continue
+            given = inputs(at).to(self.accelerator.device)
+            with self.accelerator.autocast():
+                part = encode(given.to(self.dtype) if given.is_floating_point() else given).to(self.dtype)
+            out = part.new_zeros(count, part.shape[1]) if out is None else out
+            if i % self.accelerator.num_processes == self.accelerator.process_index:
+                out[at] = part
+        assert out is not None
+        return self._sum(out) if self.accelerator.num_processes > 1 else out
+
+    def _confidence(self, metrics: dict[str, float]) -> np.ndarray | None:
+        confidence = self.method.confidence()
+        if confidence is None:
+            return None
+        # A process writes what its step computes on the global batch, so every process has all of it.
+        values = confidence.detach().float().cpu().numpy().copy()
+        metrics |= {f"detection/{k}": v for k, v in detection(values, self.noise.matched).items()}
+        return values
+
+    def _test(self) -> Outcome:
+        with self._clock("evaluation"):
+            last = recalls(*self.evaluate("test"))
+            if self.state.best_weights:
+                self.method.load_state_dict(self.state.best_weights)
+            i2t, t2i = self.evaluate("test")
+        metrics = {f"test/{k}": v for k, v in recalls(i2t, t2i).items()}
+        metrics |= {f"last/{k}": v for k, v in last.items()}
+        metrics |= {"dev/best_epoch": self.state.best_epoch, "dev/best_rsum": self.state.best_rsum}
+        return Outcome(metrics | self._cost(), i2t, t2i)
+
+    def _cost(self) -> dict[str, float]:
+        seconds = self.state.seconds
+        cost = {f"cost/{k}_seconds": v for k, v in seconds.items()} | {"cost/seconds": sum(seconds.values())}
+        if torch.cuda.is_available():
+            cost["cost/peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
+        if self.state.pairs_seen:
+            cost["cost/pairs_per_second"] = self.state.pairs_seen / (seconds["train"] + seconds["method"])
+        return cost | {"cost/peak_memory_mb": _peak_memory_mb(), "cost/networks_at_test": float(self.method.n_networks)}
+
+    def _clock(self, name: str) -> _Clock:
+        return _Clock(self.state.seconds, name)
+
+    # Checkpoints ------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Written aside and renamed: a checkpoint is whole or absent. All processes hold the same state."""
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / "state.tmp"
+        content = {"method": self.method.state_dict(), "optimizers": self.optimizers.state_dict(), "state": vars(self.state)}
+        torch.save(content, temporary)
+        os.replace(temporary, self.folder / "state.pt")
+
+    def _resume(self) -> None:
+        file = self.folder / "state.pt" if self.folder else None
+        if file is None or not file.is_file():
+            return
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a torn file costs the epochs done, not the trial
+            logging.getLogger(__name__).warning("checkpoint %s cannot be read (%s): starting over", file, error)
+            return
+        self.method.load_state_dict(content["method"])
+        self.optimizers.load_state_dict(content["optimizers"])
+        self.state = State(**content["state"])
+
+
+def rank_both(scores: np.ndarray, split: Split) -> tuple[Ranking, Ranking]:
+    """Both directions from a similarity matrix [images, captions].
+
+    Raises:
+        Diverged: a similarity is not finite.
+    """
+    if not np.isfinite(scores).all():
+        raise Diverged("similarities are not finite")
+    images, captions = split.image_group, split.caption_group
+    return rank_queries(scores, images, captions), rank_queries(scores.T, captions, images)
+
+
+class _Clock:
+    """Adds the seconds of a block to a counter; waits for the device on both sides."""
+
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self.seconds, self.name = seconds, name
+
+    def __enter__(self) -> None:
+        _synchronize()
+        self.started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        _synchronize()
+        self.seconds[self.name] += time.perf_counter() - self.started
+
+
+def _reset_peak_memory() -> None:
+    """Start counting anew: a worker process runs many trials. Where the kernel does not allow it, the peak is the process's."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mb() -> float:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,173 @@
+"""One trial: data, noise, backbone, method and trainer, put together. No Ray and no MLflow in here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+
+from harness import PROTOCOL_VERSION
+from harness.backbones import BACKBONES
+from harness.data import DataSet, load_dataset
+from harness.noise import NoiseIndex, make_noise
+from harness.registry import resolve
+from harness.spec import Trial, method_class
+from harness.trainer import EpochRecord, Outcome, Settings, Trainer, make_accelerator
+from methods.base import Pairs
+
+PACKAGES = ("torch", "accelerate", "open_clip_torch", "timm", "transformers", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is known about a trial before it trains; it goes into the record."""
+
+    trial: Trial
+    data: DataSet
+    noise: NoiseIndex
+    uses_clean_data: bool
+    uses_ground_truth: bool
+    n_networks: int
+    parameters: int
+    environment: dict[str, str]
+
+
+class Recorder(Protocol):
+    """Where a trial's results go. Called on the main process only."""
+
+    def start(self, setup: Setup) -> None: ...
+    def epoch(self, record: EpochRecord) -> None: ...
+    def finish(self, outcome: Outcome) -> None: ...
+
+
+def run_trial(
+    trial: Trial, recorder: Recorder, *, storage: Path | None = None, accelerator: Accelerator | None = None, workers: int = 0
+) -> Outcome:
+    """Run one trial to its end, from its checkpoint in `storage` if there is one.
+
+    Raises:
+        Diverged: the loss is not finite; and whatever a method raises.
+    """
+    accelerator = accelerator or make_accelerator(trial.precision)
+    data = load_dataset(trial.dataset, **trial.dataset_options)
+    noise = make_noise(data["train"], ratio=trial.noise_ratio, granularity=trial.noise_granularity, seed=trial.noise_seed)
+    trainer = build_trainer(trial, data, noise, accelerator, folder=storage and storage / trial.id, workers=workers)
+    main = accelerator.is_main_process
+    if main:
+        recorder.start(_describe(trial, data, noise, trainer))
+    outcome = trainer.fit(recorder.epoch if main else lambda record: None)
+    if main:
+        recorder.finish(outcome)
+        if storage:
+            shutil.rmtree(storage / trial.id, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return outcome
+
+
+def build_trainer(
+    trial: Trial, data: DataSet, noise: NoiseIndex, accelerator: Accelerator, *, folder: Path | None = None, workers: int = 0
+) -> Trainer:
+    """The method with its networks, and the loop around it. The truth and the clean set go to those that declare them."""
+    kind = resolve("backbone", trial.backbone["kind"], BACKBONES)
+    backbone = kind(kind.Config.model_validate(trial.backbone))
+    cls = method_class(trial.method)
+    splits = ["train", "dev", "test"] + (["meta"] if cls.uses_clean_data else [])
+    with accelerator.main_process_first():
+        inputs = {s: backbone.inputs(data, s, device=accelerator.device) for s in splits}
+    backbone.widths(inputs["train"])
+    given: dict[str, Any] = {}
+    if cls.uses_ground_truth:
+        given["truth"] = torch.from_numpy(noise.matched)
+    if cls.uses_clean_data:
+        meta = data["meta"]
+        given["clean"] = Pairs(torch.from_numpy(meta.owner), torch.arange(len(meta.captions)), "meta")
+    method = cls(
+        make_backbone=lambda network: backbone.make(network, trial.seed),
+        pairs=Pairs(torch.from_numpy(noise.image), torch.arange(len(noise.image))),
+        batch_size=trial.batch_size,
+        seed=trial.seed,
+        **given,
+        **trial.hyper,
+    )
+    settings = Settings(
+        epochs=trial.epochs,
+        batch_size=trial.batch_size,
+        lr=trial.lr,
+        seed=trial.seed,
+        weight_decay=trial.weight_decay,
+        betas=trial.betas,
+        eps=trial.eps,
+        warmup_steps=trial.warmup_steps,
+        clip_norm=trial.clip_norm,
+        precision=trial.precision,
+    )
+    return Trainer(method, data, inputs, noise, settings, accelerator, folder=folder, workers=workers)
+
+
+def _describe(trial: Trial, data: DataSet, noise: NoiseIndex, trainer: Trainer) -> Setup:
+    method = trainer.method
+    accelerator = trainer.accelerator
+    environment = {name: version(name) for name in PACKAGES}
+    environment |= {
+        "python": platform.python_version(),
+        "git_commit": git_commit(),
+        "protocol_version": str(PROTOCOL_VERSION),
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else f"cpu ({platform.machine()})",
+        "precision": "bf16" if accelerator.mixed_precision == "bf16" else str(trainer.dtype).removeprefix("torch."),
+        "processes": str(accelerator.num_processes),
+        "threads": str(torch.get_num_threads()),
+    }
+    return Setup(
+        trial, data, noise, method.uses_clean_data, method.uses_ground_truth, method.n_networks,
+        sum(p.numel() for p in method.parameters() if p.requires_grad), environment,
+    )
+
+
+def git_commit() -> str:
+    """The commit that the code is at, with `+changes` if tracked files differ from it; `unknown` outside a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "harness", "methods", ":/harness", ":/methods")
+        return git("rev-parse", "HEAD")[:12] + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def limit_threads(cpus: float) -> None:
+    """As many threads as the trial has CPUs: more would fight with the trials beside it."""
+    threads = max(1, int(cpus))
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+class PrintRecorder:
+    """Keeps nothing, prints a line an epoch: for `--no-tracking`."""
+
+    def start(self, setup: Setup) -> None:
+        noise = setup.noise
+        print(f"trial {setup.trial.id}: {setup.trial.method} on {setup.trial.dataset}, "
+              f"{len(noise.image)} pairs, noise {noise.nominal} (realised {noise.realised:.4f}, index {noise.digest}), "
+              f"{setup.parameters:,} parameters, {setup.environment['device']}, {setup.environment['precision']}", flush=True)
+
+    def epoch(self, record: EpochRecord) -> None:
+        shown = ("train/loss", "dev/rsum", "detection/auroc", "seconds/train")
+        values = "  ".join(f"{k} {record.metrics[k]:.4g}" for k in shown if k in record.metrics)
+        print(f"epoch {record.epoch}  {values}", flush=True)
+
+    def finish(self, outcome: Outcome) -> None:
+        for key in sorted(outcome.metrics):
+            print(f"{key} {outcome.metrics[key]:.4f}", flush=True)
+
+

@@ -1,0 +1,233 @@
+"""What a method is: the contract between `methods/` and the harness.
+
+A method owns its networks and sees pair indices, images and texts. It never sees which pairs are
+noisy, the test split, or the trial. The harness owns the clock, the data order, the optimizers,
+precision and evaluation, so that all methods pay the same budget.
+
+The smallest method overrides `loss`; `methods/clip.py` is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Protocol
+
+import annotated_types as at
+import torch
+from torch import Tensor, nn
+
+# Types of hyper-parameters. The harness checks a sweep file against a constructor's annotations.
+Positive = Annotated[float, at.Gt(0)]
+Share = Annotated[float, at.Ge(0), at.Le(1)]
+Count = Annotated[int, at.Ge(0)]
+Size = Annotated[int, at.Ge(1)]
+
+Report = dict[str, float | Tensor]
+"""Named scalars for the record; tensors are read at the end of the epoch, so that no step waits for the device."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs to fetch: image `images[k]` with caption `captions[k]` of a split (`train`, or `meta` for the clean set)."""
+
+    images: Tensor
+    captions: Tensor
+    split: str = "train"
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, rows: Tensor) -> Pairs:
+        return Pairs(self.images[rows], self.captions[rows], self.split)
+
+
+@dataclass
+class Batch:
+    """A global batch of `total` pairs, of which this process holds the inputs of rows `start, start + 1, ...`.
+
+    Where it is not `sharded`, those are all rows. `index` [total] are training-pair indices (for other pairs: positions in the request). `images` and
+    `texts` are what the backbone takes. `seed` is this batch's own: dropout and draws come from it.
+    `extra` holds the further pairs that the method asked for with `also`.
+    """
+
+    index: Tensor
+    images: Tensor
+    texts: Tensor
+    start: int
+    total: int
+    seed: int
+    sharded: bool = False
+    extra: dict[str, Batch] = field(default_factory=dict)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, dtype if x.is_floating_point() else None, non_blocking=True)
+
+        extra = {name: batch.to(device, dtype) for name, batch in self.extra.items()}
+        images, texts = move(self.images), move(self.texts)
+        return Batch(move(self.index), images, texts, self.start, self.total, self.seed, self.sharded, extra)
+
+
+class Backbone(Protocol):
+    """A network that embeds images and texts. It is a `torch.nn.Module` too.
+
+    `forward(batch)` gives the embeddings of the *global* batch ([B, D] and [B, D], with gradient, over
+    all processes): a method never gathers anything itself. `forward(batch, then=f)` gives f(images, texts)
+    instead, so that under `torch.func.functional_call` all of f sees the replaced parameters.
+    """
+
+    vector_size: int
+    """Width V of the similarity vector."""
+
+    def __call__(self, batch: Batch, then: Callable[[Tensor, Tensor], Any] | None = None) -> Any: ...
+    def encode_image(self, images: Tensor) -> Tensor: ...
+    def encode_text(self, texts: Tensor) -> Tensor: ...
+    def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        """[M, D], [N, D] -> [M, N]: all pairs, in [-1, 1]."""
+    def pair_similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        """[B, D], [B, D] -> [B]: the diagonal only."""
+    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
+        """`similarity` times the learned inverse temperature."""
+    def project_vectors(self, images: Tensor, texts: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """[M, D], [N, D], [H, V], [H] -> [M, N, H]: a linear layer over every pair's similarity vector."""
+    def project_pair_vectors(self, images: Tensor, texts: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The same for the diagonal only: [B, D], [B, D], [H, V], [H] -> [B, H]."""
+
+
+class Optimizers(Protocol):
+    """The harness's side of a step: one optimizer and schedule for each group of parameters.
+
+    Gradients are averaged over processes in here; a method writes what one process would compute.
+    """
+
+    def update(self, loss: Tensor, *groups: str) -> None:
+        """Backward, clip, step and schedule for the named groups (all of them take gradients of `loss`)."""
+    def look_ahead(self, loss: Tensor, group: str) -> dict[str, Tensor]:
+        """The group's parameters after one optimizer step on `loss`, from the optimizer's present state.
+
+        Neither parameters nor state change, and the graph of `loss` stays usable.
+        """
+    def gradients(self, loss: Tensor, group: str, *, create_graph: bool = False) -> dict[str, Tensor]:
+        """The gradient of `loss` for each parameter of the group, differentiable if asked for."""
+    def learning_rate(self, group: str) -> float:
+        """The learning rate of the group's next step."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters with an optimizer of their own. `lr` None: the sweep's learning rate."""
+
+    parameters: Mapping[str, nn.Parameter]
+    lr: float | None = None
+
+
+class Scan(Protocol):
+    """Runs a function over pairs in evaluation mode without gradient, and gathers it over processes.
+
+    `look(batch, images, texts)` gets a batch and its embeddings under `network`, and returns tensors
+    [b, ...]; the result holds them for all pairs in data-set order, on the CPU. Pairs come in a fixed
+    seeded order, in equal batches under the data set's batch rule.
+    """
+
+    def __call__(
+        self, look: Callable[[Tensor, Tensor], dict[str, Tensor]], *, network: int = 0, pairs: Pairs | None = None
+    ) -> dict[str, Tensor]: ...
+
+
+class Method(nn.Module):
+    """Base class of all methods.
+
+    Args (all keyword-only; whatever a subclass adds is a hyper-parameter, set from a sweep file):
+        make_backbone: makes network number i, initialised from the trial's seed.
+        pairs: the training pairs as they are trained with: caption k with image `pairs.images[k]`.
+        batch_size: pairs in a global batch.
+        seed: the trial's model seed, for draws of the method's own.
+    A class with `uses_ground_truth` also gets `truth` (bool [N], pair k matches); one with
+    `uses_clean_data` also gets `clean` (the clean meta-set, `Pairs` of the split `meta`).
+    """
+
+    paper: ClassVar[str] = ""
+    uses_clean_data: ClassVar[bool] = False
+    uses_ground_truth: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        make_backbone: Callable[[int], Any],
+        pairs: Pairs,
+        batch_size: int,
+        seed: int,
+        n_networks: int = 1,
+    ) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(make_backbone(i) for i in range(n_networks))
+        self.pairs = pairs
+        self.batch_size = batch_size
+        self.seed = seed
+
+    @property
+    def n_networks(self) -> int:
+        """Networks whose similarities are averaged at test; stands in every record."""
+        return len(self.networks)
+
+    def groups(self) -> dict[str, Group]:
+        """One optimizer for each entry. Default: one for each network, named `network0`, `network1`, ..."""
+        return {f"network{i}": Group(trainable(net)) for i, net in enumerate(self.networks)}
+
+    def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
+        """Called before each network's pass of an epoch (from 0): look at all pairs, build banks or mixtures."""
+        return {}
+
+    def passes(self) -> Sequence[int]:
+        """The order in which networks are trained within an epoch; each gets the full number of steps."""
+        return range(self.n_networks)
+
+    def selected(self, network: int) -> Tensor | None:
+        """Training pairs (indices) that this pass draws its batches from; None: all. Steps stay the same."""
+        return None
+
+    def also(self, index: Tensor, seed: int) -> dict[str, Pairs]:
+        """Further pairs that a step on the pairs `index` needs; they arrive as `batch.extra`.
+
+        May be called ahead of the step, within the pass."""
+        return {}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Report]:
+        """The training loss of a global batch, and scalars to record."""
+        raise NotImplementedError(f"{type(self).__name__} overrides neither loss nor step")
+
+    def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
+        """One optimizer step of `network`. Overridden where an update is not one loss and one step."""
+        loss, report = self.loss(batch)
+        optimizers.update(loss, f"network{network}")
+        return {"loss": loss.detach(), **report}
+
+    def score(self, network: int, images: Tensor, texts: Tensor) -> Tensor:
+        """[M, D], [N, D] embeddings of one network -> [M, N]: what that network ranks by."""
+        return self.networks[network].similarity(images, texts)
+
+    def confidence(self) -> Tensor | None:
+        """For each training pair (data-set order) the belief in [0, 1] that it matches; None if there is none."""
+        return None
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that take gradients, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+class evaluation_mode(AbstractContextManager[None]):
+    """The module in evaluation mode inside the block, and as it was after it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.before = self.module.training
+        self.module.eval()
+
+    def __exit__(self, *error: object) -> None:
+        self.module.train(self.before)
