@@ -197,21 +197,26 @@ def _check_grid(file: SweepFile, errors: list[str]) -> None:
 
 
 def _points(file: SweepFile, errors: list[str]) -> Iterator[dict[str, Any]]:
-    """Every combination of the grid; an axis of one method varies for that method only."""
-    shared = {k: v for k, v in file.grid.items() if "." not in k or k.rpartition(".")[0] == ""}
-    methods = shared.pop("method", [file.fixed.get("method")])
-    for method in methods:
-        own = {k: v for k, v in file.grid.items() if k.rpartition(".")[0] == method and "." in k}
-        axes = {**shared, **{k.rpartition(".")[2]: v for k, v in own.items()}}
-        general = {k: v for k, v in file.fixed.items() if not k.rpartition(".")[0]}
-        scoped = {k.rpartition(".")[2]: v for k, v in file.fixed.items() if k.rpartition(".")[0] == method}
-        fixed = {**general, **scoped, **file.overrides.get(str(method), {})}
-        for clash in set(fixed) & {k.rpartition(".")[2] for k in own}:
-            errors.append(f"{method}.{clash} stands in both the grid and the overrides")
+    """Every combination of the grid, method by method.
+
+    What is said of one method (its own axes, `METHOD.KEY`, overrides) wins over what is said of all.
+    """
+    for method in file.grid.get("method", [file.fixed.get("method")]):
+        shared_axes, own_axes = _for_all_and_one(file.grid, method)
+        general, own = _for_all_and_one(file.fixed, method)
+        own |= file.overrides.get(str(method), {})
+        for clash in set(own) & set(own_axes):
+            errors.append(f"{method}.{clash} stands in both the grid and the settings of {method}")
+        axes = {k: v for k, v in {**shared_axes, **own_axes}.items() if k != "method" and k not in own}
         for values in itertools.product(*axes.values()):
-            yield {**general, **dict(zip(axes, values, strict=True)), **{k: v for k, v in fixed.items() if k not in own}, "method": method} | {
-                k.rpartition(".")[2]: v for k, v in zip(axes, values, strict=True) if f"{method}.{k}" in own
-            }
+            yield {**general, **own, **dict(zip(axes, values, strict=True)), "method": method}
+
+
+def _for_all_and_one(keys: Mapping[str, Any], method: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Entries said of all methods, and those said of this one as `METHOD.KEY`."""
+    split = [(k.rpartition("."), v) for k, v in keys.items()]
+    general = {key: v for (owner, _, key), v in split if not owner}
+    return general, {key: v for (owner, _, key), v in split if owner == method}
 
 
 def _trial(values: dict[str, Any], file: SweepFile, errors: list[str]) -> Trial | None:

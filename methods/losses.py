@@ -36,6 +36,13 @@ def hardest_triplet(similarity: Tensor, margin: Tensor | float) -> Tensor:
     return by_image.amax(1) + by_text.amax(1)
 
 
+def hardest_negatives(similarity: Tensor) -> tuple[Tensor, Tensor]:
+    """For image k the most similar other caption, for caption k the most similar other image: [B, B] -> [B], [B]."""
+    same = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    others = similarity.masked_fill(same, -torch.inf)
+    return others.argmax(1), others.argmax(0)
+
+
 def mean_triplet(similarity: Tensor, margin: Tensor | float) -> Tensor:
     """Each pair's hinge averaged over the batch (divisor B, diagonal 0), both directions added: [B, B] -> [B]."""
     by_image, by_text = hinges(similarity, margin)

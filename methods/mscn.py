@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from methods.base import Backbone, Batch, Count, Group, Method, Optimizers, Pairs, Positive, Report, Scan, Share, Size, trainable
-from methods.losses import hardest_triplet, mean_triplet
+from methods.losses import hardest_negatives, mean_triplet
 from methods.mixtures import matched_posterior
 from methods.seeding import torch_generator
 
@@ -136,20 +136,30 @@ class MSCN(Method):
             optimizers.update(loss, main, f"head{network}")
             return {"loss": loss.detach()}
 
-        train_loss = self._main_loss(head(net, *images_texts))
+        train_loss = self._main_loss(net, head, *images_texts)
         slope = optimizers.gradients(train_loss, main, create_graph=True)
         rate = optimizers.learning_rate(main)
         ahead = {name: p - rate * slope[name] for name, p in trainable(net).items()}
         meta_loss = self._meta_loss(net, head, ahead, batch)
         optimizers.update(meta_loss, f"meta{network}")
 
-        loss = self._main_loss(head(net, *images_texts))  # the same embeddings under the corrected head
+        loss = self._main_loss(net, head, *images_texts)  # the same embeddings under the corrected head
         optimizers.update(loss, main)
         return {"loss": loss.detach(), "meta_loss": meta_loss.detach()}
 
-    def _main_loss(self, scores: Tensor) -> Tensor:
-        """Hardest negatives with the margin of the corrected score, eq. (7) and (8), summed over the batch."""
-        return hardest_triplet(scores, soft_margin(scores.diagonal().detach(), self.margin)).sum()
+    def _main_loss(self, net: Backbone, head: ScoreHead, images: Tensor, texts: Tensor) -> Tensor:
+        """Hardest negatives with the margin of the corrected score, eq. (7) and (8), summed over the batch.
+
+        Gradient reaches only the hardest negatives, so all B x B pairs are scored without it, and the 3 B
+        pairs that count are scored again with it: the same loss and gradient at a fraction of the cost.
+        """
+        with torch.no_grad():
+            captions, pictures = hardest_negatives(head(net, images, texts))
+        positive = head.pairs(net, images, texts)
+        margin = soft_margin(positive.detach(), self.margin)
+        by_image = (margin + head.pairs(net, images, texts[captions]) - positive).clamp(min=0)
+        by_text = (margin + head.pairs(net, images[pictures], texts) - positive).clamp(min=0)
+        return (by_image + by_text).sum()
 
     def _meta_loss(self, net: Backbone, head: ScoreHead, ahead: dict[str, Tensor], batch: Batch) -> Tensor:
         def logits(images: Tensor, texts: Tensor) -> Tensor:

@@ -1,0 +1,124 @@
+"""From records to numbers: the tidy frame of a sweep, and what tables say of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.metrics import RECALLS
+from harness.spec import Trial, method_class
+from harness.tracking import SweepRecord, parameters
+
+_NOT_A_SETTING = ("noise_ratio", "seed", "noise_seed")
+MEASURES = (*RECALLS, "rsum")
+
+
+def tidy(sweep: SweepRecord) -> pd.DataFrame:
+    """One line for each planned trial, finished or not.
+
+    Columns: trial, run, status, method, row (method and what else varies), data set, granularity, noise_ratio,
+    seed, noise_seed, the recalls and rsum of the best dev epoch, the same with `last_` of the last epoch, dev_rsum,
+    best_epoch, auroc (last epoch), realised ratio, cost, and whether the method uses clean data or the truth.
+    """
+    labels = row_labels(sweep.planned)
+    lines = []
+    for trial in sweep.planned:
+        record = sweep.records.get(trial.id)
+        found = record.metrics if record and record.done else {}
+        cls = method_class(trial.method)
+        line: dict[str, Any] = {
+            "trial": trial.id,
+            "run": record.run_id if record else "",
+            "status": record.status if record else "MISSING",
+            "method": trial.method,
+            "row": labels[trial.id],
+            "dataset": trial.dataset,
+            "granularity": trial.noise_granularity,
+            "noise_ratio": trial.noise_ratio,
+            "seed": trial.seed,
+            "noise_seed": trial.noise_seed,
+            "clean_data": cls.uses_clean_data,
+            "ground_truth": cls.uses_ground_truth,
+        }
+        line |= {m: found.get(f"test/{m}", np.nan) for m in MEASURES}
+        line |= {f"last_{m}": found.get(f"last/{m}", np.nan) for m in MEASURES}
+        line |= {
+            "dev_rsum": found.get("dev/best_rsum", np.nan),
+            "best_epoch": found.get("dev/best_epoch", np.nan),
+            "auroc": found.get("detection/auroc", np.nan),
+            "realised_ratio": found.get("noise/realised_ratio", np.nan),
+            "seconds": found.get("cost/seconds", np.nan),
+            "pairs_per_second": found.get("cost/pairs_per_second", np.nan),
+            "peak_memory_mb": found.get("cost/peak_gpu_mb", found.get("cost/peak_memory_mb", np.nan)),
+            "networks": found.get("cost/networks_at_test", np.nan),
+            "parameters": found.get("cost/parameters", np.nan),
+            "noise_digest": record.tags.get("noise_digest", "") if record else "",
+            "failure": record.tags.get("failure", "") if record else "",
+        }
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def settings(trial: Trial) -> dict[str, str]:
+    """What defines a table row: all parameters but ratio and seeds; hyper-parameters without the method's name."""
+    short = trial.method.rpartition(":")[2]
+    return {k.removeprefix(f"{short}."): str(v) for k, v in parameters(trial).items() if k not in _NOT_A_SETTING}
+
+
+def row_labels(trials: tuple[Trial, ...]) -> dict[str, str]:
+    """A short label for each trial's row: the method, and the settings that vary among the method's trials."""
+    by_method: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_method.setdefault(trial.method, []).append(trial)
+    labels = {}
+    for method, members in by_method.items():
+        own = [settings(t) for t in members]
+        varied = [k for k in own[0] if len({s.get(k) for s in own}) > 1 and k not in ("dataset", "noise_granularity")]
+        varied = [k for k in varied if not (k == "backbone" and any(v.startswith("backbone.") for v in varied))]
+        for trial, values in zip(members, own, strict=True):
+            extra = ", ".join(f"{k.removeprefix('backbone.')}={values[k]}" for k in varied)
+            labels[trial.id] = f"{method.rpartition(':')[2]} ({extra})" if extra else method.rpartition(":")[2]
+    return labels
+
+
+def shared_and_own_settings(trials: tuple[Trial, ...]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Settings that most rows share, and for each row those in which it differs (and its hyper-parameters)."""
+    labels = row_labels(trials)
+    rows = {labels[t.id]: settings(t) for t in trials}
+    keys = list(dict.fromkeys(k for values in rows.values() for k in values))
+    shared: dict[str, str] = {}
+    for key in keys:
+        values = [v[key] for v in rows.values() if key in v]
+        if key not in ("method",) and len(values) == len(rows):
+            shared[key] = max(set(values), key=values.count)
+    own = {row: {k: v for k, v in values.items() if k != "method" and shared.get(k) != v} for row, values in rows.items()}
+    return shared, own
+
+
+def cells(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """mean, sd (ddof 1), n and planned of a measure for each (row, noise_ratio)."""
+    grouped = frame.groupby(["row", "noise_ratio"], sort=False)[measure]
+    return grouped.agg(mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size")
+
+
+def stability(frame: pd.DataFrame) -> pd.DataFrame:
+    """How a row holds up, from its finished trials.
+
+    Columns: `var_i2t_r1` and `var_t2i_r1`, the population variance (ddof 0) of R@1 over noise ratios (NPC,
+    figure 1), taken for each seed and averaged over seeds that have all ratios; `drop`, mean rSum at the lowest
+    ratio less that at the highest; `sd_seeds`, the sd over seeds (ddof 1) of rSum, averaged over ratios; `worst`,
+    the lowest rSum of any seed at the highest ratio.
+    """
+    lines = {}
+    for row, part in frame.groupby("row", sort=False):
+        by_ratio = part.groupby("noise_ratio")["rsum"]
+        means = by_ratio.mean()
+        line = {"drop": means.iloc[0] - means.iloc[-1], "sd_seeds": by_ratio.std(ddof=1).mean()}
+        line["worst"] = part.loc[part["noise_ratio"] == means.index[-1], "rsum"].min()
+        for name in ("i2t_r1", "t2i_r1"):
+            table = part.pivot_table(index=["seed", "noise_seed"], columns="noise_ratio", values=name, dropna=False)
+            line[f"var_{name}"] = table.dropna().var(axis=1, ddof=0).mean()
+        lines[row] = line
+    return pd.DataFrame.from_dict(lines, orient="index")

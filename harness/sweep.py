@@ -1,0 +1,175 @@
+"""`python -m harness.sweep FILE`: run a sweep, continue it, or grow it; then report.
+
+Exit code 0: all trials done; 1: some failed; 2: bad input, nothing was started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+from rich.table import Table
+
+from harness.console import bar, console, fail
+from harness.spec import BadInput, Sweep, Trial, load_sweep
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parse(arguments)
+    _quiet()
+    try:
+        sweep = load_sweep(options.file)
+    except BadInput as error:
+        return fail(error.errors)
+    from harness.preflight import check_sweep, data_key, prepare_features
+    from harness.tracking import Store, StoreError
+
+    errors, data = check_sweep(sweep, cluster=bool(options.address))
+    store = None
+    try:
+        store = Store(options.tracking_uri, patient=False)
+    except StoreError as error:
+        errors.append(str(error))
+    if errors or store is None:
+        return fail(errors)
+
+    if options.dry_run:
+        known = store.find_records(sweep)
+        _show_plan(sweep, {i for i, r in known.items() if r.done}, {i for i, r in known.items() if r.status == "FAILED"})
+        return 0
+    from harness.schedule import ClusterError, Finished, run_trials, start_ray
+
+    try:
+        start_ray(sweep.file.resources, options.address)
+    except ClusterError as error:
+        return fail([str(error)])
+    place = store.open_sweep(sweep)
+    fingerprints = {t.id: data[data_key(t)].fingerprint for t in sweep.trials}
+    known = store.records(place, sweep.trials)
+    done = {i for i, r in known.items() if r.done and r.tags.get("data_fingerprint") == fingerprints[i]}
+    todo = [t for t in sweep.trials if t.id not in done]
+    console.print(f"sweep [bold]{sweep.name}[/]: {len(sweep.trials)} trials, {len(done)} done before, {len(todo)} to run; record: {store.uri}")
+
+    failures: list[Finished] = []
+    if todo:
+        prepare_features(todo, data)
+        shown = _Progress(len(sweep.trials), len(done), failures)
+        with shown:
+            run_trials(
+                todo, place, sweep.file.resources, storage=Path.cwd() / ".harness" / "trials",
+                on_start=shown.started, on_end=shown.ended,
+            )
+    records = store.records(place, sweep.trials)
+    finished = [t for t in sweep.trials if t.id in records and records[t.id].done]
+    missing = len(sweep.trials) - len(finished)
+    store.close_sweep(place, done=len(finished), failed=missing)
+    for ended in failures:
+        console.print(f"[red]failed[/] {label(ended.trial)} ({ended.trial.id}): {ended.failure}", markup=True)
+    _report(store.uri, sweep.name)
+    if missing:
+        console.print(f"[bold red]{missing} of {len(sweep.trials)} trials failed[/]; run the same command to take up just those")
+    return 1 if missing else 0
+
+
+def label(trial: Trial) -> str:
+    return f"{trial.method} {trial.dataset} noise={trial.noise_ratio:g} seed={trial.seed}"
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m harness.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="the sweep file (YAML)")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, show the plan, run nothing")
+    parser.add_argument("--tracking-uri", help="MLflow store: sqlite:///FILE or http(s)://... (default: mlflow.db here)")
+    parser.add_argument("--address", help="address of a running Ray cluster, or 'auto' (default: start Ray here)")
+    return parser.parse_args(arguments)
+
+
+def _quiet() -> None:
+    """Libraries' chatter goes; what remains is ours, and real warnings of the user's own code."""
+    for name in ("httpx", "root", "ray", "filelock", "transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _show_plan(sweep: Sweep, done: set[str], failed: set[str]) -> None:
+    table = Table(title=f"sweep {sweep.name}: {len(sweep.trials)} trials, {len(done)} done, {len(failed)} failed before")
+    for column in ("method", "data set", "noise", "seeds", "to run"):
+        table.add_column(column)
+    cells = Counter((t.method, t.dataset, t.noise_ratio) for t in sweep.trials)
+    for (method, dataset, ratio), count in cells.items():
+        left = sum((t.method, t.dataset, t.noise_ratio) == (method, dataset, ratio) and t.id not in done for t in sweep.trials)
+        table.add_row(method, dataset, f"{ratio:g}", str(count), str(left))
+    console.print(table)
+    for trial in sweep.trials:
+        if trial.id not in done:
+            print(trial.id, label(trial))
+
+
+def _report(uri: str, name: str) -> None:
+    from harness.report import print_summary, write_report
+    from harness.tracking import Store
+
+    folder = write_report(Store(uri), name, Path.cwd() / "reports" / name)
+    print_summary(folder)
+
+
+class _Progress:
+    """Done / running / failed and the time left: a bar on a terminal, a line for each trial elsewhere."""
+
+    def __init__(self, total: int, done: int, failures: list) -> None:
+        self.total, self.done, self.failures = total, done, failures
+        self.running = 0
+        self.before, self.began = done, time.monotonic()
+        self.bar = bar() if console.is_terminal else None
+
+    def __enter__(self) -> _Progress:
+        if self.bar:
+            self.bar.start()
+            self.task = self.bar.add_task(self._text(), total=self.total, completed=self.done)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def started(self) -> None:
+        self.running += 1
+        self._show()
+
+    def ended(self, finished) -> None:  # type: ignore[no-untyped-def]
+        self.running -= 1
+        if finished.failure:
+            self.failures.append(finished)
+        else:
+            self.done += 1
+        self._show()
+        if not self.bar:
+            outcome = f"FAILED ({finished.failure})" if finished.failure else "done"
+            console.print(f"{self._text()}, {self._left()}: {label(finished.trial)} {outcome} in {finished.seconds:.0f} s", markup=False)
+
+    def _text(self) -> str:
+        return f"{self.done} done, {self.running} running, {len(self.failures)} failed of {self.total}"
+
+    def _left(self) -> str:
+        ended = self.done - self.before + len(self.failures)
+        seconds = (time.monotonic() - self.began) / max(1, ended) * (self.total - self.before - ended)
+        return f"about {seconds / 60:.0f} min left" if seconds > 90 else f"about {seconds:.0f} s left"
+
+    def _show(self) -> None:
+        if self.bar:
+            self.bar.update(self.task, description=self._text(), completed=self.done + len(self.failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""A table, as Markdown and as LaTeX."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from tabulate import tabulate
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a table: plain text, and whether it is the best of its column."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass
+class Table:
+    """Rows under columns, with a title and a caption that says what the numbers are.
+
+    `group` rows (a cell alone) start a block.
+    """
+
+    title: str
+    caption: str
+    columns: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        body = [[f"**{_markdown(c.text)}**" if c.best else _markdown(c.text) for c in row] for row in self.rows]
+        align = ["left"] + ["right"] * (len(self.columns) - 1)
+        grid = tabulate(body, headers=[_markdown(c) for c in self.columns], tablefmt="pipe", colalign=align, disable_numparse=True)
+        return f"### {self.title}\n\n{grid}\n\n{self.caption}\n"
+
+    def latex(self, label: str) -> str:
+        """A `table` with booktabs rules; needs \\usepackage{booktabs} and nothing else."""
+        lines = [
+            r"\begin{table}[t]", r"\centering\small", rf"\caption{{{_latex(self.title)}. {_latex(self.caption)}}}",
+            rf"\label{{tab:{label}}}", rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}", r"\toprule",
+            " & ".join(_latex(c) for c in self.columns) + r" \\", r"\midrule",
+        ]
+        for i, row in enumerate(self.rows):
+            if i and row[0].text and len(self.columns) > 2 and self.rows[i - 1][0].text != row[0].text and self.columns[0] == "noise":
+                lines.append(r"\midrule")
+            lines.append(" & ".join(rf"\textbf{{{_latex(c.text)}}}" if c.best else _latex(c.text) for c in row) + r" \\")
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _markdown(text: str) -> str:
+    return text.replace("|", "\\|").replace("_", "\\_")
+
+
+_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$",
+        "–": "--", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "<": r"$<$", ">": r"$>$", "×": r"$\times$", "§": r"\S"}
+
+
+def _latex(text: str) -> str:
+    text = re.sub(r"[*`]", "", text)
+    return "".join(_TEX.get(c, c) for c in text)

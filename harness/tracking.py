@@ -1,0 +1,313 @@
+"""MLflow, the one record of every result. No other module imports it.
+
+A sweep is an experiment: a parent run that holds the plan, and one child run for each trial. A trial is
+done when its run is FINISHED and carries its test metrics.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import PROTOCOL_VERSION
+from harness.spec import Sweep, Trial
+from harness.trainer import EpochRecord, Outcome
+from harness.trial import Setup
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+import mlflow  # noqa: E402  (the switches above are read on import)
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+for _name in ("mlflow", "mlflow.store.db.utils", "alembic"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+TRIAL, PARENT, RUN_NAME = "trial_id", "mlflow.parentRunId", "mlflow.runName"
+
+
+class StoreError(RuntimeError):
+    """The tracking store does not answer, or does not hold what is asked for; the text is for the user."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep's runs go; plain data, so that it travels to other processes."""
+
+    uri: str
+    experiment_id: str
+    parent_run: str
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What the store holds of one trial."""
+
+    trial: Trial
+    run_id: str
+    status: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        return self.status == "FINISHED" and "test/rsum" in self.metrics
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """The plan of a sweep, and what the store holds of it: at most one record for each planned trial."""
+
+    name: str
+    description: str
+    select: bool
+    axes: tuple[str, ...]
+    planned: tuple[Trial, ...]
+    records: dict[str, TrialRecord]
+
+
+def absolute_uri(uri: str | None) -> str:
+    """The URI with absolute paths (workers change directory); default: `mlflow.db` in the working folder."""
+    if uri is None:
+        return f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return f"sqlite:///{Path.cwd() / uri.removeprefix('sqlite:///')}"
+    return uri
+
+
+class Store:
+    """A tracking store that answered.
+
+    Raises:
+        StoreError: it does not answer, or cannot be opened.
+    """
+
+    def __init__(self, uri: str | None = None, *, patient: bool = True) -> None:
+        self.uri = absolute_uri(uri)
+        if not patient:  # before a sweep a dead server is told at once; during one it gets MLflow's retries
+            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"], os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "1", "10"
+        try:
+            self.client = mlflow.MlflowClient(self.uri)
+            self.client.search_experiments(max_results=1)
+        except Exception as error:  # MLflow raises many kinds here
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise StoreError(
+                f"tracking store {self.uri} does not answer: {reason} (allowed: sqlite:///FILE, or the "
+                f"http(s) address of a running `mlflow server`)"
+            ) from None
+        finally:
+            if not patient:
+                del os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"], os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+
+    # A sweep ----------------------------------------------------------------------------------
+
+    def open_sweep(self, sweep: Sweep) -> Place:
+        """The sweep's experiment and parent run, made on the first start and found again later; the plan is kept current."""
+        experiment = self.client.get_experiment_by_name(sweep.name)
+        if experiment is None:
+            experiment_id = self.client.create_experiment(sweep.name, self._artifact_location(sweep.name))
+        else:
+            experiment_id = experiment.experiment_id
+        parents = self._search(experiment_id, "tags.kind = 'sweep'")
+        if parents:
+            parent = parents[0].info.run_id
+            self.client.update_run(parent, status="RUNNING")
+        else:
+            tags = {"kind": "sweep", RUN_NAME: f"sweep {sweep.name}", "mlflow.note.content": sweep.file.description}
+            parent = self.client.create_run(experiment_id, tags=tags).info.run_id
+        plan = {
+            "name": sweep.name,
+            "description": sweep.file.description,
+            "select": sweep.file.select,
+            "axes": sweep.axes,
+            "protocol_version": PROTOCOL_VERSION,
+            "trials": [t.model_dump(mode="json") for t in sweep.trials],
+        }
+        self.client.log_text(parent, json.dumps(plan, indent=1), "plan.json")
+        self.client.log_text(parent, sweep.text, "sweep.yaml")
+        return Place(self.uri, experiment_id, parent)
+
+    def close_sweep(self, place: Place, *, done: int, failed: int) -> None:
+        self.client.set_tag(place.parent_run, "done", str(done))
+        self.client.set_tag(place.parent_run, "failed", str(failed))
+        self.client.set_terminated(place.parent_run, "FAILED" if failed else "FINISHED")
+
+    def read_sweep(self, name: str) -> SweepRecord:
+        """Plan and records of a sweep.
+
+        Raises:
+            StoreError: there is no such sweep, or its plan is of another protocol version.
+        """
+        experiment = self.client.get_experiment_by_name(name)
+        parents = self._search(experiment.experiment_id, "tags.kind = 'sweep'") if experiment else []
+        if not experiment or not parents:
+            names = [e.name for e in self.client.search_experiments() if e.name != "Default"]
+            raise StoreError(f"no sweep {name!r} in {self.uri} (it holds: {', '.join(sorted(names)) or 'none'})")
+        plan = json.loads(self._read_artifact(parents[0].info.run_id, "plan.json"))
+        if plan["protocol_version"] != PROTOCOL_VERSION:
+            raise StoreError(
+                f"sweep {name!r} was made under protocol version {plan['protocol_version']}, this is version "
+                f"{PROTOCOL_VERSION}: records of different versions are not merged"
+            )
+        planned = tuple(Trial.model_validate(t) for t in plan["trials"])
+        records = self.records(Place(self.uri, experiment.experiment_id, parents[0].info.run_id), planned)
+        return SweepRecord(name, plan["description"], plan["select"], tuple(plan["axes"]), planned, records)
+
+    def records(self, place: Place, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
+        """What the store holds of these trials, by id. A finished run wins over others of the same trial."""
+        wanted = {t.id: t for t in trials}
+        found: dict[str, TrialRecord] = {}
+        for run in self._search(place.experiment_id, "tags.kind = 'trial'"):
+            trial = wanted.get(run.data.tags.get(TRIAL, ""))
+            if trial is None or (trial.id in found and found[trial.id].done):
+                continue
+            tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
+            found[trial.id] = TrialRecord(trial, run.info.run_id, run.info.status, dict(run.data.metrics), tags)
+        return found
+
+    def find_records(self, sweep: Sweep) -> dict[str, TrialRecord]:
+        """Records of a sweep's trials without opening it: empty if it was never started."""
+        experiment = self.client.get_experiment_by_name(sweep.name)
+        return self.records(Place(self.uri, experiment.experiment_id, ""), sweep.trials) if experiment else {}
+
+    def read_array(self, run_id: str, path: str) -> Mapping[str, np.ndarray]:
+        """An `.npz` artifact of a run."""
+        with np.load(io.BytesIO(self._read_artifact(run_id, path)), allow_pickle=False) as content:
+            return {k: content[k] for k in content.files}
+
+    # A trial ----------------------------------------------------------------------------------
+
+    def fail(self, place: Place, trial: Trial, reason: str, details: str = "") -> None:
+        """Record that a trial failed, and why. Its run is made if it had not got that far."""
+        run_id = self.trial_run(place, trial)
+        self.client.set_tag(run_id, "failure", reason[:5000])
+        if details:
+            self.client.log_text(run_id, details, "failure.txt")
+        self.client.set_terminated(run_id, "FAILED")
+
+    def trial_run(self, place: Place, trial: Trial) -> str:
+        """The run of a trial: the unfinished one that is there, or a new one with its parameters."""
+        for run in self._search(place.experiment_id, f"tags.{TRIAL} = '{trial.id}'"):
+            if run.info.status != "FINISHED":
+                return str(run.info.run_id)
+        tags = {
+            "kind": "trial",
+            TRIAL: trial.id,
+            PARENT: place.parent_run,
+            RUN_NAME: f"{trial.method} noise={trial.noise_ratio:g} seed={trial.seed}",
+            "cell": f"{trial.method} {trial.dataset} noise={trial.noise_ratio:g} {trial.cell_id[:6]}",
+            "cell_id": trial.cell_id,
+            "protocol_version": str(PROTOCOL_VERSION),
+        }
+        run = self.client.create_run(place.experiment_id, tags=tags)
+        self.client.log_batch(run.info.run_id, params=[Param(k, str(v)[:6000]) for k, v in parameters(trial).items()])
+        return str(run.info.run_id)
+
+    def _artifact_location(self, name: str) -> str | None:
+        """A server decides for itself; beside a database file, a folder next to it."""
+        if not self.uri.startswith("sqlite:///"):
+            return None
+        return (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / name).as_uri()
+
+    def _search(self, experiment_id: str, query: str) -> list[Run]:
+        found: list[Run] = []
+        token = None
+        while True:
+            page = self.client.search_runs([experiment_id], query, max_results=1000, page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _read_artifact(self, run_id: str, path: str) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
+            except (MlflowException, OSError) as error:
+                raise StoreError(f"run {run_id} has no artifact {path}: {error}") from None
+
+
+class MlflowRecorder:
+    """Writes a trial into its run as it goes; steps that an interrupted attempt already logged are not logged twice."""
+
+    def __init__(self, place: Place, trial: Trial) -> None:
+        self.store = Store(place.uri)
+        self.client = self.store.client
+        self.run_id = self.store.trial_run(place, trial)
+        self.client.update_run(self.run_id, status="RUNNING")
+        history = self.client.get_metric_history(self.run_id, "dev/rsum")
+        self.logged = max((m.step for m in history), default=-1)
+
+    def start(self, setup: Setup) -> None:
+        noise = setup.noise
+        tags = {
+            **setup.environment,
+            "data_fingerprint": setup.data.fingerprint,
+            "noise_digest": noise.digest,
+            "noise_kind": noise.granularity,
+            "uses_clean_data": str(setup.uses_clean_data).lower(),
+            "uses_ground_truth": str(setup.uses_ground_truth).lower(),
+        }
+        run = self.client.get_run(self.run_id)
+        for old in {"failure"} & set(run.data.tags):
+            self.client.delete_tag(self.run_id, old)
+        metrics = {"noise/realised_ratio": noise.realised, "cost/parameters": float(setup.parameters)}
+        self._log(metrics, step=0, tags=tags)
+        if not run.inputs.dataset_inputs:
+            profile = json.dumps({"pairs": len(noise.image), "nominal": noise.nominal, "realised": noise.realised})
+            source = json.dumps({"seed": noise.seed, "granularity": noise.granularity, "data": setup.data.fingerprint})
+            name = f"{setup.data.name} noise {noise.nominal:g} {noise.granularity} seed {noise.seed}"
+            index = Dataset(name=name, digest=noise.digest, source_type="noise index", source=source, profile=profile)
+            self.client.log_inputs(self.run_id, [DatasetInput(index, [InputTag("mlflow.data.context", "train")])])
+
+    def epoch(self, record: EpochRecord) -> None:
+        if record.epoch <= self.logged:
+            return
+        self._log(record.metrics, step=record.epoch)
+        if record.confidence is not None:
+            self._log_array(f"confidence/epoch_{record.epoch:03d}", confidence=record.confidence)
+
+    def finish(self, outcome: Outcome) -> None:
+        i2t, t2i = outcome.i2t, outcome.t2i
+        self._log_array("test_rankings", i2t_rank=i2t.rank, i2t_top=i2t.top, t2i_rank=t2i.rank, t2i_top=t2i.top)
+        self._log(outcome.metrics, step=0)
+        self.client.set_terminated(self.run_id, "FINISHED")
+
+    def _log(self, metrics: Mapping[str, float], *, step: int, tags: Mapping[str, str] | None = None) -> None:
+        now = int(time.time() * 1000)
+        found = [Metric(k, float(v), now, step) for k, v in metrics.items()]
+        self.client.log_batch(self.run_id, metrics=found, tags=[RunTag(k, v) for k, v in (tags or {}).items()])
+
+    def _log_array(self, path: str, **arrays: np.ndarray) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{Path(path).name}.npz"
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            self.client.log_artifact(self.run_id, str(file), str(Path(path).parent) if "/" in path else None)
+
+
+def parameters(trial: Trial) -> dict[str, Any]:
+    """A trial as flat MLflow parameters; hyper-parameters as `METHOD.KEY`, the words of a sweep file."""
+    fields = trial.model_dump(mode="json")
+    hyper, backbone, options = fields.pop("hyper"), fields.pop("backbone"), fields.pop("dataset_options")
+    fields["backbone"] = trial.backbone_label
+    for prefix, nested in ((f"{trial.method.rpartition(':')[2]}.", hyper), ("backbone.", backbone), ("dataset.", options)):
+        fields |= {f"{prefix}{k}": v for k, v in nested.items()}
+    return fields
+
+
+def describe_failure(error: BaseException) -> tuple[str, str]:
+    """A failure in one line, and its traceback."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+    return reason, "".join(traceback.format_exception(error))

@@ -1,0 +1,84 @@
+"""`python -m harness.train SWEEP --trial ID`: one trial by hand, also under torchrun.
+
+With `--no-tracking` it prints instead of recording, and imports neither Ray nor MLflow, so that it runs on a
+GPU machine with little installed. Exit code 0: done; 1: the trial failed; 2: bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness.console import console, fail
+from harness.preflight import check_trial
+from harness.spec import BadInput, Sweep, Trial, load_sweep
+from harness.trial import PrintRecorder, run_trial
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m harness.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", help="the sweep file (YAML)")
+    parser.add_argument("--trial", required=True, help="the trial's id, or its beginning (see harness.sweep --dry-run)")
+    parser.add_argument("--no-tracking", action="store_true", help="print the results, record nothing")
+    parser.add_argument("--tracking-uri", help="MLflow store (default: mlflow.db here)")
+    options = parser.parse_args(arguments)
+    try:
+        sweep = load_sweep(options.sweep)
+        trial = find_trial(sweep, options.trial)
+    except BadInput as error:
+        return fail(error.errors)
+    errors = check_trial(trial)
+    if errors:
+        return fail(errors)
+    if options.no_tracking:
+        run_trial(trial, PrintRecorder(), storage=Path.cwd() / ".harness" / "trials", workers=sweep.file.resources.workers)
+        return 0
+    return _run_tracked(sweep, trial, options.tracking_uri)
+
+
+def _run_tracked(sweep: Sweep, trial: Trial, uri: str | None) -> int:
+    from harness.tracking import MlflowRecorder, Store, StoreError, describe_failure
+
+    main_process = os.environ.get("RANK", "0") == "0"
+    recorder: Any = PrintRecorder()
+    if main_process:
+        try:
+            store = Store(uri, patient=False)
+        except StoreError as error:
+            return fail([str(error)])
+        place = store.open_sweep(sweep)
+        if trial.id in (known := store.records(place, [trial])) and known[trial.id].done:
+            console.print(f"trial {trial.id} is done already: run {known[trial.id].run_id}")
+            return 0
+        recorder = MlflowRecorder(place, trial)
+    try:
+        outcome = run_trial(trial, recorder, storage=Path.cwd() / ".harness" / "trials", workers=sweep.file.resources.workers)
+    except Exception as error:
+        if main_process:
+            reason, details = describe_failure(error)
+            store.fail(place, trial, reason, details)
+            console.print(f"[red]failed[/]: {reason}")
+        return 1
+    if main_process:
+        console.print(f"trial {trial.id}: test rSum {outcome.metrics['test/rsum']:.1f}, recorded in {store.uri}")
+    return 0
+
+
+def find_trial(sweep: Sweep, beginning: str) -> Trial:
+    """The trial whose id begins so.
+
+    Raises:
+        BadInput: none does, or several do.
+    """
+    found = [t for t in sweep.trials if t.id.startswith(beginning)]
+    if len(found) != 1:
+        listed = ", ".join(f"{t.id} ({t.method} noise={t.noise_ratio:g} seed={t.seed})" for t in (found or sweep.trials)[:12])
+        raise BadInput([f"--trial {beginning!r}: {len(found)} trials of {sweep.name} begin so; there are: {listed}, ..."])
+    return found[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

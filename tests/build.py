@@ -1,0 +1,34 @@
+"""Trainers and methods on the small data set, put together as a trial puts them together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.loading import load
+from harness.noise import make_noise
+from harness.trainer import Trainer, make_accelerator
+from harness.trial import build_trainer
+from methods.base import Batch, Method
+from tests import small
+
+
+def trainer(name: str, *, folder: Path | None = None, hyper: dict[str, Any] | None = None, scramble_truth: bool = False, **fixed: Any) -> Trainer:
+    trial = small.trial(name, **fixed)
+    if hyper:
+        trial = trial.model_copy(update={"hyper": {**trial.hyper, **hyper}})
+    data = small.load()
+    noise = make_noise(data["train"], ratio=trial.noise_ratio, granularity=trial.noise_granularity, seed=trial.noise_seed)
+    if scramble_truth:
+        noise.matched[:] = ~noise.matched
+    return build_trainer(trial, data, noise, make_accelerator(trial.precision), folder=folder)
+
+
+def method(name: str, **changes: Any) -> Method:
+    return trainer(name, **changes).method
+
+
+def first_batch(made: Trainer, *, epoch: int = 0, network: int = 0) -> Batch:
+    batches, _ = made._batches(epoch, network)
+    plans = made._plans(batches[:1], epoch, network)
+    return next(iter(load(plans, made._fetch(), workers=0))).to(made.accelerator.device, made.dtype)

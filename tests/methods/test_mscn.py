@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from methods.losses import hardest_triplet
+from methods.mscn import soft_margin
+from tests import build
+
+
+@pytest.fixture
+def trainer():
+    trainer = build.trainer("mscn", precision="fp64", hyper={"warmup_epochs": 0})
+    trainer.method.eval()
+    trainer.method.start_epoch(0, 0, trainer._scan)
+    trainer.method.train()
+    trainer.optimizers.at_step(5)
+    return trainer
+
+
+def test_soft_margin_follows_the_score():
+    margins = soft_margin(torch.tensor([0.0, 0.5, 0.9, 1.0]), 0.2)
+    assert margins[1] == pytest.approx(0.1)
+    assert margins[2] == pytest.approx(0.2 / (1 + 9**-2))
+    assert margins[0] < 1e-6 < 0.1999 < margins[3]
+
+
+def test_scoring_only_the_hardest_negatives_gives_the_loss_of_all_pairs(trainer):
+    method, batch = trainer.method, build.first_batch(trainer)
+    net, head = method.networks[0], method.heads[0]
+    embeddings = net(batch)
+    scores = head(net, *embeddings)
+    full = hardest_triplet(scores, soft_margin(scores.diagonal().detach(), method.margin)).sum()
+    short = method._main_loss(net, head, *embeddings)
+    assert short.item() == pytest.approx(full.item(), abs=1e-10)
+    expected = trainer.optimizers.gradients(full, "network0", create_graph=True)
+    for name, gradient in trainer.optimizers.gradients(short, "network0").items():
+        assert torch.allclose(gradient, expected[name], atol=1e-10)
+
+
+def test_meta_gradient_goes_through_the_look_ahead_step(trainer):
+    """The gradient of the meta loss in V, against a finite difference through the whole look-ahead."""
+    method, batch = trainer.method, build.first_batch(trainer)
+    net, head, rate = method.networks[0], method.heads[0], 0.05
+
+    def meta_loss():
+        loss = method._main_loss(net, head, *net(batch))
+        slope = trainer.optimizers.gradients(loss, "network0", create_graph=True)
+        ahead = {name: p - rate * slope[name] for name, p in net.named_parameters() if p.requires_grad}
+        return method._meta_loss(net, head, ahead, batch)
+
+    gradient = torch.autograd.grad(meta_loss(), head.bias)[0]
+    direction, size = torch.randn_like(gradient), 1e-5
+    with torch.no_grad():
+        head.bias += size * direction
+    above = meta_loss()
+    with torch.no_grad():
+        head.bias -= 2 * size * direction
+    below = meta_loss()
+    assert ((above - below) / (2 * size)).item() == pytest.approx((gradient @ direction).item(), rel=1e-3)
+
+
+def test_negatives_never_hold_the_image_that_a_caption_is_trained_with(trainer):
+    pairs, negatives = trainer.method.pairs, trainer.method.negatives
+    assert len(negatives) == len(trainer.method.clean)
+    assert (pairs.images[negatives.captions] != negatives.images).all()
+
+
+def test_each_network_trains_on_the_split_of_the_other():
+    trainer = build.trainer("mscn", hyper={"warmup_epochs": 0})
+    method = trainer.method
+    assert list(method.passes()) == [1, 0]
+    method.eval()
+    method.start_epoch(0, 1, trainer._scan)
+    assert (method.posterior[1] == 1).all()  # only network 0 has judged
+    expected = (method.posterior[0] > 0.5).nonzero().flatten()
+    assert torch.equal(method.selected(1), expected)
+    assert 0 < len(expected) < len(method.pairs)
+
+
+def test_one_network_is_a_legitimate_row():
+    method = build.trainer("mscn", hyper={"n_networks": 1}).method
+    assert method.n_networks == 1
+    assert list(method.passes()) == [0]

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from methods.losses import pair_losses
+from methods.npc import _nearest, confidence_weight
+from tests import build
+
+DATA = Path(__file__).parents[1] / "data" / "npc_weights.npz"
+
+
+@pytest.fixture(scope="module")
+def published():
+    with np.load(DATA) as file:
+        return {k: torch.from_numpy(file[k]) for k in file.files}
+
+
+def test_losses_and_weights_of_published_code(published):
+    losses = {}
+    for side in ("image", "text"):
+        for when in ("before", "after"):
+            name = f"{side}_bank_{when}"
+            losses[side, when] = pair_losses(published[f"{name}_logits"])
+            assert torch.allclose(losses[side, when], published[f"{name}_loss"], atol=1e-5)
+    assert torch.allclose(pair_losses(published["batch_logits"]), published["batch_loss_per_pair"], atol=1e-5)
+    before, after = (torch.stack([losses["image", w], losses["text", w]]) for w in ("before", "after"))
+    assert torch.allclose((before / after).mean(0), published["ratio"], atol=1e-4)
+    assert torch.allclose(confidence_weight(before, after), published["weight"], atol=1e-4)
+
+
+def test_weight_jumps_to_one_where_the_step_does_no_harm():
+    before = torch.tensor([[1.0, 1.0, 0.5], [1.0, 1.0, 0.5]])
+    after = torch.tensor([[1.0, 2.0, 0.1], [1.0, 2.0, 0.1]])
+    assert confidence_weight(before, after).tolist() == pytest.approx([1.0, np.tanh(0.5), 1.0])
+
+
+def test_nearest_is_by_cosine():
+    queries = torch.nn.functional.normalize(torch.randn(50, 4), dim=1)
+    found = _nearest(queries, queries[10:20], chunk=7)
+    assert torch.equal(found, torch.stack([(queries[10:20] @ q).argmax() for q in queries]))
+    assert torch.equal(found[10:20], torch.arange(10))  # a clean pair may be its own entry
+
+
+def test_an_empty_strict_clean_set_falls_back_and_says_so():
+    npc = build.method("npc", hyper={"warmup_epochs": 0, "bank_threshold": 1.0, "least_bank": 0.1})
+    posterior = torch.linspace(0, 0.9, len(npc.pairs))
+    clean, fallback = npc._strict_clean_set(posterior, torch.rand(len(npc.pairs)))
+    assert fallback
+    assert clean.tolist() == list(range(len(npc.pairs) - len(clean), len(npc.pairs)))  # the highest posteriors
+    clean, _ = npc._strict_clean_set(torch.zeros(len(npc.pairs)), torch.arange(len(npc.pairs)).float())
+    assert clean.tolist() == list(range(len(clean)))  # among equals the smaller losses
+
+
+def test_bank_entries_are_strictly_clean_and_rebuilt_or_frozen():
+    for bank, changes in (("epoch", True), ("frozen", False)):
+        trainer = build.trainer("npc", hyper={"warmup_epochs": 0, "bank": bank, "least_bank": 0.2})
+        seen = []
+        inner = trainer.method.start_epoch
+
+        def watch(*args, inner=inner, trainer=trainer, seen=seen):
+            report = inner(*args)
+            seen.append(trainer.method.entries.clone())
+            return report
+
+        trainer.method.start_epoch = watch
+        trainer.fit()
+        assert len(seen) == 3
+        assert torch.equal(seen[0], seen[2]) != changes
+
+
+def test_variants_differ_as_they_should():
+    """`released` has one weight for the batch and no gradient through the memory loss."""
+    gradients = {}
+    for variant in ("paper", "released"):
+        trainer = build.trainer("npc", hyper={"variant": variant, "warmup_epochs": 0, "bank": "frozen", "bank_threshold": 0.5, "least_bank": 0.2})
+        trainer.method.eval()
+        trainer.method.start_epoch(0, 0, trainer._scan)
+        batch = build.first_batch(trainer)
+        trainer.optimizers.at_step(5)
+        caught = {}
+        trainer.optimizers.update = lambda loss, *groups, caught=caught, t=trainer: caught.update(t.optimizers.gradients(loss, *groups))
+        trainer.method.train()
+        trainer.method.step(batch, trainer.optimizers, 0)
+        gradients[variant] = caught
+        if variant == "released":
+            net = trainer.method.networks[0]
+            plain = trainer.optimizers.gradients(pair_losses(net.logits(*net(batch))).mean(), "network0")
+            weight = trainer.method.weight[batch.index].mean()
+            for name, gradient in caught.items():
+                assert torch.allclose(gradient, weight * plain[name], atol=1e-6)
+    assert not all(torch.allclose(gradients["paper"][k], gradients["released"][k], atol=1e-4) for k in gradients["paper"])

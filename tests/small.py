@@ -1,0 +1,54 @@
+"""Small real inputs: a few concepts of `emoji`, and sweeps over them with a model of one layer."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data import DataSet, Split, load_dataset
+from harness.spec import Sweep, Trial, parse_sweep
+
+TINY_MODEL = str(Path(__file__).parent / "data" / "tiny_clip.json")
+CONCEPTS = {"train": 40, "dev": 12, "test": 12, "meta": 6}
+HEAD = {"hidden": 16, "dim": 8, "dropout": 0.0}
+WARMED_UP = {"small_loss": {"warmup_epochs": 1}, "npc": {"warmup_epochs": 1, "least_bank": 0.2}, "mscn": {"warmup_epochs": 1, "meta_lr": 1e-3}}
+
+
+@lru_cache
+def load() -> DataSet:
+    """A part of `emoji`, as a user's own data set would be given: `dataset: tests.small:load`."""
+    whole = load_dataset("emoji")
+    splits = {name: _first_concepts(whole[name], count) for name, count in CONCEPTS.items()}
+    return DataSet("small", splits, whole.fingerprint[:8] + "-small", distinct_groups=True)
+
+
+def _first_concepts(split: Split, count: int) -> Split:
+    images = np.flatnonzero(split.image_group < count)
+    captions = np.flatnonzero(split.caption_group < count)
+    place = {old: new for new, old in enumerate(images)}
+    owner = np.array([place[i] for i in split.owner[captions]], np.int64)
+    return Split([split.images[i] for i in images], [split.captions[i] for i in captions], owner, split.image_group[images])
+
+
+def backbone(**changes: Any) -> dict[str, Any]:
+    head = {**HEAD, **changes.pop("head", {})}
+    return {"model": TINY_MODEL, "pretrained": "none", "head": head, **changes}
+
+
+def sweep(*methods: str, name: str = "small", **changes: Any) -> Sweep:
+    """A sweep of three quick epochs; keyword arguments replace top-level keys, `fixed` is merged."""
+    return parse_sweep(content(*methods, name=name, **changes))
+
+
+def content(*methods: str, name: str = "small", **changes: Any) -> dict[str, Any]:
+    fixed = {"backbone": backbone(), "epochs": 3, "batch_size": 16, "lr": 3e-3, "warmup_steps": 3, **changes.pop("fixed", {})}
+    grid = {"method": list(methods), "dataset": ["tests.small:load"], "noise_ratio": [0.4], "seed": [0], **changes.pop("grid", {})}
+    overrides = {m: WARMED_UP[m] for m in grid["method"] if m in WARMED_UP}
+    return {"name": name, "grid": grid, "fixed": fixed, "overrides": {**overrides, **changes.pop("overrides", {})}, **changes}
+
+
+def trial(method: str, **fixed: Any) -> Trial:
+    return sweep(method, fixed=fixed).trials[0]

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.metrics import detection, rank_queries, recalls
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.mark.parametrize("name", ["retrieval_1", "retrieval_5"])
+def test_recalls_of_published_code(name):
+    with np.load(DATA / f"{name}.npz") as file:
+        similarity, each, i2t, t2i = (file[k] for k in ("similarity", "captions_per_image", "i2t", "t2i"))
+    images = np.arange(len(similarity))
+    captions = np.repeat(images, int(each))
+    found = recalls(rank_queries(similarity, images, captions), rank_queries(similarity.T, captions, images))
+    for direction, expected in (("i2t", i2t), ("t2i", t2i)):
+        names = ("r1", "r5", "r10", "median_rank", "mean_rank")
+        assert [found[f"{direction}_{n}"] for n in names] == pytest.approx(expected.tolist())
+    assert found["rsum"] == pytest.approx(i2t[:3].sum() + t2i[:3].sum())
+
+
+def test_a_tie_counts_against_the_model():
+    groups = np.arange(20)
+    constant = rank_queries(np.zeros((20, 20)), groups, groups)
+    assert (constant.rank == 19).all()
+    assert recalls(constant, constant)["rsum"] == 0
+
+
+def test_any_match_of_the_group_is_a_hit():
+    similarity = np.array([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3]])
+    ranking = rank_queries(similarity, np.array([0, 1]), np.array([0, 0, 1]))
+    assert ranking.rank.tolist() == [0, 1]
+    assert ranking.top.tolist() == [[1, 2, 0], [0, 2, 1]]
+
+
+def test_top_five_put_a_tied_match_last():
+    ranking = rank_queries(np.array([[0.5, 0.5, 0.1]]), np.array([0]), np.array([0, 1, 1]))
+    assert ranking.top[0].tolist() == [1, 0, 2]
+    assert ranking.rank[0] == 1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_diverged_model_is_an_error_and_not_a_perfect_score(value):
+    similarity = np.eye(3)
+    similarity[0, 0] = value
+    with pytest.raises(ValueError, match="not finite"):
+        rank_queries(similarity, np.arange(3), np.arange(3))
+
+
+def test_a_query_without_match_is_an_error():
+    with pytest.raises(ValueError, match="1 queries have no match"):
+        rank_queries(np.eye(2), np.array([0, 5]), np.array([0, 1]))
+
+
+def test_recalls_do_not_depend_on_the_order_of_candidates():
+    draw = np.random.default_rng(0)
+    similarity, groups = draw.normal(size=(30, 60)), np.repeat(np.arange(30), 2)
+    order = draw.permutation(60)
+    plain = rank_queries(similarity, np.arange(30), groups)
+    shuffled = rank_queries(similarity[:, order], np.arange(30), groups[order])
+    assert (plain.rank == shuffled.rank).all()
+    assert (order[shuffled.top] == plain.top).all()
+
+
+def test_detection_scores():
+    matched = np.array([True, True, False, False])
+    assert detection(np.array([0.9, 0.8, 0.2, 0.1]), matched) == {"auroc": 1.0, "average_precision": 1.0}
+    assert detection(np.array([0.9, 0.2, 0.8, 0.1]), matched)["auroc"] == 0.75
+    assert detection(np.ones(4), np.ones(4, bool)) == {}
