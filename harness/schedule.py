@@ -59,8 +59,8 @@ def start_ray(resources: Resources, address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": environment}
     try:
         if address:
-            ray.init(address=address, **quiet)
-        else:
+            ray.init(address=address, ignore_reinit_error=True, **quiet)
+        elif not ray.is_initialized():
             slots = {"trial_slot": 1000} if resources.processes > 1 else None
             ray.init(include_dashboard=False, resources=slots, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -71,7 +71,6 @@ def start_ray(resources: Resources, address: str | None) -> None:
         needs["trial_slot"] = 1
     missing = [f"{k} {v:g} (there: {have.get(k, 0):g})" for k, v in needs.items() if v > have.get(k, 0)]
     if missing:
-        ray.shutdown()
         hint = "; start the cluster's head with --resources='{\"trial_slot\": 8}'" if "trial_slot" in str(missing) else ""
         raise ClusterError(f"resources: a trial needs {', '.join(missing)}{hint}")
 

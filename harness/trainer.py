@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator as Accelerator
 from torch import Tensor
 
 from harness.backbones.features import Inputs

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 
 from harness import PROTOCOL_VERSION
 from harness.backbones import BACKBONES
@@ -20,7 +19,7 @@ from harness.data import DataSet, load_dataset
 from harness.noise import NoiseIndex, make_noise
 from harness.registry import resolve
 from harness.spec import Trial, method_class
-from harness.trainer import EpochRecord, Outcome, Settings, Trainer, make_accelerator
+from harness.trainer import Accelerator, EpochRecord, Outcome, Settings, Trainer, make_accelerator
 from methods.base import Pairs
 
 PACKAGES = ("torch", "accelerate", "open_clip_torch", "timm", "transformers", "numpy", "scikit-learn")

@@ -130,6 +130,16 @@ def confidence_weight(before: Tensor, after: Tensor) -> Tensor:
     return torch.where(ratio < 1, ratio.tanh(), torch.ones_like(ratio))
 
 
-def _nearest(queries: Tensor, candidates: Tensor, *, chunk: int = 4096) -> Tensor:
-    """For each query [N, D] the row of the candidate [C, D] with the largest cosine (both are unit vectors)."""
-    return torch.cat([(part @ candidates.T).argmax(1) for part in queries.split(chunk)])
+def _nearest(queries: Tensor, candidates: Tensor, *, chunk: int = 4096, tie: float = 1e-6) -> Tensor:
+    """For each query [N, D] the row of the candidate [C, D] with the largest cosine (both are unit vectors).
+
+    Pairs share images and captions, so exact ties are common: the earliest of those within `tie` of the largest is
+    taken, which does not hang on rounding.
+    """
+    rows = torch.arange(len(candidates))
+    found = []
+    for part in queries.split(chunk):
+        cosine = part @ candidates.T
+        close = cosine >= cosine.amax(1, keepdim=True) - tie
+        found.append(torch.where(close, rows, len(rows)).amin(1))
+    return torch.cat(found)

@@ -1,0 +1,91 @@
+"""`python -m harness.bench`: what a step of each method costs, as a ratio to the cheapest, measured in one run.
+
+Methods take turns, step by step, so that a machine whose speed drifts slows all of them alike. Absolute times belong to this
+machine; the ratios are what to quote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from itertools import cycle, islice
+
+import torch
+from rich.table import Table
+
+from harness.console import console
+from harness.data import load_dataset
+from harness.loading import load
+from harness.noise import make_noise
+from harness.spec import method_class, parse_sweep
+from harness.trainer import Trainer, make_accelerator
+from harness.trial import build_trainer
+from methods import METHODS
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m harness.bench", description=__doc__)
+    parser.add_argument("--steps", type=int, default=30, help="measured steps of each method")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    trainers = {name: _trainer(name, options) for name in METHODS if method_class(name).trains}
+    seconds = _interleaved(trainers, options.steps)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    base = min(median.values())
+    device = next(iter(trainers.values())).accelerator.device
+    table = Table("method", "ms a step", "ratio", "networks", title=f"batch {options.batch_size}, {device}, {options.threads} threads")
+    for name, value in median.items():
+        table.add_row(name, f"{1000 * value:.1f}", f"{value / base:.2f}", str(trainers[name].method.n_networks))
+    console.print(table)
+    return 0
+
+
+def _trainer(name: str, options: argparse.Namespace) -> Trainer:
+    head = {"hidden": options.hidden, "dim": options.hidden, "dropout": 0.2}
+    fixed = {"backbone": {"head": head}, "batch_size": options.batch_size, "lr": 1e-3, "dataset": "emoji", "noise_ratio": 0.4, "seed": 0}
+    trial = parse_sweep({"name": "bench", "grid": {"method": [name]}, "fixed": fixed}).trials[0]
+    # Past the warm-up: what a method costs when it does its own work.
+    trial = trial.model_copy(update={"hyper": {k: 0 if k == "warmup_epochs" else v for k, v in trial.hyper.items()}})
+    data = load_dataset("emoji")
+    noise = make_noise(data["train"], ratio=0.4, granularity="caption", seed=0)
+    trainer = build_trainer(trial, data, noise, make_accelerator("auto"))
+    trainer.method.eval()
+    trainer.method.start_epoch(0, 0, trainer._scan)
+    trainer.method.train()
+    return trainer
+
+
+def _interleaved(trainers: dict[str, Trainer], steps: int) -> dict[str, list[float]]:
+    """Seconds of each measured step; three steps of each come first and do not count."""
+    streams = {}
+    for name, trainer in trainers.items():
+        batches, _ = trainer._batches(0, 0)
+        plans = trainer._plans(list(islice(cycle(batches), steps + 3)), 0, 0)
+        streams[name] = load(plans, trainer._fetch(), workers=0)
+    seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    for step in range(steps + 3):
+        for name, trainer in trainers.items():
+            trainer.optimizers.at_step(step)
+            batch = next(streams[name]).to(trainer.accelerator.device, trainer.dtype)
+            _wait()
+            began = time.perf_counter()
+            with trainer.accelerator.autocast():
+                trainer.method.step(batch, trainer.optimizers, 0)
+            _wait()
+            if step >= 3:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

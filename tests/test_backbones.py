@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.backbones.clip import ClipConfig, ClipSetup
+from harness.backbones.towers import build_towers, check_towers
+from harness.loading import Fetch, Plan
+from methods.base import Batch, Pairs
+from tests import build, small
+
+ROOT = Path(__file__).parents[1]
+
+
+def setup(**changes):
+    return ClipSetup(ClipConfig.model_validate(small.backbone(**changes)))
+
+
+def batch_of(backbone, count=6, split="dev"):
+    inputs = backbone.inputs(small.load(), split)
+    backbone.widths(inputs)
+    return Fetch({split: inputs})[Plan(torch.arange(count), Pairs(torch.arange(count), torch.arange(count), split))]
+
+
+def test_cached_towers_equal_live_ones():
+    out = []
+    for cache in (True, False):
+        backbone = setup(cache=cache)
+        batch = batch_of(backbone)
+        out.append(backbone.make(0, seed=3).eval()(batch))
+    for cached, live in zip(*out, strict=True):
+        assert torch.allclose(cached, live, atol=1e-4)
+        assert not torch.allclose(cached[0], cached[1], atol=1e-3)
+
+
+def test_a_trial_on_cached_towers_equals_one_on_live_ones():
+    losses = []
+    for cache in (True, False):
+        records = []
+        build.trainer("clip", backbone=small.backbone(cache=cache)).fit(records.append)
+        losses.append([r.metrics["train/loss"] for r in records])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_the_real_towers_equal_their_cache():
+    """EfficientNet-Lite0 and MiniLM from their packages, on real pictures."""
+    out = []
+    for cache in (True, False):
+        backbone = ClipSetup(ClipConfig(cache=cache))
+        out.append(backbone.make(0, seed=0).eval()(batch_of(backbone, split="meta")) if cache else None)
+        if not cache:
+            batch = batch_of(backbone, split="meta")
+            out[-1] = backbone.make(0, seed=0).eval()(batch)
+    for cached, live in zip(*out, strict=True):
+        assert torch.allclose(cached, live, atol=1e-4)
+
+
+def test_packaged_weights_classify_as_imagenet_features_do():
+    """Wrongly matched tensors would give features in which two pictures of one concept are no closer than others."""
+    meta = small.load()["meta"]
+    inputs = ClipSetup(ClipConfig()).inputs(small.load(), "meta")
+    features = inputs.images(torch.arange(len(meta.images)))
+    features = torch.nn.functional.normalize(features - features.mean(0), dim=1)
+    cosine, group = features @ features.T, torch.from_numpy(meta.image_group)
+    same = (group[:, None] == group) & ~torch.eye(len(group), dtype=bool)
+    assert cosine[same].mean() > cosine[group[:, None] != group].mean() + 0.2
+
+
+def test_training_whole_reaches_the_towers():
+    trainer = build.trainer("clip", backbone=small.backbone(locked=False, cache=False), epochs=1)
+    before = {k: v.clone() for k, v in trainer.method.state_dict().items()}
+    trainer.fit()
+    moved = [k for k, v in trainer.method.state_dict().items() if "towers.model.visual" in k and not torch.equal(v, before[k])]
+    assert moved
+    locked = build.trainer("clip", backbone=small.backbone(cache=False), epochs=1)
+    before = {k: v.clone() for k, v in locked.method.state_dict().items()}
+    locked.fit()
+    assert all(torch.equal(v, before[k]) for k, v in locked.method.state_dict().items() if ".towers." in k)
+
+
+def test_padding_changes_nothing():
+    towers = build_towers(model="effnet_minilm", pretrained="packages", image_size=None).eval()
+    captions = ["dog", "a rather long caption about a smiling face with hearts"]
+    with torch.no_grad():
+        together = towers.encode_text(towers.tokenize(captions))
+        alone = torch.cat([towers.encode_text(towers.tokenize([c])) for c in captions])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_a_bilinear_form_stands_for_the_similarity_vectors():
+    backbone = setup()
+    batch_of(backbone)
+    net = backbone.make(0, seed=0)
+    images, texts = torch.randn(3, 8), torch.randn(5, 8)
+    weight, bias = torch.randn(4, 8), torch.randn(4)
+    vectors = np.sqrt(8) * images[:, None] * texts[None]
+    assert torch.allclose(net.project_vectors(images, texts, weight, bias), vectors @ weight.T + bias, atol=1e-5)
+    assert torch.allclose(net.project_pair_vectors(images, texts[:3], weight, bias), (vectors @ weight.T + bias)[range(3), range(3)], atol=1e-5)
+
+
+def test_networks_differ_and_repeat():
+    backbone = setup()
+    batch_of(backbone)
+    first, again, second, other = (backbone.make(n, seed=s).image_head[1].weight for n, s in ((0, 1), (0, 1), (1, 1), (0, 2)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_dropout_masks_belong_to_the_pair():
+    backbone = setup(head={"dropout": 0.5})
+    batch = batch_of(backbone, 8)
+    net = backbone.make(0, seed=0).train()
+    whole = net(batch)[0]
+    assert torch.equal(whole, net(batch)[0])
+    part = Batch(batch.index, batch.images[3:6], batch.texts[3:6], 3, 8, batch.seed)
+    assert torch.allclose(net(part)[0], whole[3:6], atol=1e-6)
+    batch.seed = 1
+    assert not torch.allclose(net(batch)[0], whole, atol=1e-3)
+
+
+def test_a_torn_cache_file_is_computed_again(feature_cache):
+    backbone = setup(head={"dim": 4})
+    inputs = backbone.inputs(small.load(), "dev")
+    expected = inputs.image_features.clone()
+    for file in (feature_cache / "features").glob("*/image.npy"):
+        file.write_bytes(file.read_bytes()[:200])
+    assert torch.equal(setup().inputs(small.load(), "dev").image_features, expected)
+
+
+def test_parallel_trials_compute_features_once(tmp_path):
+    """Two processes ask for the same features at once: one computes, both read the same."""
+    code = (
+        "from tests import small; from tests.test_backbones import setup;"
+        "import harness.backbones.features as f; inner = f._compute;"
+        "f._compute = lambda *a, **k: (print('computed', flush=True), inner(*a, **k))[1];"
+        "print(float(setup().inputs(small.load(), 'dev').image_features.sum()))"
+    )
+    import os
+
+    environment = {**os.environ, "HARNESS_CACHE": str(tmp_path)}
+    running = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    out = [p.communicate(timeout=120)[0].split() for p in running]
+    assert sum(line.count("computed") for line in out) == 2  # images and texts, once each
+    assert out[0][-1] == out[1][-1]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": "ViT-B-23", "pretrained": "openai"}, "did you mean 'ViT-B-32'"),
+        ({"model": "ViT-B-32", "pretrained": "opnai"}, "did you mean 'openai'"),
+        ({"model": "ViT-B-32", "pretrained": "packages"}, "belong to the model effnet_minilm"),
+        ({"model": "nowhere.json", "pretrained": "none"}, "does not exist"),
+    ],
+)
+def test_unknown_models_and_weights_are_told(given, message):
+    assert message in check_towers(**given)
+
+
+def test_known_models_pass():
+    assert check_towers(model="ViT-B-32", pretrained="openai") is None
+    assert check_towers(model="ViT-B-32", pretrained="none") is None
+    assert "nothing to train" in ClipSetup.check(ClipConfig(head=None))
+
+
+def test_weights_from_a_local_file(tmp_path):
+    first = build_towers(model=small.TINY_MODEL, pretrained="none", image_size=None)
+    with torch.no_grad():
+        for p in first.model.parameters():
+            p.add_(0.5)
+    torch.save(first.model.state_dict(), tmp_path / "weights.pt")
+    loaded = build_towers(model=small.TINY_MODEL, pretrained=str(tmp_path / "weights.pt"), image_size=None)
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), loaded.model.parameters(), strict=True))

@@ -1,0 +1,178 @@
+"""What every registered method must do. No list of names: a new method is tested by being registered."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.spec import method_class
+from methods import METHODS
+from tests import build, small
+
+ROOT = Path(__file__).parents[1]
+ALL = sorted(METHODS)
+TRAINED = [name for name in ALL if method_class(name).trains]
+
+
+def run(name, folder=None, **changes):
+    """Train three epochs; the records of each, the outcome, and the trainer."""
+    trainer = build.trainer(name, folder=folder, **changes)
+    records = []
+    outcome = trainer.fit(records.append)
+    return records, outcome, trainer
+
+
+@pytest.fixture(scope="module")
+def finished():
+    return {name: run(name) for name in ALL}
+
+
+def weights(trainer):
+    return {k: v for k, v in trainer.method.state_dict().items() if v.is_floating_point()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_losses_are_finite_and_every_recall_is_recorded(finished, name):
+    records, outcome, trainer = finished[name]
+    assert len(records) == (3 if trainer.method.trains else 0)
+    for record in records:
+        assert np.isfinite(list(record.metrics.values())).all()
+        assert record.metrics["train/loss"] > 0
+    assert 0 < outcome.metrics["test/rsum"] <= 600
+    assert outcome.metrics["cost/networks_at_test"] == trainer.method.n_networks
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_changes_every_network(finished, name):
+    fresh = dict(build.method(name).named_parameters())
+    for key, value in finished[name][2].method.named_parameters():
+        if value.requires_grad and value.ndim > 1:
+            assert not torch.equal(value, fresh[key]), f"{key} never moved"
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_method_takes_the_same_number_of_steps(finished, name):
+    trainer = finished[name][2]
+    assert trainer.state.pairs_seen == 3 * trainer.steps * 16 * len(trainer.method.passes())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_same_seed_same_numbers_other_seed_others(finished, name):
+    _, outcome, trainer = finished[name]
+    _, again, other = run(name)
+    assert same(weights(trainer), weights(other))
+    volatile = ("cost/",)
+    assert {k: v for k, v in outcome.metrics.items() if not k.startswith(volatile)} == {
+        k: v for k, v in again.metrics.items() if not k.startswith(volatile)
+    }
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_resumed_trial_continues_bit_for_bit(finished, name, tmp_path):
+    """With dropout, so that random streams are part of it."""
+    changes = {"backbone": small.backbone(head={"dropout": 0.3})}
+    whole, _, uninterrupted = run(name, **changes)
+
+    class Stop(Exception):
+        pass
+
+    def stop_after_two(record):
+        if record.epoch == 1:
+            raise Stop
+
+    first = build.trainer(name, folder=tmp_path, **changes)
+    with pytest.raises(Stop):
+        first.fit(stop_after_two)
+    records, _, resumed = run(name, folder=tmp_path, **changes)
+    assert [r.epoch for r in records] == [2]
+    assert same(weights(uninterrupted), weights(resumed))
+    losses = [{k: v for k, v in r.metrics.items() if not k.startswith("seconds")} for r in (whole[2], records[0])]
+    assert losses[0] == losses[1]
+    if whole[2].confidence is not None:
+        assert (whole[2].confidence == records[0].confidence).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_confidence_is_a_share_for_each_pair_in_data_set_order(finished, name):
+    records, _, trainer = finished[name]
+    if not records or records[-1].confidence is None:
+        pytest.skip("has no confidence")
+    confidence = records[-1].confidence
+    assert confidence.shape == (len(trainer.noise.image),)
+    assert ((confidence >= 0) & (confidence <= 1)).all()
+    assert confidence.std() > 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_truth_does_not_reach_a_method(finished, name):
+    """Turn the truth around: only a method that declares that it knows it may notice."""
+    changed = run(name, scramble_truth=True)[2]
+    knows = method_class(name).uses_ground_truth
+    assert same(weights(finished[name][2]), weights(changed)) != knows
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_clean_set_is_out_of_reach_unless_declared(finished, name):
+    reachable = set(finished[name][2]._fetch().inputs)
+    assert reachable == ({"train", "meta"} if method_class(name).uses_clean_data else {"train"})
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, feature_cache):
+    """All methods on two gloo processes, in one launch: float64, without and with dropout."""
+    run("clip")  # the features are there before both ask
+    out = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    done = subprocess.run([*command, "-m", "tests.processes", str(out), *TRAINED], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_processes_train_as_one(two_processes, name, dropout):
+    records, outcome, one = run(name, precision="fp64", backbone=small.backbone(head={"dropout": dropout}))
+    two = torch.load(two_processes / f"{name}-{dropout}.pt", weights_only=True)
+    assert two["processes"] == 2
+    for key, value in weights(one).items():
+        assert torch.allclose(value, two["weights"][key], atol=1e-4), key
+    told = json.loads(two["metrics"])
+    for record, metrics in zip(records, told["epochs"], strict=True):
+        assert record.metrics["train/loss"] == pytest.approx(metrics["train/loss"], abs=1e-4)
+        assert record.metrics["dev/rsum"] == pytest.approx(metrics["dev/rsum"])
+    assert outcome.metrics["test/rsum"] == pytest.approx(told["test/rsum"])
+
+
+def test_methods_never_import_the_harness():
+    for file in (ROOT / "methods").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not any(n.split(".")[0] == "harness" for n in names), file
+
+
+@pytest.mark.parametrize(("package", "module"), [("ray", "schedule.py"), ("mlflow", "tracking.py"), ("accelerate", "trainer.py")])
+def test_each_framework_is_imported_by_one_module(package, module):
+    found = set()
+    for file in (ROOT / "harness").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(n.split(".")[0] == package for n in names):
+                found.add(file.name)
+    assert found == {module}
+
+
+@pytest.mark.parametrize("file", ["harness/trainer.py", "harness/report.py", "harness/results.py", "harness/optimizers.py", "tests/test_conformance.py"])
+def test_shared_code_names_no_method(file):
+    strings = [n.value for n in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    assert not set(strings) & (set(METHODS) - {"clip"})  # `clip` is a backbone too, and the simplest method to warm a cache with

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from harness.data import DataError, DataSet, Split, load_dataset
+from harness.data.build_emoji import _captions, _families, Concept
+from harness.data.emoji import FILE
+
+
+@pytest.fixture(scope="module")
+def emoji() -> DataSet:
+    return load_dataset("emoji")
+
+
+def test_sizes(emoji):
+    found = {k: (len(s.images), len(s.captions), len(set(s.image_group))) for k, s in emoji.splits.items()}
+    assert found == {"train": (3447, 17235, 1159), "dev": (450, 750, 150), "test": (887, 1500, 300), "meta": (72, 360, 24)}
+
+
+def test_pictures_decode(emoji):
+    picture = emoji["test"].images[0]
+    assert (picture.mode, picture.size) == ("RGB", (128, 128))
+    assert np.asarray(picture).std() > 10
+
+
+def test_five_distinct_captions_for_every_training_image(emoji):
+    train = emoji["train"]
+    assert (np.bincount(train.owner) == 5).all()
+    for image in range(0, len(train.images), 61):
+        assert len({train.captions[c] for c in np.flatnonzero(train.owner == image)}) == 5
+
+
+def test_a_concepts_captions_stand_once_at_test(emoji):
+    for split in ("dev", "test"):
+        assert (np.bincount(emoji[split].caption_group) == 5).all()
+
+
+def test_no_family_is_in_two_splits():
+    """Told by names, independently of how the split was made: man / woman / person doing the same stand together."""
+    table = pq.read_table(FILE, columns=["split", "name"]).to_pylist()
+    splits: dict[str, set[str]] = {}
+    for row in table:
+        name = re.sub(r"\b(man|woman|person|men|women|people)\b|:|facing right", "", row["name"])
+        name = re.sub(r"^.*(o’clock|-thirty)$", "clock", " ".join(name.split()))
+        splits.setdefault(name, set()).add(row["split"])
+    assert not {name: found for name, found in splits.items() if len(found) > 1}
+
+
+def test_no_concept_is_in_two_splits():
+    table = pq.read_table(FILE, columns=["split", "concept"]).to_pandas()
+    assert (table.groupby("concept")["split"].nunique() == 1).all()
+
+
+def test_families_join_what_is_drawn_alike():
+    concepts = [
+        Concept((0x1F3C3,), "person running"), Concept((0x1F3C3, 0x200D, 0x2640), "woman running"),
+        Concept((0x1F468, 0x200D, 0x1F4BB), "man technologist"), Concept((0x1F4BB,), "laptop"),
+        Concept((0x1F550,), "one o’clock"), Concept((0x1F55C,), "one-thirty"), Concept((0x1F355,), "pizza"),
+    ]
+    a, b, c, d, e, f, g = _families(concepts)
+    assert a == b
+    assert c == d
+    assert e == f
+    assert len({a, c, e, g}) == 4
+
+
+def test_captions_are_distinct_and_begin_with_the_name():
+    found = _captions("grinning face", ["grinning"], ["face", "smile", "happy", "joy", "8"], ["cheerful", "teeth"])
+    assert found[0] == "grinning face"
+    assert found[1] == "grinning"
+    assert len(set(found)) == 5
+    assert not any(c.strip("0123456789 #*") == "" for c in found)
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(DataError, match=r"nothing.parquet is missing"):
+        load_dataset("emoji", file=str(tmp_path / "nothing.parquet"))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 not really", FILE.read_bytes()[:5000]])
+def test_a_corrupt_file_is_told(tmp_path, content):
+    (tmp_path / "torn.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"torn.parquet cannot be read"):
+        load_dataset("emoji", file=str(tmp_path / "torn.parquet"))
+
+
+def test_the_fingerprint_is_of_the_content(emoji, tmp_path):
+    other = tmp_path / "other.parquet"
+    pq.write_table(pq.read_table(FILE).slice(0, 4000), other)
+    assert load_dataset("emoji", file=str(FILE)).fingerprint == emoji.fingerprint
+
+
+def test_the_interface_carries_one_caption_sets_and_regions():
+    regions = np.zeros((4, 36, 8), np.float32)
+    split = Split(regions, ["a", "b", "c", "d"], np.arange(4), np.arange(4))
+    assert (split.caption_group == np.arange(4)).all()
+    assert split.images[0].shape == (36, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"owner": np.array([0, 9])}, "outside"),
+        ({"owner": np.array([0])}, "2 captions with 1 owners"),
+        ({"image_group": np.array([0, 1, 2])}, "3 groups"),
+        ({"captions": []}, "at least one"),
+    ],
+)
+def test_splits_that_do_not_fit_together_are_refused(change, message):
+    fields = {"images": [0, 1], "captions": ["a", "b"], "owner": np.array([0, 1]), "image_group": np.array([0, 1]), **change}
+    with pytest.raises(DataError, match=message):
+        Split(**fields)

@@ -1,0 +1,303 @@
+"""The whole way, with the real parts: Ray, an MLflow store, worker processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+import yaml
+
+from harness import sweep as sweep_command
+from harness import train as train_command
+from harness.noise import make_noise
+from harness.report import main as report_command
+from harness.spec import load_sweep
+from harness.tracking import Store
+from tests import build, small
+
+ROOT = Path(__file__).parents[1]
+FAILING = ["tests.misbehaving:Raises", "tests.misbehaving:Diverges", "tests.misbehaving:OutOfMemory", "tests.misbehaving:Dies"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, feature_cache):
+    """A working folder with a Ray of its own; one start for all tests here."""
+    folder = tmp_path_factory.mktemp("work")
+    before = Path.cwd()
+    os.chdir(folder)
+    path = os.pathsep.join([str(ROOT), *sys.path])
+    ray.init(num_cpus=2, resources={"trial_slot": 4}, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    yield folder
+    ray.shutdown()
+    os.chdir(before)
+
+
+def write(folder: Path, *methods: str, name: str, **changes) -> str:
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(small.content(*methods, name=name, **changes)))
+    return str(file)
+
+
+def records(name: str):
+    return Store().read_sweep(name).records
+
+
+@pytest.fixture(scope="module")
+def failed(place):
+    """A sweep in which all but one trial fail, each in another way."""
+    file = write(place, "clip", *FAILING, name="faults")
+    return file, sweep_command.main([file]), dict(records("faults"))
+
+
+def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(failed):
+    _, code, found = failed
+    assert code == 1
+    by_method = {r.trial.method: r for r in found.values()}
+    assert by_method["clip"].done
+    reasons = {m.rpartition(":")[2]: by_method[m].tags["failure"] for m in FAILING}
+    assert reasons["Raises"] == "RuntimeError: no such luck"
+    assert reasons["Diverges"].startswith("Diverged: the loss is nan in epoch 0")
+    assert "memory" in reasons["OutOfMemory"]
+    assert "worker process died" in reasons["Dies"]
+    assert all(by_method[m].status == "FAILED" and not by_method[m].done for m in FAILING)
+
+
+def test_the_report_marks_what_is_missing(failed, place):
+    text = (place / "reports" / "faults" / "report.md").read_text()
+    assert "1 of 5 planned trials are done" in text
+    assert "RuntimeError: no such luck" in text
+
+
+def test_a_rerun_takes_up_just_what_failed(failed, place, feature_cache):
+    file, _, before = failed
+    (feature_cache / "mended").touch()
+    assert sweep_command.main([file]) == 0
+    after = records("faults")
+    assert all(r.done for r in after.values())
+    clip = next(r for r in before.values() if r.done)
+    assert after[clip.trial.id].run_id == clip.run_id  # not run again
+    assert all("failure" not in r.tags for r in after.values())
+    # The one that died after its first epoch went on from its checkpoint, and logged that epoch once.
+    dies = next(r for r in after.values() if r.trial.method.endswith("Dies"))
+    steps = [m.step for m in Store().client.get_metric_history(dies.run_id, "train/loss")]
+    assert steps == [0, 1, 2]
+    # All four are `clip` in disguise: same seed, same numbers, however often they were interrupted.
+    assert len({r.metrics["test/rsum"] for r in after.values()}) == 1
+    assert not list((place / ".harness" / "trials").glob("*"))
+
+
+def test_a_grown_grid_runs_what_is_new(failed, place):
+    file, _, _ = failed
+    before = {i: r.run_id for i, r in records("faults").items()}
+    write(place, "clip", *FAILING, name="faults", grid={"seed": [0, 1], "method": ["clip", FAILING[0]]})
+    assert sweep_command.main([file]) == 0
+    after = records("faults")
+    assert len(after) == 4
+    assert sum(r.run_id in before.values() for r in after.values()) == 2
+    assert sweep_command.main([file]) == 0  # nothing left to do
+    assert {i: r.run_id for i, r in records("faults").items()} == {i: r.run_id for i, r in after.items()}
+
+
+@pytest.fixture(scope="module")
+def compared(place):
+    """Two methods, two ratios, two seeds."""
+    file = write(place, "small_loss", "mscn", name="compared", grid={"noise_ratio": [0, 0.4], "seed": [0, 1]})
+    assert sweep_command.main([file, "--tracking-uri", "sqlite:///other.db"]) == 0
+    return Store("sqlite:///other.db").read_sweep("compared")
+
+
+def test_every_run_carries_what_is_needed_to_repeat_it(compared):
+    client = Store("sqlite:///other.db").client
+    for record in compared.records.values():
+        run, trial = client.get_run(record.run_id), record.trial
+        for key in ("method", "dataset", "noise_ratio", "noise_granularity", "seed", "backbone", "lr", "batch_size"):
+            assert key in run.data.params
+        for key in ("trial_id", "cell", "noise_digest", "protocol_version", "git_commit", "data_fingerprint", "torch", "device"):
+            assert run.data.tags[key]
+        for key in ("test/i2t_r1", "test/t2i_r10", "test/rsum", "last/rsum", "dev/best_rsum", "cost/seconds", "noise/realised_ratio"):
+            assert key in run.data.metrics
+        noise = make_noise(small.load()["train"], ratio=trial.noise_ratio, granularity=trial.noise_granularity, seed=trial.noise_seed)
+        assert run.data.tags["noise_digest"] == noise.digest
+        assert [d.dataset.digest for d in run.inputs.dataset_inputs] == [noise.digest]
+        assert run.data.tags["mlflow.parentRunId"]
+    digests = {(r.trial.noise_ratio, r.trial.seed): r.tags["noise_digest"] for r in compared.records.values()}
+    assert all(r.tags["noise_digest"] == digests[r.trial.noise_ratio, r.trial.seed] for r in compared.records.values())  # paired
+
+
+def test_seeds_of_a_cell_share_a_tag(compared):
+    cells = {}
+    for record in compared.records.values():
+        cells.setdefault(record.tags["cell"], set()).add(record.trial.seed)
+    assert len(cells) == 4
+    assert all(seeds == {0, 1} for seeds in cells.values())
+
+
+def test_artifacts_hold_rankings_and_confidences(compared):
+    store = Store("sqlite:///other.db")
+    record = next(r for r in compared.records.values() if r.trial.method == "small_loss" and r.trial.noise_ratio)
+    test = small.load()["test"]
+    rankings = store.read_array(record.run_id, "test_rankings.npz")
+    assert 100 * (rankings["i2t_rank"] < 1).mean() == pytest.approx(record.metrics["test/i2t_r1"])
+    assert rankings["t2i_top"].shape == (len(test.captions), 5)
+    confidence = store.read_array(record.run_id, "confidence/epoch_002.npz")["confidence"]
+    assert confidence.shape == (len(small.load()["train"].captions),)
+
+
+def test_a_trial_in_a_sweep_is_the_trial_by_hand(compared):
+    record = next(r for r in compared.records.values() if r.trial.method == "mscn" and r.trial.noise_ratio and r.trial.seed == 0)
+    outcome = build.trainer("mscn").fit()
+    for key in ("test/rsum", "last/rsum", "dev/best_rsum"):
+        assert outcome.metrics[key] == pytest.approx(record.metrics[key])
+
+
+def test_the_report_is_made_from_the_store_alone(compared, place):
+    assert report_command(["compared", "--tracking-uri", "sqlite:///other.db"]) == 0
+    folder = place / "reports" / "compared"
+    frame = pd.read_csv(folder / "results.csv")
+    assert len(frame) == 8
+    assert frame["run"].nunique() == 8
+    text = (folder / "report.md").read_text()
+    values = frame[(frame["method"] == "small_loss") & (frame["noise_ratio"] == 0.4)]["rsum"]
+    assert f"{values.mean():.1f} ± {np.std(values, ddof=1):.1f}" in text
+    assert "mscn †" in text
+    for file in ("degradation-load-caption.png", "degradation-load-caption.svg", "tables.tex"):
+        assert (folder / file).stat().st_size > 500
+
+
+def test_an_unknown_sweep_is_told(compared, capfd):
+    assert report_command(["comparred", "--tracking-uri", "sqlite:///other.db"]) == 2
+    assert "it holds: compared" in capfd.readouterr().err
+
+
+def test_two_processes_through_ray_train(place):
+    """The same trial through TorchTrainer with two workers: same numbers as one process, recorded once."""
+    fixed = {"precision": "fp64"}
+    one = build.trainer("clip", precision="fp64").fit()
+    file = write(place, "clip", name="processes", fixed=fixed, resources={"processes": 2})
+    assert sweep_command.main([file]) == 0
+    (record,) = records("processes").values()
+    assert record.tags["processes"] == "2"
+    assert record.metrics["test/rsum"] == pytest.approx(one.metrics["test/rsum"])
+    assert record.metrics["dev/best_rsum"] == pytest.approx(one.metrics["dev/best_rsum"])
+
+
+def test_a_dry_run_starts_nothing(place, capfd):
+    file = write(place, "clip", "npc", name="dry")
+    assert sweep_command.main([file, "--dry-run"]) == 0
+    out = capfd.readouterr()
+    assert all(t.id in out.out for t in load_sweep(file).trials)
+    assert Store().client.get_experiment_by_name("dry") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"grid": {"method": ["clpi"]}}, "did you mean 'clip'"),
+        ({"fixed": {"batch_size": 10_000}}, "batch_size = 10000: larger than the"),
+        ({"fixed": {"batch_size": 100}}, "at most 40"),
+        ({"grid": {"dataset": ["emojis"]}}, "unknown data set 'emojis'; did you mean 'emoji'"),
+        ({"grid": {"dataset": ["emoji"]}, "fixed": {"dataset_options": {"file": "nothing.parquet"}}}, "nothing.parquet is missing"),
+        ({"resources": {"gpus": 64}}, "this machine has"),
+    ],
+)
+def test_bad_input_starts_nothing(place, capfd, changes, expected):
+    assert sweep_command.main([write(place, "clip", name="bad", **changes)]) == 2
+    told = capfd.readouterr().err
+    assert expected in told
+    assert "Traceback" not in told
+    assert Store().client.get_experiment_by_name("bad") is None
+
+
+def test_all_faults_at_once(place, capfd):
+    file = write(place, "clip", name="bad", grid={"dataset": ["nowhere"]}, resources={"gpus": 64})
+    assert sweep_command.main([file, "--tracking-uri", "http://127.0.0.1:9"]) == 2
+    told = capfd.readouterr().err
+    for part in ("3 errors", "unknown data set 'nowhere'", "resources.gpus", "http://127.0.0.1:9 does not answer"):
+        assert part in told
+
+
+def test_no_cluster_at_the_address(place):
+    """In a process of its own: this one has joined a Ray already."""
+    file = write(place, "clip", name="nocluster")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_gcs_server_request_timeout_seconds": "3", "RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
+    done = subprocess.run([sys.executable, "-m", "harness.sweep", file, "--address", "127.0.0.1:1"], cwd=place, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "no Ray cluster at 127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_tracking_server_by_uri(place):
+    """A real `mlflow server`, one tracked trial by hand, and the same command again."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", "--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", str(place / "served")]
+    with open(place / "server.log", "w") as log:
+        server = subprocess.Popen(command, cwd=place, stdout=log, stderr=log, start_new_session=True)
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.5)
+        file = write(place, "small_loss", name="served")
+        (trial,) = load_sweep(file).trials
+        for _ in range(2):
+            assert train_command.main([file, "--trial", trial.id[:6], "--tracking-uri", uri]) == 0
+        (record,) = Store(uri).read_sweep("served").records.values()
+        assert record.done
+        assert Store(uri).read_array(record.run_id, "test_rankings.npz")["i2t_rank"].size
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(20)
+
+
+def test_a_trial_by_hand_needs_neither_ray_nor_mlflow(place):
+    file = write(place, "npc", name="byhand")
+    trial = load_sweep(file).trials[0].id
+    code = (
+        "import sys; from harness.train import main;"
+        f"code = main([{file!r}, '--trial', {trial!r}, '--no-tracking']);"
+        "assert not {'ray', 'mlflow'} & set(sys.modules), 'imported'; sys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    by_hand = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines() if line.startswith("test/"))
+    assert float(by_hand["test/rsum"]) == pytest.approx(build.trainer("npc").fit().metrics["test/rsum"], abs=1e-3)
+
+
+def test_a_trial_under_torchrun(place):
+    file = write(place, "clip", name="torchrun", fixed={"precision": "fp64"})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    done = subprocess.run([*command, "-m", "harness.train", file, "--trial", load_sweep(file).trials[0].id, "--no-tracking"], cwd=place, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("test/rsum ") == 1  # the main process alone speaks
+    value = float(next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("test/rsum ")))
+    assert value == pytest.approx(build.trainer("clip", precision="fp64").fit().metrics["test/rsum"], abs=1e-3)
+
+
+def test_an_unknown_trial_is_told(place, capfd):
+    assert train_command.main([write(place, "clip", name="byhand2"), "--trial", "zzz"]) == 2
+    assert "0 trials of byhand2 begin so; there are" in capfd.readouterr().err
+
+
+def test_the_plan_is_in_the_store(compared):
+    store = Store("sqlite:///other.db")
+    parent = store._search(store.client.get_experiment_by_name("compared").experiment_id, "tags.kind = 'sweep'")[0].info.run_id
+    plan = json.loads(store._read_artifact(parent, "plan.json"))
+    assert len(plan["trials"]) == 8
+    assert "small_loss" in store._read_artifact(parent, "sweep.yaml").decode()
