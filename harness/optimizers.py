@@ -39,7 +39,7 @@ class Optimizers:
         self.parameters = {name: dict(group.parameters) for name, group in groups.items()}
         self.base_lr = {name: lr if group.lr is None else group.lr for name, group in groups.items()}
         self.clip_norm, self.warmup_steps, self.total_steps, self.processes = clip_norm, warmup_steps, total_steps, processes
-        self._make = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.adam = {name: self._adam(list(p.values())) for name, p in self.parameters.items()}
         self._siblings: dict[str, tuple[list[nn.Parameter], torch.optim.AdamW]] = {}
         self.factor = 0.0
@@ -94,11 +94,8 @@ class Optimizers:
     def _adam(self, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
         decay = [p for p in parameters if p.ndim > 1]
         other = [p for p in parameters if p.ndim <= 1]
-        weight_decay = self._make["weight_decay"]
-        settings = {"betas": self._make["betas"], "eps": self._make["eps"], "fused": True}
-        return torch.optim.AdamW(
-            [{"params": decay, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}], lr=0.0, **settings
-        )
+        parts = [{"params": decay, "weight_decay": self.weight_decay}, {"params": other, "weight_decay": 0.0}]
+        return torch.optim.AdamW(parts, lr=0.0, betas=self.betas, eps=self.eps, fused=True)
 
     def _mean_gradients(self, loss: Tensor, parameters: list[nn.Parameter], *, retain_graph: bool = False) -> list[Tensor]:
         """The gradient of the global loss: the mean over processes (`backbones/rows.py` says why), in one transfer."""

@@ -47,6 +47,8 @@ def write_report(store: Store, name: str, folder: Path) -> Path:
     sweep = store.read_sweep(name)
     frame = tidy(sweep)
     folder.mkdir(parents=True, exist_ok=True)
+    if sweep.select:  # test plays no part in a search
+        frame = frame.drop(columns=[c for c in frame if c.removeprefix("last_") in MEASURES])
     frame.to_csv(folder / "results.csv", index=False, float_format="%.6g")
     tables, figures = _selection(sweep, frame) if sweep.select else _comparison(frame, folder)
     text = [f"# {sweep.name}", "", sweep.description, "", _state(frame), ""]
@@ -103,9 +105,8 @@ def _by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digit
     best = {r: _best(frame, found, r) for r in ratios}
     rows = []
     for row in dict.fromkeys(frame["row"]):
-        if found.loc[row]["n"].sum() == 0:
-            if measure == "auroc":
-                continue
+        if measure == "auroc" and found.loc[row]["n"].sum() == 0:
+            continue
         texts = [_mean_sd(found.loc[row, r], digits) for r in ratios]
         rows.append([Cell(_marked(frame, row)), *(Cell(t, best=row in best[r]) for t, r in zip(texts, ratios, strict=True))])
     planned = int(found["planned"].max())
@@ -153,7 +154,7 @@ def _is_best(value: float, column: pd.Series, high: bool) -> bool:
 def _cost(frame: pd.DataFrame, where: str) -> Table:
     rows = []
     for row, part in frame.groupby("row", sort=False):
-        done = part.dropna(subset=["rsum"])
+        done = part[part["done"]]
         if done.empty:
             continue
         mean = done[["seconds", "pairs_per_second", "peak_memory_mb", "networks", "parameters"]].mean()
@@ -172,11 +173,11 @@ def _selection(sweep: SweepRecord, frame: pd.DataFrame) -> tuple[list[Table], li
     """A search: dev rSum of every try, the best of each method marked. Test stays out of it."""
     found = frame.groupby(["method", "row"], sort=False)["dev_rsum"].agg(mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size")
     rows = []
-    for method, part in found.groupby(level=0, sort=False):
+    for _, part in found.groupby(level=0, sort=False):
         best = part["mean"].max()
         rows += [[Cell(row), Cell(_mean_sd(line, 1), best=line["mean"] == best)] for (_, row), line in part.iterrows()]
-        del method
-    caption = f"Best dev rSum of each try (mean over noise ratios and seeds ± sd); in bold the setting that is chosen for the method, tries: {len(rows)}."
+    tries = ", ".join(f"{method} {len(part)}" for method, part in found.groupby(level=0, sort=False))
+    caption = f"Best dev rSum of each try, mean over noise ratios and seeds; in bold the setting that is chosen for the method. Tries: {tries}."
     return [Table("Search on dev", caption, ["try", "dev rSum"], rows)], []
 
 
@@ -210,7 +211,7 @@ def _marked(frame: pd.DataFrame, row: str) -> str:
 
 
 def _state(frame: pd.DataFrame) -> str:
-    done = int(frame["rsum"].notna().sum())
+    done = int(frame["done"].sum())
     lines = [f"{done} of {len(frame)} planned trials are done." + ("" if done == len(frame) else " **Cells with fewer seeds are marked.**")]
     for _, line in frame[frame["failure"] != ""].iterrows():
         lines.append(f"- failed: {line['row']} noise {line['noise_ratio']:g} seed {line['seed']}: `{line['failure']}`")

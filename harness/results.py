@@ -18,7 +18,7 @@ MEASURES = (*RECALLS, "rsum")
 def tidy(sweep: SweepRecord) -> pd.DataFrame:
     """One line for each planned trial, finished or not.
 
-    Columns: trial, run, status, method, row (method and what else varies), data set, granularity, noise_ratio,
+    Columns: trial, run, status, done, method, row (method and what else varies), data set, granularity, noise_ratio,
     seed, noise_seed, the recalls and rsum of the best dev epoch, the same with `last_` of the last epoch, dev_rsum,
     best_epoch, auroc (last epoch), realised ratio, cost, and whether the method uses clean data or the truth.
     """
@@ -32,6 +32,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "trial": trial.id,
             "run": record.run_id if record else "",
             "status": record.status if record else "MISSING",
+            "done": bool(record and record.done),
             "method": trial.method,
             "row": labels[trial.id],
             "dataset": trial.dataset,

@@ -285,10 +285,11 @@ def hyper_model(cls: type[Method]) -> type[BaseModel]:
     """A model of the hyper-parameters that a method's constructors declare, with their types and defaults."""
     fields: dict[str, Any] = {}
     for owner in reversed(cls.__mro__[: cls.__mro__.index(Method)]):
-        if "__init__" not in vars(owner):
+        constructor = vars(owner).get("__init__")
+        if constructor is None:
             continue
-        hints = typing.get_type_hints(owner.__init__, include_extras=True)
-        for name, parameter in inspect.signature(owner.__init__).parameters.items():
+        hints = typing.get_type_hints(constructor, include_extras=True)
+        for name, parameter in inspect.signature(constructor).parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY and name not in _HARNESS_SUPPLIES:
                 default = ... if parameter.default is parameter.empty else parameter.default
                 fields[name] = (hints.get(name, Any), default)

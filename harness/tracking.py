@@ -27,10 +27,11 @@ from harness.trial import Setup
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-import mlflow  # noqa: E402  (the switches above are read on import)
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
 for _name in ("mlflow", "mlflow.store.db.utils", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -265,7 +266,7 @@ class MlflowRecorder:
             self.client.delete_tag(self.run_id, old)
         metrics = {"noise/realised_ratio": noise.realised, "cost/parameters": float(setup.parameters)}
         self._log(metrics, step=0, tags=tags)
-        if not run.inputs.dataset_inputs:
+        if not run.inputs or not run.inputs.dataset_inputs:
             profile = json.dumps({"pairs": len(noise.image), "nominal": noise.nominal, "realised": noise.realised})
             source = json.dumps({"seed": noise.seed, "granularity": noise.granularity, "data": setup.data.fingerprint})
             name = f"{setup.data.name} noise {noise.nominal:g} {noise.granularity} seed {noise.seed}"

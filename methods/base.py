@@ -153,6 +153,8 @@ class Method(nn.Module):
     uses_ground_truth: ClassVar[bool] = False
     trains: ClassVar[bool] = True
 
+    networks: Sequence[Any]  # a ModuleList of backbones (`Backbone`, and modules all the same)
+
     def __init__(
         self,
         *,
@@ -163,7 +165,7 @@ class Method(nn.Module):
         n_networks: int = 1,
     ) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(make_backbone(i) for i in range(n_networks))
+        self.networks = nn.ModuleList(make_backbone(i) for i in range(n_networks))  # type: ignore[assignment]
         self.pairs = pairs
         self.batch_size = batch_size
         self.seed = seed
@@ -207,7 +209,8 @@ class Method(nn.Module):
 
     def score(self, network: int, images: Tensor, texts: Tensor) -> Tensor:
         """[M, D], [N, D] embeddings of one network -> [M, N]: what that network ranks by."""
-        return self.networks[network].similarity(images, texts)
+        scores: Tensor = self.networks[network].similarity(images, texts)
+        return scores
 
     def confidence(self) -> Tensor | None:
         """For each training pair (data-set order) the belief in [0, 1] that it matches; None if there is none."""

@@ -47,7 +47,8 @@ def matched_posterior(
         before = likelihood
         weights = posterior.mean(1)
         shapes = np.array([_moments(scores, p) for p in posterior])
-    return _expect(scores, shapes, weights)[0][1]
+    matched: np.ndarray = _expect(scores, shapes, weights)[0][1]
+    return matched
 
 
 def _inside(x: np.ndarray) -> np.ndarray:

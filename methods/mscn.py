@@ -49,6 +49,10 @@ class MSCN(Method):
     paper = "MSCN (CVPR 2023)"
     uses_clean_data = True
 
+    heads: Sequence[ScoreHead]
+    posterior: Tensor
+    purified: Tensor
+
     def __init__(
         self,
         *,
@@ -69,7 +73,7 @@ class MSCN(Method):
         self.meta_lr = meta_lr
         self.meta_batch_size = meta_batch_size
         self.keep_above = keep_above
-        self.heads = nn.ModuleList(
+        self.heads = nn.ModuleList(  # type: ignore[assignment]
             ScoreHead(net.vector_size, hidden, torch_generator(self.seed, "score head", i))
             for i, net in enumerate(self.networks)
         )
@@ -172,7 +176,8 @@ class MSCN(Method):
         return torch.stack(losses).mean()
 
     def score(self, network: int, images: Tensor, texts: Tensor) -> Tensor:
-        return self.heads[network](self.networks[network], images, texts)
+        scores: Tensor = self.heads[network](self.networks[network], images, texts)
+        return scores
 
     def confidence(self) -> Tensor | None:
         return self.posterior.mean(0) if self.purified else None

@@ -39,6 +39,10 @@ class NPC(Method):
 
     paper = "NPC (AAAI 2024)"
 
+    entries: Tensor
+    has_bank: Tensor
+    weight: Tensor
+
     def __init__(
         self,
         *,
@@ -67,10 +71,17 @@ class NPC(Method):
         seen = scan(lambda images, texts: {"loss": pair_losses(net.logits(images, texts)), "image": images, "text": texts})
         posterior = torch.from_numpy(low_loss_posterior(seen["loss"].numpy(), seed=seed_of(self.seed, "mixture", epoch)))
         clean, fallback = self._strict_clean_set(posterior, seen["loss"])
-        for row, side in enumerate(("image", "text")):
-            self.entries[row] = clean[_nearest(seen[side], seen[side][clean])].to(self.entries.device)
+        self.entries[0] = self._nearest_images(seen["image"], clean).to(self.entries.device)
+        self.entries[1] = clean[_nearest(seen["text"], seen["text"][clean])].to(self.entries.device)
         self.has_bank.fill_(True)
         return {"bank_size": len(clean), "bank_fallback": float(fallback)}
+
+    def _nearest_images(self, embeddings: Tensor, clean: Tensor) -> Tensor:
+        """For each pair the clean pair with the nearest image; each distinct image is compared once."""
+        queries, back = _first_of_each(self.pairs.images)
+        candidates, _ = _first_of_each(self.pairs.images[clean])
+        nearest = _nearest(embeddings[queries], embeddings[clean[candidates]])
+        return clean[candidates[nearest]][back]
 
     def _strict_clean_set(self, posterior: Tensor, losses: Tensor) -> tuple[Tensor, bool]:
         clean = (posterior > self.threshold).nonzero().flatten()
@@ -136,10 +147,17 @@ def _nearest(queries: Tensor, candidates: Tensor, *, chunk: int = 4096, tie: flo
     Pairs share images and captions, so exact ties are common: the earliest of those within `tie` of the largest is
     taken, which does not hang on rounding.
     """
-    rows = torch.arange(len(candidates))
     found = []
     for part in queries.split(chunk):
         cosine = part @ candidates.T
         close = cosine >= cosine.amax(1, keepdim=True) - tie
-        found.append(torch.where(close, rows, len(rows)).amin(1))
+        found.append(close.view(torch.uint8).argmax(1))  # the first of equals
     return torch.cat(found)
+
+
+def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each distinct value of [N] stands first, in order of place, and for each element its row among those."""
+    place, row = values.unique(return_inverse=True)
+    first = torch.full((len(place),), len(values)).scatter_reduce_(0, row, torch.arange(len(values)), "amin")
+    order = first.argsort()
+    return first[order], order.argsort()[row]

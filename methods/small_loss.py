@@ -24,6 +24,9 @@ class SmallLoss(Method):
 
     paper = "baseline (mixture of DivideMix, ICLR 2020)"
 
+    weight: Tensor
+    fitted: Tensor
+
     def __init__(self, *, warmup_epochs: Count = 2, **common: Any) -> None:
         super().__init__(**common)
         self.warmup_epochs = warmup_epochs

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.data import DataError, DataSet, Split, load_dataset
-from harness.data.build_emoji import _captions, _families, Concept
+from harness.data.build_emoji import Concept, _captions, _families
 from harness.data.emoji import FILE
 
 

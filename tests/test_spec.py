@@ -136,7 +136,7 @@ def test_files_that_are_no_sweeps(tmp_path, text):
 
 def test_a_missing_file_names_its_neighbours(tmp_path):
     (tmp_path / "quickstart.yaml").write_text("")
-    with pytest.raises(BadInput, match="did you mean 'quickstart.yaml'"):
+    with pytest.raises(BadInput, match=r"did you mean 'quickstart\.yaml'"):
         load_sweep(tmp_path / "quickstat.yaml")
 
 

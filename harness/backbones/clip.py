@@ -203,7 +203,8 @@ class ClipBackbone(nn.Module):
     def project_vectors(self, images: Tensor, texts: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         scaled = math.sqrt(self.vector_size) * weight
         left = (images[:, None, :] * scaled).flatten(0, 1)  # [M * H, D]
-        return (left @ texts.T).unflatten(0, (len(images), len(weight))).transpose(1, 2) + bias
+        projected: Tensor = (left @ texts.T).view(len(images), len(weight), len(texts))
+        return projected.transpose(1, 2) + bias
 
     def project_pair_vectors(self, images: Tensor, texts: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(math.sqrt(self.vector_size) * images * texts, weight, bias)

@@ -43,9 +43,9 @@ _REGIONS = frozenset(range(0x1F1E6, 0x1F200))  # letters of flags
 _GENDER_SIGNS = {0x2640, 0x2642}
 _DIRECTIONS = {0x27A1, 0x2194, 0x2195}
 _PEOPLE = {0x1F466, 0x1F467, 0x1F468, 0x1F469, 0x1F474, 0x1F475, 0x1F476, 0x1F9D1, 0x1F9D2, 0x1F9D3}
-_GENDERED_WORDS = set(
-    "man men woman women person people boy boys girl girls child children adult older old baby "
-    "facing right with in".split()
+_GENDERED_WORDS = frozenset(
+    {"man", "men", "woman", "women", "person", "people", "boy", "boys", "girl", "girls", "child", "children"}
+    | {"adult", "older", "old", "baby", "facing", "right", "with", "in"}
 )
 # Concepts that are drawn alike but share neither code points nor words.
 _SAME_FAMILY = {

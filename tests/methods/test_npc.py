@@ -45,6 +45,13 @@ def test_nearest_is_by_cosine():
     assert torch.equal(found[10:20], torch.arange(10))  # a clean pair may be its own entry
 
 
+def test_comparing_distinct_images_once_finds_the_same_entries():
+    npc = build.method("npc")
+    distinct = torch.nn.functional.normalize(torch.randn(int(npc.pairs.images.max()) + 1, 8), dim=1)
+    embeddings, clean = distinct[npc.pairs.images], torch.arange(3, len(npc.pairs), 2)
+    assert torch.equal(npc._nearest_images(embeddings, clean), clean[_nearest(embeddings, embeddings[clean])])
+
+
 def test_an_empty_strict_clean_set_falls_back_and_says_so():
     npc = build.method("npc", hyper={"warmup_epochs": 0, "bank_threshold": 1.0, "least_bank": 0.1})
     posterior = torch.linspace(0, 0.9, len(npc.pairs))
