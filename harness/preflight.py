@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
 
 import numpy as np
@@ -79,6 +80,18 @@ def _check_devices(resources: Resources) -> list[str]:
     if resources.processes > 1 and 0 < resources.gpus < 1:
         errors.append(f"resources.gpus = {resources.gpus:g}: a share of a GPU works with one process only, not {resources.processes}")
     return errors
+
+
+def check_address(address: str) -> list[str]:
+    """Whether something answers at a Ray cluster's address: Ray itself ends the process where nothing does."""
+    if address == "auto":
+        return []
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        return [f"--address {address!r}: no Ray cluster answers there ({error}); expected HOST:PORT, ray://HOST:PORT or 'auto'"]
+    return []
 
 
 def prepare_features(trials: Iterable[Trial], data: dict[str, DataSet]) -> None:

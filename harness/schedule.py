@@ -64,7 +64,7 @@ def start_ray(resources: Resources, address: str | None) -> None:
             slots = {"trial_slot": 1000} if resources.processes > 1 else None
             ray.init(include_dashboard=False, resources=slots, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(f"no Ray cluster at {address}: {' '.join(str(error).split())[:200]}") from None
+        raise ClusterError(f"Ray does not start (--address {address}): {' '.join(str(error).split())[:200]}") from None
     have = ray.cluster_resources()
     needs = {"CPU": resources.cpus * resources.processes, "GPU": resources.gpus * resources.processes}
     if resources.processes > 1:

@@ -27,10 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
         sweep = load_sweep(options.file)
     except BadInput as error:
         return fail(error.errors)
-    from harness.preflight import check_sweep, data_key, prepare_features
+    from harness.preflight import check_address, check_sweep, data_key, prepare_features
     from harness.tracking import Store, StoreError
 
     errors, data = check_sweep(sweep, cluster=bool(options.address))
+    errors += check_address(options.address) if options.address else []
     store = None
     try:
         store = Store(options.tracking_uri, patient=False)
@@ -92,12 +93,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _quiet() -> None:
     """Libraries' chatter goes; what remains is ours, and real warnings of the user's own code."""
-    for name in ("httpx", "root", "ray", "filelock", "transformers", "huggingface_hub"):
+    for name in ("httpx", "ray", "filelock", "transformers", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger().setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 

@@ -74,8 +74,10 @@ def build_towers(*, model: str, pretrained: str, image_size: int | None) -> Towe
         ValueError: unknown model, tag or file.
     """
     import open_clip
+    import transformers
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
+    transformers.utils.logging.disable_progress_bar()
     name = _register(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("towers"))
@@ -122,7 +124,7 @@ def weights_identity(*, model: str, pretrained: str) -> str:
     import transformers
 
     parts = [open_clip.__version__, timm.__version__, transformers.__version__, pretrained]
-    parts.append(_config_text(model) if model in BUILT_IN or model.endswith(".json") else model)
+    parts.append(BUILT_IN.get(model, Path(model)).read_text() if model in BUILT_IN or model.endswith(".json") else model)
     files = [_PACKAGE_IMAGE_WEIGHTS, _PACKAGE_TEXT_WEIGHTS] if pretrained == "packages" else [pretrained]
     for file in map(_locate, files):
         if Path(file).is_file():
