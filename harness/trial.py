@@ -81,7 +81,6 @@ def build_trainer(
     splits = ["train", "dev", "test"] + (["meta"] if cls.uses_clean_data else [])
     with accelerator.main_process_first():
         inputs = {s: backbone.inputs(data, s, device=accelerator.device) for s in splits}
-    backbone.widths(inputs["train"])
     given: dict[str, Any] = {}
     if cls.uses_ground_truth:
         given["truth"] = torch.from_numpy(noise.matched)
@@ -89,7 +88,7 @@ def build_trainer(
         meta = data["meta"]
         given["clean"] = Pairs(torch.from_numpy(meta.owner), torch.arange(len(meta.captions)), "meta")
     method = cls(
-        make_backbone=lambda network: backbone.make(network, trial.seed),
+        make_backbone=lambda network: backbone.make(network, trial.seed, inputs["train"]),
         pairs=Pairs(torch.from_numpy(noise.image), torch.arange(len(noise.image))),
         batch_size=trial.batch_size,
         seed=trial.seed,

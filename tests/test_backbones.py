@@ -22,17 +22,19 @@ def setup(**changes):
 
 
 def batch_of(backbone, count=6, split="dev"):
-    inputs = backbone.inputs(small.load(), split)
-    backbone.widths(inputs)
-    return Fetch({split: inputs})[Plan(torch.arange(count), Pairs(torch.arange(count), torch.arange(count), split))]
+    fetch = Fetch({split: backbone.inputs(small.load(), split)})
+    return fetch[Plan(torch.arange(count), Pairs(torch.arange(count), torch.arange(count), split))]
+
+
+def network_of(backbone, network=0, seed=0):
+    return backbone.make(network, seed, backbone.inputs(small.load(), "dev"))
 
 
 def test_cached_towers_equal_live_ones():
     out = []
     for cache in (True, False):
         backbone = setup(cache=cache)
-        batch = batch_of(backbone)
-        out.append(backbone.make(0, seed=3).eval()(batch))
+        out.append(network_of(backbone).eval()(batch_of(backbone)))
     for cached, live in zip(*out, strict=True):
         assert torch.allclose(cached, live, atol=1e-4)
         assert not torch.allclose(cached[0], cached[1], atol=1e-3)
@@ -52,10 +54,7 @@ def test_the_real_towers_equal_their_cache():
     out = []
     for cache in (True, False):
         backbone = ClipSetup(ClipConfig(cache=cache))
-        out.append(backbone.make(0, seed=0).eval()(batch_of(backbone, split="meta")) if cache else None)
-        if not cache:
-            batch = batch_of(backbone, split="meta")
-            out[-1] = backbone.make(0, seed=0).eval()(batch)
+        out.append(network_of(backbone).eval()(batch_of(backbone)))
     for cached, live in zip(*out, strict=True):
         assert torch.allclose(cached, live, atol=1e-4)
 
@@ -93,9 +92,7 @@ def test_padding_changes_nothing():
 
 
 def test_a_bilinear_form_stands_for_the_similarity_vectors():
-    backbone = setup()
-    batch_of(backbone)
-    net = backbone.make(0, seed=0)
+    net = network_of(setup())
     images, texts = torch.randn(3, 8), torch.randn(5, 8)
     weight, bias = torch.randn(4, 8), torch.randn(4)
     vectors = np.sqrt(8) * images[:, None] * texts[None]
@@ -105,8 +102,7 @@ def test_a_bilinear_form_stands_for_the_similarity_vectors():
 
 def test_networks_differ_and_repeat():
     backbone = setup()
-    batch_of(backbone)
-    first, again, second, other = (backbone.make(n, seed=s).image_head[1].weight for n, s in ((0, 1), (0, 1), (1, 1), (0, 2)))
+    first, again, second, other = (network_of(backbone, n, s).image_head[1].weight for n, s in ((0, 1), (0, 1), (1, 1), (0, 2)))
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert not torch.equal(first, other)
@@ -115,7 +111,7 @@ def test_networks_differ_and_repeat():
 def test_dropout_masks_belong_to_the_pair():
     backbone = setup(head={"dropout": 0.5})
     batch = batch_of(backbone, 8)
-    net = backbone.make(0, seed=0).train()
+    net = network_of(backbone).train()
     whole = net(batch)[0]
     assert torch.equal(whole, net(batch)[0])
     part = Batch(batch.index, batch.images[3:6], batch.texts[3:6], 3, 8, batch.seed)

@@ -93,27 +93,25 @@ class ClipSetup:
         towers = self._load()
         return LiveInputs(data[split], towers.transform, towers.tokenize)
 
-    def make(self, network: int, seed: int) -> ClipBackbone:
-        """Network number `network`; heads are initialised from (seed, network)."""
+    def make(self, network: int, seed: int, inputs: Inputs) -> ClipBackbone:
+        """Network number `network` for such inputs; heads are initialised from (seed, network)."""
+        towers, config = None, self.config
+        if not self.uses_cache:
+            towers = build_towers(model=config.model, pretrained=config.pretrained, image_size=config.image_size)
+        widths = self._widths(inputs, towers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, "init", network))
-            if self.uses_cache:
-                return ClipBackbone(self.config, None, self._sizes, network)
-            config = self.config
-            towers = build_towers(model=config.model, pretrained=config.pretrained, image_size=config.image_size)
-            return ClipBackbone(config, towers, self._sizes, network)
+            return ClipBackbone(config, towers, widths, network)
 
-    def widths(self, inputs: Inputs) -> None:
-        """Remember the towers' output widths, read off cached features or found by a pass of one pair."""
-        if isinstance(inputs, CachedInputs):
-            self._sizes = (inputs.image_features.shape[1], inputs.text_features.shape[1])
-            return
-        with torch.no_grad():
-            first, towers = torch.zeros(1, dtype=torch.long), self._load().eval()
-            self._sizes = (
-                towers.encode_image(inputs.images(first)).shape[1],
-                towers.encode_text(inputs.texts(first)).shape[1],
-            )
+    @staticmethod
+    @torch.no_grad()
+    def _widths(inputs: Inputs, towers: Towers | None) -> tuple[int, int]:
+        """The towers' output widths: those of the features, or of what the towers make of one pair."""
+        first = torch.zeros(1, dtype=torch.long)
+        images, texts = inputs.images(first), inputs.texts(first)
+        if towers is not None:
+            images, texts = towers.eval().encode_image(images), towers.encode_text(texts)
+        return images.shape[1], texts.shape[1]
 
     def _load(self) -> Towers:
         if self._towers is None:

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.report import _by_ratio, _recalls, _stability
+from harness.results import cells, row_labels, shared_and_own_settings, stability
+from harness.tables import Cell, Table
+from tests import small
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def frame(rows):
+    """(row, ratio, seed, rsum, i2t_r1) with what else a tidy frame has."""
+    made = pd.DataFrame(rows, columns=["row", "noise_ratio", "seed", "rsum", "i2t_r1"])
+    for name in ("i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10"):
+        made[name] = made["i2t_r1"]
+    return made.assign(noise_seed=made["seed"], ground_truth=made["row"] == "ceiling", clean_data=made["row"] == "clean")
+
+
+def test_variance_over_ratios_is_that_of_npcs_figure():
+    """Flickr30K i2t R@1 of NPC's README at 0 / 20 / 40 / 60 %: the figure says 3.61 and 56.40."""
+    published = {"npc": (87.9, 87.3, 85.6, 83.0), "clip": (86.2, 82.3, 76.2, 66.3)}
+    rows = [(name, ratio, 0, 0.0, value) for name, values in published.items() for ratio, value in zip((0, 0.2, 0.4, 0.6), values, strict=True)]
+    found = stability(frame(rows))
+    assert found.loc["npc", "var_i2t_r1"] == pytest.approx(3.61, abs=0.005)
+    assert found.loc["clip", "var_i2t_r1"] == pytest.approx(56.40, abs=0.005)
+
+
+def test_stability_over_seeds():
+    found = stability(frame([("a", 0, 0, 100, 10), ("a", 0, 1, 104, 12), ("a", 0.4, 0, 80, 8), ("a", 0.4, 1, 90, 6)])).loc["a"]
+    assert found["drop"] == pytest.approx(102 - 85)
+    assert found["sd_seeds"] == pytest.approx((np.std([100, 104], ddof=1) + np.std([80, 90], ddof=1)) / 2)
+    assert found["worst"] == 80
+    assert found["var_i2t_r1"] == pytest.approx((1.0 + 9.0) / 2)
+
+
+def test_a_seed_with_a_hole_is_not_averaged_over():
+    found = stability(frame([("a", 0, 0, 1, 10), ("a", 0.4, 0, 1, 20), ("a", 0, 1, 1, 30), ("a", 0.4, 1, np.nan, np.nan)])).loc["a"]
+    assert found["var_i2t_r1"] == pytest.approx(25)
+
+
+def test_cells_say_their_n():
+    found = cells(frame([("a", 0, 0, 1, 1), ("a", 0, 1, 3, 1), ("a", 0, 2, np.nan, 1)]), "rsum").loc["a", 0]
+    assert (found["mean"], found["n"], found["planned"]) == (2, 2, 3)
+    assert found["sd"] == pytest.approx(np.sqrt(2))
+
+
+def test_bold_is_the_best_complete_cell_that_does_not_know_the_truth():
+    rows = [("a", 0, s, 100 + s, 1) for s in (0, 1)] + [("b", 0, 0, 500, 1), ("b", 0, 1, np.nan, 1)]
+    rows += [("ceiling", 0, s, 200, 1) for s in (0, 1)] + [("clean", 0, s, 90, 1) for s in (0, 1)]
+    text = _by_ratio(frame(rows), "rsum", "t", "c").markdown()
+    assert "**100.5 ± 0.7**" in text
+    assert "| 500.0 (n=1 of 2!)" in text
+    assert "| ceiling ‡" in text
+    assert "| clean †" in text
+    assert text.count("**") == 2
+
+
+def test_tables_of_a_sweep_that_has_not_begun_have_no_numbers():
+    rows = frame([("a", r, s, np.nan, np.nan) for r in (0, 0.4) for s in (0, 1)])
+    for table in (_by_ratio(rows, "rsum", "t", "c"), _recalls(rows, "w"), _stability(rows, "w")):
+        assert "nan" not in table.markdown().lower()
+
+
+def test_rows_are_told_apart_by_what_varies():
+    trials = small.sweep("clip", "npc", grid={"npc.bank_threshold": [0.5, 0.9], "seed": [0, 1]}).trials
+    assert set(row_labels(trials).values()) == {"clip", "npc (bank_threshold=0.5)", "npc (bank_threshold=0.9)"}
+
+
+def test_settings_say_what_was_cut_for_one_method():
+    trials = small.sweep("clip", "triplet", "mscn", overrides={"mscn": {"epochs": 1}}).trials
+    shared, own = shared_and_own_settings(trials)
+    assert shared["epochs"] == "3"
+    assert own["mscn"]["epochs"] == "1"
+    assert own["clip"] == {}
+    assert own["triplet"] == {"margin": "0.2"}
+
+
+def test_latex_escapes_and_rules():
+    text = Table("a_b & 50 %", "± †", ["noise", "x_1"], [[Cell("0"), Cell("1 ± 2", best=True)]]).latex("t")
+    assert r"a\_b \& 50 \%" in text
+    assert r"\textbf{1 $\pm$ 2}" in text
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 1
+    assert r"\toprule" in text
+
+
+def test_the_readmes_method_is_complete_and_trains(tmp_path, monkeypatch):
+    """Copied from the README into a file, it works under its dotted name."""
+    from tests import build
+
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "class Trimmed" in block]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 25
+    (tmp_path / "trimmed.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    outcome = build.trainer("trimmed:Trimmed", hyper={"share": 0.2}).fit()
+    assert outcome.metrics["test/rsum"] > 0
+
+
+def test_the_readmes_sweep_is_valid():
+    import yaml
+
+    from harness.spec import parse_sweep
+
+    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S) if "grid:" in block]
+    assert len(parse_sweep({"name": "readme", **yaml.safe_load(text)}).trials) == 2 * 3 + 2 * 3 * 3
+
+
+def test_ci_runs_the_readmes_test_command():
+    from subprocess import run
+
+    script = (README.parent / ".ci" / "run").read_text()
+    (extract,) = re.findall(r"command=\$\((.*?) README\.md", script)
+    found = run(f"{extract} README.md | head -n 1", shell=True, cwd=README.parent, capture_output=True, text=True).stdout.strip()
+    assert found.startswith("python3.11 -m venv .venv && ")
+    assert found.endswith("-m pytest")
+    assert found in README.read_text().splitlines()
