@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pandas as pd
 
 from harness.results import cells
+from methods import METHODS
 
 # Okabe and Ito's palette, told apart by all common kinds of colour vision; markers say it a second time.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#000000", "#D55E00", "#CC79A7", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def styles(rows: list[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each row, by its place among all rows."""
-    return {row: (_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for i, row in enumerate(rows)}
+    """Colour and marker of each row: a registered method has its own everywhere, other rows take those that are left."""
+    own = {name: i for i, name in enumerate(METHODS)}
+    free = itertools.cycle([i for i in range(len(_COLOURS)) if i not in {own.get(row) for row in rows}] or range(len(_COLOURS)))
+    place = {row: own[row] if row in own else next(free) for row in rows}
+    return {row: (_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]) for row, i in place.items()}
 
 
 def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:

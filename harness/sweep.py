@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     fingerprints = {t.id: data[data_key(t)].fingerprint for t in sweep.trials}
     known = store.records(place, sweep.trials)
     done = {i for i, r in known.items() if r.done and r.tags.get("data_fingerprint") == fingerprints[i]}
-    todo = [t for t in sweep.trials if t.id not in done]
+    # Seed by seed, so that an early look at the table shows every row.
+    todo = sorted((t for t in sweep.trials if t.id not in done), key=lambda t: (t.seed, t.noise_seed))
     console.print(f"sweep [bold]{sweep.name}[/]: {len(sweep.trials)} trials, {len(done)} done before, {len(todo)} to run; record: {store.uri}")
 
     failures: list[Finished] = []
