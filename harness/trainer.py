@@ -8,6 +8,7 @@ and the last one are both tested. Nothing is ever selected on test.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import resource
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator as Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs
 from torch import Tensor
 
 from harness.backbones.features import Inputs
@@ -86,10 +89,17 @@ class Outcome:
 
 
 def make_accelerator(precision: str) -> Accelerator:
-    """Accelerate on whatever there is; `auto` is bf16 on a GPU that has it, else fp32."""
+    """Accelerate on whatever there is; `auto` is bf16 on a GPU that has it, else fp32.
+
+    A worker process runs many trials, so what an earlier one left is forgotten. Autocast keeps no copies of weights:
+    a step may change some (a meta-network) and use them again.
+    """
     cuda = torch.cuda.is_available()
     bf16 = precision == "bf16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
-    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not cuda)
+    if not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(reset_partial_state=True)
+    fresh = AutocastKwargs(cache_enabled=False)
+    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not cuda, kwargs_handlers=[fresh])
 
 
 class Trainer:
@@ -155,9 +165,9 @@ class Trainer:
             metrics |= self._evaluate_dev(epoch)
             confidence = self._confidence(metrics)
             metrics |= {f"seconds/{k}": v - before[k] for k, v in self.state.seconds.items()}
+            on_epoch(EpochRecord(epoch, metrics, confidence))  # recorded first: a repeated epoch is told by its number
             self.state.epoch = epoch + 1
             self._save()
-            on_epoch(EpochRecord(epoch, metrics, confidence))
         return self._test()
 
     def _train_pass(self, epoch: int, network: int) -> dict[str, float]:
@@ -221,14 +231,17 @@ class Trainer:
         pairs = self.method.pairs if pairs is None else pairs
         indices = [torch.from_numpy(b) for b in scan_batches(len(pairs), groups, size=size, seed=seed)]
         mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
+        idle = not mine  # more processes than batches: look all the same, for the shapes, and count for nothing
         fetch = Fetch(self._fetch().inputs)
         net = self.method.networks[network]
         out: dict[str, Tensor] = {}
-        for batch in load((Plan(i, pairs[i]) for i in mine), fetch, workers=self.workers):
+        for batch in load((Plan(i, pairs[i]) for i in mine or indices[:1]), fetch, workers=self.workers):
             batch = batch.to(self.accelerator.device, self.dtype)
             for name, values in net(batch, then=look).items():
-                out.setdefault(name, values.new_zeros(len(pairs), *values.shape[1:]))[batch.index] = values
-        return {name: self._sum(values).to("cpu", self.dtype) for name, values in out.items()}
+                rows = out.setdefault(name, torch.zeros(len(pairs), *values.shape[1:], device=values.device, dtype=self.dtype))
+                if not idle:
+                    rows[batch.index] = values.to(self.dtype)
+        return {name: self._sum(values).cpu() for name, values in out.items()}
 
     def _sum(self, x: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(x, "sum")
@@ -314,9 +327,20 @@ class Trainer:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / "state.tmp"
-        content = {"method": self.method.state_dict(), "optimizers": self.optimizers.state_dict(), "state": vars(self.state)}
+        content = {
+            "identity": self._identity(),
+            "method": self.method.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
+            "state": vars(self.state),
+        }
         torch.save(content, temporary)
         os.replace(temporary, self.folder / "state.pt")
+
+    def _identity(self) -> dict[str, str]:
+        """What a checkpoint must share with the trial that continues from it."""
+        source = inspect.getsource(type(self.method))
+        shapes = _shapes(self.method)
+        return {"data": self.data.fingerprint, "noise": self.noise.digest, "method": str(seed_of(source, shapes))}
 
     def _resume(self) -> None:
         file = self.folder / "state.pt" if self.folder else None
@@ -327,9 +351,16 @@ class Trainer:
         except Exception as error:  # a torn file costs the epochs done, not the trial
             logging.getLogger(__name__).warning("checkpoint %s cannot be read (%s): starting over", file, error)
             return
+        if content.get("identity") != self._identity():
+            logging.getLogger(__name__).warning("checkpoint %s is of other data, noise or code: starting over", file)
+            return
         self.method.load_state_dict(content["method"])
         self.optimizers.load_state_dict(content["optimizers"])
         self.state = State(**content["state"])
+
+
+def _shapes(module: torch.nn.Module) -> str:
+    return repr({k: tuple(v.shape) for k, v in module.state_dict().items()})
 
 
 def rank_both(scores: np.ndarray, split: Split) -> tuple[Ranking, Ranking]:

@@ -34,7 +34,8 @@ class MSCN(Method):
     the updated second trains the first). Ours: on an embedding backbone the similarity vector is the
     element-wise product (SGRAF's L2-normalised squared difference is that backbone's own); negatives are
     drawn against the image that a caption is trained with, since the true one is not known; the
-    warm-up keeps the batch size of the sweep, so that all methods take the same steps.
+    warm-up keeps the batch size of the sweep, so that all methods take the same steps; optimizer, weight decay, clipping and
+    schedule are the sweep's for V too (paper: Adam, clipping 2, a tenth of the rate from epoch 30).
 
     Args:
         margin: alpha.

@@ -35,6 +35,9 @@ class NPC(Method):
         least_bank: when fewer than this share of the pairs pass the threshold (without noise none does),
             the bank falls back to this share of the pairs, those with the highest posterior, the smaller
             loss first among equals; `bank_fallback` 1 in the record says so.
+
+    The losses of memory entries, in the ratio and in the memory loss, are taken without dropout, from one pass.
+    Optimizer and schedule are the sweep's (paper: AdamW, cosine).
     """
 
     paper = "NPC (AAAI 2024)"
@@ -71,8 +74,9 @@ class NPC(Method):
         seen = scan(lambda images, texts: {"loss": pair_losses(net.logits(images, texts)), "image": images, "text": texts})
         posterior = torch.from_numpy(low_loss_posterior(seen["loss"].numpy(), seed=seed_of(self.seed, "mixture", epoch)))
         clean, fallback = self._strict_clean_set(posterior, seen["loss"])
-        self.entries[0] = self._nearest_images(seen["image"], clean).to(self.entries.device)
-        self.entries[1] = clean[_nearest(seen["text"], seen["text"][clean])].to(self.entries.device)
+        image, text = (seen[side].to(self.entries.device) for side in ("image", "text"))
+        self.entries[0] = self._nearest_images(image, clean).to(self.entries.device)
+        self.entries[1] = clean[_nearest(text, text[clean])].to(self.entries.device)
         self.has_bank.fill_(True)
         return {"bank_size": len(clean), "bank_fallback": float(fallback)}
 
@@ -152,7 +156,7 @@ def _nearest(queries: Tensor, candidates: Tensor, *, chunk: int = 4096, tie: flo
         cosine = part @ candidates.T
         close = cosine >= cosine.amax(1, keepdim=True) - tie
         found.append(close.view(torch.uint8).argmax(1))  # the first of equals
-    return torch.cat(found)
+    return torch.cat(found).cpu()
 
 
 def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:

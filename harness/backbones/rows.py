@@ -79,9 +79,19 @@ class PairDropout(nn.Module):
 
 
 def use_pair_dropout(module: nn.Module, stream: Stream) -> None:
-    """Replace every dropout layer inside a module."""
+    """Tie every dropout inside a module to the pair.
+
+    What cannot be tied to it is turned off: dropout inside fused attention, stochastic depth and patch dropout draw from the
+    process's own stream.
+    """
+    attention = "Attention" in type(module).__name__
     for name, child in module.named_children():
         if isinstance(child, nn.Dropout):
-            setattr(module, name, PairDropout(child.p, stream))
+            setattr(module, name, PairDropout(0.0 if attention else child.p, stream))
         else:
             use_pair_dropout(child, stream)
+    for switch in ("drop_prob", "dropout_prob", "prob", "attn_drop"):  # DropPath, PatchDropout, fused attention
+        if isinstance(getattr(module, switch, None), float):
+            setattr(module, switch, 0.0)
+    if isinstance(module, nn.MultiheadAttention):
+        module.dropout = 0.0

@@ -47,7 +47,9 @@ class Towers(nn.Module):
         return features
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        if self.pad_token is not None:  # a masked text tower: columns of padding change nothing but the time
+        # In a masked text tower columns of padding change nothing but the time. (In training they stay: dropout masks belong to
+        # the pair, and how much padding a process could drop would depend on its share of the batch.)
+        if self.pad_token is not None and not self.training:
             used = (tokens != self.pad_token).any(0).nonzero()
             tokens = tokens[:, : int(used.max()) + 1] if len(used) else tokens
         features: Tensor = self.model.encode_text(tokens)  # type: ignore[operator]

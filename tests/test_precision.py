@@ -1,0 +1,65 @@
+"""bf16 and dropout in whole towers, as far as a CPU shows them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.backbones.clip import ClipConfig, ClipSetup
+from harness.trainer import make_accelerator
+from tests import build, small
+from tests.test_backbones import batch_of, network_of
+
+
+def test_a_changed_head_is_seen_within_an_autocast_step():
+    """Autocast's cache would hand out the copy of a weight that was made before the meta step."""
+    accelerator = make_accelerator("bf16")
+    layer, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
+    with accelerator.autocast():
+        before = layer(x)
+        with torch.no_grad():
+            layer.weight.mul_(5)
+        assert not torch.allclose(before, layer(x))
+
+
+def test_similarities_are_computed_in_full_precision():
+    net = network_of(ClipSetup(ClipConfig.model_validate(small.backbone()))).eval()
+    batch = batch_of(ClipSetup(ClipConfig.model_validate(small.backbone())))
+    with torch.no_grad():
+        plain = net.logits(*net(batch))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            images, texts = net(batch)
+            logits = net.logits(images, texts)
+    assert images.dtype == logits.dtype == torch.float32
+    assert torch.allclose(logits, net.logit_scale.exp() * (images @ texts.T))
+    assert torch.allclose(logits, plain, atol=0.3)
+
+
+@pytest.mark.parametrize("name", ["small_loss", "npc", "mscn"])
+def test_methods_train_in_bf16(name):
+    trainer = build.trainer(name, precision="bf16")
+    records = []
+    outcome = trainer.fit(records.append)
+    assert outcome.metrics["test/rsum"] > 0
+    assert records[-1].metrics["train/loss"] > 0
+    # One process runs trials of several precisions in turn.
+    assert build.trainer(name, precision="fp32").accelerator.mixed_precision == "no"
+
+
+def test_whole_towers_draw_nothing_from_the_global_stream():
+    """MiniLM has dropout in embeddings, layers and attention; all of it belongs to the pair, or is off."""
+    config = ClipConfig.model_validate({"locked": False, "cache": False, "head": small.HEAD})
+    backbone = ClipSetup(config)
+    batch = batch_of(backbone, 4)
+    net = network_of(backbone).train()
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = net(batch)
+    torch.manual_seed(1)
+    second = net(batch)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    torch.manual_seed(0)
+    net(batch)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert any(m.p > 0 for m in net.towers.modules() if type(m).__name__ == "PairDropout")
