@@ -49,4 +49,4 @@ def load(plans: Iterable[Plan], fetch: Fetch, *, workers: int) -> Iterator[Batch
         for plan in plans:
             yield fetch[plan]
     else:
-        yield from DataLoader(fetch, batch_size=None, sampler=plans, num_workers=workers, pin_memory=torch.cuda.is_available())
+        yield from DataLoader(fetch, batch_size=None, sampler=plans, num_workers=workers)

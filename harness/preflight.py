@@ -27,20 +27,28 @@ def check_sweep(sweep: Sweep, *, cluster: bool = False) -> tuple[list[str], dict
     for trial in sweep.trials:
         key = data_key(trial)
         if key not in data:
-            try:
-                data[key] = load_dataset(trial.dataset, **trial.dataset_options)
-            except (UnknownName, DataError, TypeError) as error:
-                errors.append(f"dataset {trial.dataset!r}: {error}")
-                data[key] = None  # type: ignore[assignment]
-    sizes = {(data_key(t), t.batch_size, t.noise_granularity) for t in sweep.trials}
-    for key, size, _ in sorted(sizes):
-        if data[key] is not None:
-            errors += _check_batch(data[key], size)
-    for name in {t.method for t in sweep.trials if method_class(t.method).uses_clean_data}:
-        for found in data.values():
-            if found is not None and "meta" not in found.splits:
-                errors.append(f"method {name!r} needs a clean set, and data set {found.name!r} has no split 'meta'")
+            data[key], found = _load(trial)
+            errors += found
+    for key, size in sorted({(data_key(t), t.batch_size) for t in sweep.trials}):
+        errors += _check_batch(data[key], size) if data[key] else []
+    for key, method in sorted({(data_key(t), t.method) for t in sweep.trials}):
+        errors += _check_clean(method, data[key]) if data[key] else []
     return errors, data
+
+
+def _load(trial: Trial) -> tuple[DataSet, list[str]]:
+    """The trial's data set (None where it cannot be had), and why not."""
+    try:
+        return load_dataset(trial.dataset, **trial.dataset_options), []
+    except Exception as error:  # a data set of the user's own can raise anything
+        kind = "" if isinstance(error, (UnknownName, DataError)) else f"{type(error).__name__}: "
+        return None, [f"dataset {trial.dataset!r}: {kind}{error}"]  # type: ignore[return-value]
+
+
+def _check_clean(method: str, data: DataSet) -> list[str]:
+    if method_class(method).uses_clean_data and "meta" not in data.splits:
+        return [f"method {method!r} needs a clean set, and data set {data.name!r} has no split 'meta'"]
+    return []
 
 
 def data_key(trial: Trial) -> str:
@@ -48,12 +56,9 @@ def data_key(trial: Trial) -> str:
 
 
 def check_trial(trial: Trial) -> list[str]:
-    """The same for one trial, run by hand."""
-    try:
-        data = load_dataset(trial.dataset, **trial.dataset_options)
-    except (UnknownName, DataError, TypeError) as error:
-        return [f"dataset {trial.dataset!r}: {error}"]
-    return _check_batch(data, trial.batch_size)
+    """The same for one trial, run by hand: devices are what the launcher gave it."""
+    data, errors = _load(trial)
+    return errors or _check_batch(data, trial.batch_size) + _check_clean(trial.method, data)
 
 
 def _check_batch(data: DataSet, size: int) -> list[str]:
@@ -95,7 +100,11 @@ def check_address(address: str) -> list[str]:
 
 
 def prepare_features(trials: Iterable[Trial], data: dict[str, DataSet]) -> None:
-    """Compute the features that the trials will read, before they are scheduled; nothing where they are cached."""
+    """Compute the features that the trials will read, before they are scheduled; nothing where they are cached.
+
+    Raises:
+        DataError: weights, model config or a picture cannot be read.
+    """
     seen = set()
     for trial in trials:
         key = (data_key(trial), repr(trial.backbone))
@@ -106,7 +115,10 @@ def prepare_features(trials: Iterable[Trial], data: dict[str, DataSet]) -> None:
         backbone = kind(kind.Config.model_validate(trial.backbone))
         if backbone.uses_cache:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            for split in data[data_key(trial)].splits:
-                backbone.inputs(data[data_key(trial)], split, device=device, quiet=False)
-        elif trial.backbone.get("pretrained") == "none":
+            try:
+                for split in data[data_key(trial)].splits:
+                    backbone.inputs(data[data_key(trial)], split, device=device, quiet=False)
+            except Exception as error:  # a checkpoint, a model config or a picture that cannot be read
+                raise DataError(f"features of {trial.dataset!r} under {trial.backbone_label}: {type(error).__name__}: {error}") from error
+        if trial.backbone.get("pretrained") == "none":
             console.print(f"backbone {trial.backbone_label}: random weights, as asked for (pretrained: none)")

@@ -12,22 +12,25 @@ class UnknownName(ValueError):
     """A name that is in no registry and no module; the text says what is allowed."""
 
 
-def resolve(kind: str, name: str, known: Mapping[str, str]) -> Any:
+def resolve(kind: str, name: Any, known: Mapping[str, str]) -> Any:
     """The object that `name` stands for.
 
     Raises:
         UnknownName: with the nearest matches, or with the reason why `module:Name` cannot be imported.
     """
+    if not isinstance(name, str):
+        raise UnknownName(f"{kind} = {name!r}: expected a name{suggest('', known)}")
     target = known.get(name, name)
-    if ":" not in target:
-        raise UnknownName(f"unknown {kind} {name!r}{suggest(name, known)}; or give your own as package.module:Name")
     module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute or module_name.startswith("."):
+        raise UnknownName(f"unknown {kind} {name!r}{suggest(name, known)}; or give your own as package.module:Name")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise UnknownName(f"{kind} {name!r}: cannot import {module_name!r} ({error})") from None
-    except AttributeError:
-        raise UnknownName(f"{kind} {name!r}: module {module_name!r} has no {attribute!r}") from None
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's own module can raise anything
+        raise UnknownName(f"{kind} {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error})") from None
+    if not hasattr(module, attribute):
+        raise UnknownName(f"{kind} {name!r}: module {module_name!r} has no {attribute!r}")
+    return getattr(module, attribute)
 
 
 def suggest(name: str, allowed: Mapping[str, Any] | list[str]) -> str:

@@ -7,6 +7,7 @@ from nowhere else.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -82,13 +83,13 @@ def _comparison(frame: pd.DataFrame, folder: Path) -> tuple[list[Table], list[tu
     tables, figures = [], []
     for (dataset, granularity), part in frame.groupby(["dataset", "granularity"], sort=False):
         where = f"{dataset}, {granularity}-level noise"
-        file = f"degradation-{dataset.rpartition(':')[2]}-{granularity}"
+        file = "-".join(["degradation", *re.findall(r"\w+", dataset), granularity])
         degradation(part, where, folder / file)
         figures.append((f"rSum over the noise ratio: {where}", f"{file}.png"))
         tables += [
             _by_ratio(part, "rsum", f"rSum by noise ratio: {where}", "Test rSum of the epoch that is best on dev"),
             _recalls(part, where),
-            _stability(part, where),
+            *([_stability(part, where)] if part["noise_ratio"].nunique() > 1 else []),
             _by_ratio(part, "last_rsum", f"rSum of the last epoch: {where}", "Test rSum after the last epoch, nothing selected"),
         ]
         if part["auroc"].notna().any():
@@ -130,20 +131,21 @@ def _recalls(frame: pd.DataFrame, where: str) -> Table:
 
 def _stability(frame: pd.DataFrame, where: str) -> Table:
     found = stability(frame)
-    candidates = found.loc[[r for r in found.index if not frame.loc[frame["row"] == r, "ground_truth"].any()]]
+    complete = found[found["n"] == found["planned"]]
+    candidates = complete.loc[[r for r in complete.index if not frame.loc[frame["row"] == r, "ground_truth"].any()]]
     rows = []
     for row, line in found.iterrows():
         cells_ = [
             Cell("–" if pd.isna(line[c]) else f"{line[c]:.{digits}f}", best=_is_best(line[c], candidates[c], high) and row in candidates.index)
             for c, digits, high in (("var_i2t_r1", 2, False), ("var_t2i_r1", 2, False), ("drop", 1, False), ("sd_seeds", 1, False), ("worst", 1, True))
         ]
-        rows.append([Cell(_marked(frame, str(row))), *cells_])
+        rows.append([Cell(_marked(frame, str(row))), *cells_, Cell(_count(line))])
     caption = (
         "Variance of R@1: over noise ratios (population, as NPC defines it), for each seed, averaged over seeds; it says nothing "
         "about seeds, and a method that is bad everywhere scores well. Drop: mean rSum at the lowest ratio less that at the highest. "
-        f"Sd over seeds: of rSum (ddof 1), averaged over ratios. Worst seed: lowest rSum at the highest ratio. {_LEGEND}"
+        f"Sd over seeds: of rSum (ddof 1), averaged over ratios. Worst seed: lowest rSum at the highest ratio. n: trials. {_LEGEND}"
     )
-    columns = ["method", "var i2t R@1 ↓", "var t2i R@1 ↓", "drop in rSum ↓", "sd over seeds ↓", "worst seed ↑"]
+    columns = ["method", "var i2t R@1 ↓", "var t2i R@1 ↓", "drop in rSum ↓", "sd over seeds ↓", "worst seed ↑", "n"]
     return Table(f"Stability: {where}", caption, columns, rows)
 
 
@@ -159,14 +161,15 @@ def _cost(frame: pd.DataFrame, where: str) -> Table:
             continue
         mean = done[["seconds", "pairs_per_second", "peak_memory_mb", "networks", "parameters"]].mean()
         speed = "–" if pd.isna(mean["pairs_per_second"]) else f"{mean['pairs_per_second']:,.0f}"
+        count = Cell(_count(pd.Series({"n": len(done), "planned": len(part)})))
         values = [f"{mean['seconds']:.1f}", speed, f"{mean['peak_memory_mb']:,.0f}", f"{mean['networks']:g}", f"{mean['parameters'] / 1e6:.2f}"]
-        rows.append([Cell(_marked(frame, str(row))), *map(Cell, values)])
+        rows.append([Cell(_marked(frame, str(row))), *map(Cell, values), count])
     caption = (
         "Means over a row's trials: seconds of training, looking at pairs and evaluation; pairs that networks were trained on per "
         "second of the first two; peak memory of the process (of the GPU where there is one); networks whose similarities are averaged at test; "
         "trained parameters, in millions. Times on shared machines compare within this table only. " + _LEGEND
     )
-    return Table(f"Cost: {where}", caption, ["method", "seconds ↓", "pairs/s ↑", "peak MB ↓", "networks", "parameters (M)"], rows)
+    return Table(f"Cost: {where}", caption, ["method", "seconds ↓", "pairs/s ↑", "peak MB ↓", "networks", "parameters (M)", "n"], rows)
 
 
 def _selection(sweep: SweepRecord, frame: pd.DataFrame) -> tuple[list[Table], list[tuple[str, str]]]:
@@ -194,7 +197,7 @@ def _best(frame: pd.DataFrame, found: pd.DataFrame, ratio: float) -> set[str]:
 
 def _mean_sd(cell: pd.Series, digits: int, *, mark: bool = True) -> str:
     if cell["n"] == 0:
-        return "–"
+        return "–"  # nothing there: not planned, or nothing done yet
     sd = "" if pd.isna(cell["sd"]) else f" ± {cell['sd']:.{digits}f}"
     short = f" (n={_count(cell)})" if mark and cell["n"] < cell["planned"] else ""
     return f"{cell['mean']:.{digits}f}{sd}{short}"

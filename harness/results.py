@@ -73,14 +73,17 @@ def row_labels(trials: tuple[Trial, ...]) -> dict[str, str]:
     by_method: dict[str, list[Trial]] = {}
     for trial in trials:
         by_method.setdefault(trial.method, []).append(trial)
+    short = [method.rpartition(":")[2] for method in by_method]
+    names = {m: m if short.count(s) > 1 else s for m, s in zip(by_method, short, strict=True)}
     labels = {}
     for method, members in by_method.items():
         own = [settings(t) for t in members]
-        varied = [k for k in own[0] if len({s.get(k) for s in own}) > 1 and k not in ("dataset", "noise_granularity")]
+        keys = dict.fromkeys(k for s in own for k in s)
+        varied = [k for k in keys if len({s.get(k) for s in own}) > 1 and k not in ("dataset", "noise_granularity")]
         varied = [k for k in varied if not (k == "backbone" and any(v.startswith("backbone.") for v in varied))]
         for trial, values in zip(members, own, strict=True):
-            extra = ", ".join(f"{k.removeprefix('backbone.')}={values[k]}" for k in varied)
-            labels[trial.id] = f"{method.rpartition(':')[2]} ({extra})" if extra else method.rpartition(":")[2]
+            extra = ", ".join(f"{k.removeprefix('backbone.')}={values.get(k, 'default')}" for k in varied)
+            labels[trial.id] = f"{names[method]} ({extra})" if extra else names[method]
     return labels
 
 
@@ -99,9 +102,12 @@ def shared_and_own_settings(trials: tuple[Trial, ...]) -> tuple[dict[str, str], 
 
 
 def cells(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """mean, sd (ddof 1), n and planned of a measure for each (row, noise_ratio)."""
+    """mean, sd (ddof 1), n and planned of a measure for each (row, noise_ratio); planned 0 where a row has no such ratio."""
     grouped = frame.groupby(["row", "noise_ratio"], sort=False)[measure]
-    return grouped.agg(mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size")
+    found = grouped.agg(mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size")
+    every = pd.MultiIndex.from_product([frame["row"].unique(), frame["noise_ratio"].unique()], names=found.index.names)
+    found = found.reindex(every)
+    return found.fillna({"n": 0, "planned": 0}).astype({"n": int, "planned": int})
 
 
 def stability(frame: pd.DataFrame) -> pd.DataFrame:
@@ -110,13 +116,18 @@ def stability(frame: pd.DataFrame) -> pd.DataFrame:
     Columns: `var_i2t_r1` and `var_t2i_r1`, the population variance (ddof 0) of R@1 over noise ratios (NPC,
     figure 1), taken for each seed and averaged over seeds that have all ratios; `drop`, mean rSum at the lowest
     ratio less that at the highest; `sd_seeds`, the sd over seeds (ddof 1) of rSum, averaged over ratios; `worst`,
-    the lowest rSum of any seed at the highest ratio.
+    the lowest rSum of any seed at the highest ratio; `n` and `planned` trials. A row that was not planned at all
+    ratios of the frame has no line: its figures would be of something else.
     """
+    ratios = set(frame["noise_ratio"])
     lines = {}
     for row, part in frame.groupby("row", sort=False):
+        if set(part["noise_ratio"]) != ratios or len(ratios) < 2:
+            continue
         by_ratio = part.groupby("noise_ratio")["rsum"]
         means = by_ratio.mean()
-        line = {"drop": means.iloc[0] - means.iloc[-1], "sd_seeds": by_ratio.std(ddof=1).mean()}
+        line = {"drop": means.iloc[0] - means.iloc[-1], "sd_seeds": by_ratio.std(ddof=1).mean(skipna=False)}
+        line |= {"n": part["rsum"].count(), "planned": len(part)}
         line["worst"] = part.loc[part["noise_ratio"] == means.index[-1], "rsum"].min()
         for name in ("i2t_r1", "t2i_r1"):
             table = part.pivot_table(index=["seed", "noise_seed"], columns="noise_ratio", values=name, dropna=False)

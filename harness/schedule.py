@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.console import console
 from harness.spec import Resources, Trial
 from harness.tracking import MlflowRecorder, Place, Store, describe_failure
 from harness.trial import PrintRecorder, limit_threads, run_trial
@@ -112,19 +114,17 @@ def _at_once(resources: Resources) -> int:
 def _run_here(config: dict[str, Any], shared: dict[str, Any]) -> dict[str, str]:
     """A one-process trial inside a Tune actor."""
     limit_threads(shared["resources"].cpus)
-    return {"failure": _attempt(Trial.model_validate(config["trial"]), shared, recording=True)}
+    return {"failure": _attempt(Trial.model_validate(config["trial"]), shared)}
 
 
-def _attempt(trial: Trial, shared: dict[str, Any], *, recording: bool) -> str:
+def _attempt(trial: Trial, shared: dict[str, Any]) -> str:
     """Run a trial; what goes wrong ends as its record and not as an exception. Returns the reason, or nothing."""
     place: Place = shared["place"]
     try:
-        recorder = MlflowRecorder(place, trial) if recording else PrintRecorder()
-        run_trial(trial, recorder, storage=Path(shared["storage"]), workers=shared["resources"].workers)
+        run_trial(trial, MlflowRecorder(place, trial), storage=Path(shared["storage"]), workers=shared["resources"].workers)
     except Exception as error:
         reason, details = describe_failure(error)
-        if recording:
-            Store(place.uri).fail(place, trial, reason, details)
+        Store(place.uri).fail(place, trial, reason, details)
         return reason
     return ""
 
@@ -138,18 +138,22 @@ def _drive_processes(config: dict[str, Any], shared: dict[str, Any]) -> dict[str
     trial = Trial.model_validate(config["trial"])
     on_gpu = resources.gpus > 0
     per_worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if on_gpu else {})}
-    with tempfile.TemporaryDirectory(prefix="harness-train-") as scratch:
-        result = TorchTrainer(
+    scratch = tempfile.mkdtemp(prefix="harness-train-")
+    try:
+        TorchTrainer(
             _run_worker,
             train_loop_config={"trial": config["trial"], "shared": shared},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(num_workers=resources.processes, use_gpu=on_gpu, resources_per_worker=per_worker),
             run_config=RunConfig(name=trial.id, storage_path=scratch, failure_config=FailureConfig(max_failures=0, controller_failure_limit=0)),
         ).fit()
-    if result.error is not None:
-        reason, details = describe_failure(result.error)
-        Store(shared["place"].uri).fail(shared["place"], trial, reason.splitlines()[0], details)
+    except Exception as error:  # what a worker raised comes wrapped, by rank
+        causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+        reason, details = describe_failure(getattr(causes[0], "cause", None) or causes[0])
+        Store(shared["place"].uri).fail(shared["place"], trial, reason, details)
         return {"failure": reason}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return {"failure": ""}
 
 
@@ -186,7 +190,10 @@ class _Watch(tune.Callback):
         cause = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
         reason = f"the worker process died ({type(cause).__name__ if cause else 'no cause given'})"
         ours = Trial.model_validate(trial.config["trial"])
-        Store(self.place.uri).fail(self.place, ours, reason, str(cause or ""))
+        try:
+            Store(self.place.uri).fail(self.place, ours, reason, str(cause or ""))
+        except Exception as error:  # a store that is gone must not end the other trials
+            console.print(f"cannot record the failure of {ours.id}: {error}", markup=False)
         self._end(trial, reason)
 
     def _end(self, trial: Any, failure: str) -> None:

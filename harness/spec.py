@@ -62,8 +62,8 @@ class Trial(_Model):
     dataset_options: dict[str, Any] = {}
     noise_ratio: Annotated[float, Field(ge=0, lt=1)]
     noise_granularity: Literal["caption", "image"] = "caption"
-    seed: Annotated[int, Field(ge=0)]
-    noise_seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, strict=True)]
+    noise_seed: Annotated[int, Field(ge=0, strict=True)]
     backbone: dict[str, Any] = {"kind": "clip"}
     epochs: Annotated[int, Field(ge=1)] = 5
     batch_size: Annotated[int, Field(ge=2)] = 256
@@ -124,7 +124,6 @@ class Sweep(_Model):
 
     file: SweepFile
     trials: tuple[Trial, ...]
-    axes: tuple[str, ...]
     text: str
 
     @property
@@ -167,8 +166,7 @@ def parse_sweep(content: Mapping[str, Any], *, text: str = "") -> Sweep:
             trials.setdefault(trial.id, trial)
     if errors:
         raise BadInput(errors)
-    axes = tuple(key for key, values in file.grid.items() if len(values) > 1)
-    return Sweep(file=file, trials=tuple(trials.values()), axes=axes, text=text)
+    return Sweep(file=file, trials=tuple(trials.values()), text=text)
 
 
 def _check_grid(file: SweepFile, errors: list[str]) -> None:
@@ -179,21 +177,23 @@ def _check_grid(file: SweepFile, errors: list[str]) -> None:
     for key, values in file.grid.items():
         if not values:
             errors.append(f"grid.{key} = []: expected at least one value")
-        elif len({json.dumps(v, sort_keys=True, default=str) for v in values}) < len(values):
+        elif len({repr(v) for v in values}) < len(values):
             errors.append(f"grid.{key} = {values}: a value stands there twice")
         if key in file.fixed:
             errors.append(f"{key} stands in both grid and fixed")
-    methods = [m for m in scoped.get("method", []) if isinstance(m, str)] if "method" in file.grid else [scoped.get("method")]
+    methods = file.grid.get("method", [file.fixed.get("method")])
     for name in methods:
-        if isinstance(name, str):
+        if name is not None or "method" in file.grid:
             _collect(errors, lambda name=name: method_class(name))
     for key in [*file.grid, *file.fixed, *(f"{m}.x" for m in file.overrides)]:
         owner = key.rpartition(".")[0]
         if owner and owner not in methods:
             where = "overrides" if owner in file.overrides else "key"
             errors.append(f"{where} {key.removesuffix('.x')!r}: no method {owner!r} in the grid{suggest(owner, [str(m) for m in methods])}")
-        elif not owner and key not in Trial.model_fields:
-            errors.append(f"unknown key {key!r}{suggest(key, _trial_keys())}")
+        elif (not owner and key not in _trial_keys()) or key.rpartition(".")[2] == "hyper":
+            errors.append(f"unknown key {key!r}{suggest(key, _trial_keys())} (hyper-parameters are given as METHOD.KEY, or in overrides)")
+        elif owner and key.rpartition(".")[2] in ("method", "dataset"):
+            errors.append(f"{key!r}: {key.rpartition('.')[2]} is an axis of the whole grid, not of one method")
 
 
 def _points(file: SweepFile, errors: list[str]) -> Iterator[dict[str, Any]]:
@@ -267,8 +267,7 @@ def _backbone(value: Any, errors: list[str]) -> dict[str, Any]:
     return dumped
 
 
-@lru_cache
-def method_class(name: str) -> type[Method]:
+def method_class(name: Any) -> type[Method]:
     """The class behind a method's name.
 
     Raises:

@@ -17,63 +17,72 @@ from pathlib import Path
 from rich.table import Table
 
 from harness.console import bar, console, fail
+from harness.data import DataError, DataSet
+from harness.preflight import check_address, check_sweep, data_key, prepare_features
+from harness.report import print_summary, write_report
+from harness.schedule import ClusterError, Finished, run_trials, start_ray
 from harness.spec import BadInput, Sweep, Trial, load_sweep
+from harness.tracking import Place, Store, StoreError
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     _quiet()
     try:
-        sweep = load_sweep(options.file)
+        sweep, data, store = _check(options)
+        if options.dry_run:
+            known = store.find_records(sweep)
+            _show_plan(sweep, {i for i, r in known.items() if r.done}, {i for i, r in known.items() if r.status == "FAILED"})
+            return 0
+        prepare_features(sweep.trials, data)
+        start_ray(sweep.file.resources, options.address)
     except BadInput as error:
         return fail(error.errors)
-    from harness.preflight import check_address, check_sweep, data_key, prepare_features
-    from harness.tracking import Store, StoreError
+    except (DataError, ClusterError) as error:
+        return fail([str(error)])
+    fingerprints = {t.id: data[data_key(t)].fingerprint for t in sweep.trials}
+    place = store.open_sweep(sweep, fingerprints)
+    known = store.records(place, sweep.trials, fingerprints)
+    done = {i for i, r in known.items() if r.done}
+    # Seed by seed, so that an early look at the table shows every row.
+    todo = sorted((t for t in sweep.trials if t.id not in done), key=lambda t: (t.seed, t.noise_seed))
+    console.print(f"sweep [bold]{sweep.name}[/]: {len(sweep.trials)} trials, {len(done)} done before, {len(todo)} to run; record: {store.uri}")
+    if todo:
+        with _Progress(len(sweep.trials), len(done)) as shown:
+            run_trials(todo, place, sweep.file.resources, storage=Path.cwd() / ".harness" / "trials", on_start=shown.started, on_end=shown.ended)
+        for ended in shown.failures:
+            console.print(f"failed: {label(ended.trial)} ({ended.trial.id}): {ended.failure}", markup=False)
+    return _finish(store, place, sweep, fingerprints)
 
+
+def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, DataSet], Store]:
+    """Everything that can be known before work starts.
+
+    Raises:
+        BadInput: with all that is wrong.
+    """
+    sweep = load_sweep(options.file)
     errors, data = check_sweep(sweep, cluster=bool(options.address))
-    errors += check_address(options.address) if options.address else []
+    if options.address:
+        errors += check_address(options.address)
     store = None
     try:
         store = Store(options.tracking_uri, patient=False)
     except StoreError as error:
         errors.append(str(error))
     if errors or store is None:
-        return fail(errors)
+        raise BadInput(errors)
+    if options.address and store.uri.startswith("sqlite"):
+        console.print(f"note: {store.uri} is a file on this machine; a cluster of several nodes needs an `mlflow server`", markup=False)
+    return sweep, data, store
 
-    if options.dry_run:
-        known = store.find_records(sweep)
-        _show_plan(sweep, {i for i, r in known.items() if r.done}, {i for i, r in known.items() if r.status == "FAILED"})
-        return 0
-    from harness.schedule import ClusterError, Finished, run_trials, start_ray
 
-    try:
-        start_ray(sweep.file.resources, options.address)
-    except ClusterError as error:
-        return fail([str(error)])
-    place = store.open_sweep(sweep)
-    fingerprints = {t.id: data[data_key(t)].fingerprint for t in sweep.trials}
-    known = store.records(place, sweep.trials)
-    done = {i for i, r in known.items() if r.done and r.tags.get("data_fingerprint") == fingerprints[i]}
-    # Seed by seed, so that an early look at the table shows every row.
-    todo = sorted((t for t in sweep.trials if t.id not in done), key=lambda t: (t.seed, t.noise_seed))
-    console.print(f"sweep [bold]{sweep.name}[/]: {len(sweep.trials)} trials, {len(done)} done before, {len(todo)} to run; record: {store.uri}")
-
-    failures: list[Finished] = []
-    if todo:
-        prepare_features(todo, data)
-        shown = _Progress(len(sweep.trials), len(done), failures)
-        with shown:
-            run_trials(
-                todo, place, sweep.file.resources, storage=Path.cwd() / ".harness" / "trials",
-                on_start=shown.started, on_end=shown.ended,
-            )
-    records = store.records(place, sweep.trials)
-    finished = [t for t in sweep.trials if t.id in records and records[t.id].done]
-    missing = len(sweep.trials) - len(finished)
-    store.close_sweep(place, done=len(finished), failed=missing)
-    for ended in failures:
-        console.print(f"[red]failed[/] {label(ended.trial)} ({ended.trial.id}): {ended.failure}", markup=True)
-    _report(store.uri, sweep.name)
+def _finish(store: Store, place: Place, sweep: Sweep, fingerprints: dict[str, str]) -> int:
+    """Count, report, and the exit code."""
+    records = store.records(place, sweep.trials, fingerprints)
+    missing = sum(not (t.id in records and records[t.id].done) for t in sweep.trials)
+    store.close_sweep(place, done=len(sweep.trials) - missing, failed=missing)
+    print_summary(write_report(store, sweep.name, Path.cwd() / "reports" / sweep.name))
     if missing:
         console.print(f"[bold red]{missing} of {len(sweep.trials)} trials failed[/]; run the same command to take up just those")
     return 1 if missing else 0
@@ -97,7 +106,6 @@ def _quiet() -> None:
     for name in ("httpx", "ray", "filelock", "transformers", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger().setLevel(logging.ERROR)
@@ -119,19 +127,12 @@ def _show_plan(sweep: Sweep, done: set[str], failed: set[str]) -> None:
             print(trial.id, label(trial))
 
 
-def _report(uri: str, name: str) -> None:
-    from harness.report import print_summary, write_report
-    from harness.tracking import Store
-
-    folder = write_report(Store(uri), name, Path.cwd() / "reports" / name)
-    print_summary(folder)
-
-
 class _Progress:
     """Done / running / failed and the time left: a bar on a terminal, a line for each trial elsewhere."""
 
-    def __init__(self, total: int, done: int, failures: list) -> None:
-        self.total, self.done, self.failures = total, done, failures
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done = total, done
+        self.failures: list[Finished] = []
         self.running = 0
         self.before, self.began = done, time.monotonic()
         self.bar = bar() if console.is_terminal else None
@@ -150,7 +151,7 @@ class _Progress:
         self.running += 1
         self._show()
 
-    def ended(self, finished) -> None:  # type: ignore[no-untyped-def]
+    def ended(self, finished: Finished) -> None:
         self.running -= 1
         if finished.failure:
             self.failures.append(finished)

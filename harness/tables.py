@@ -18,10 +18,7 @@ class Cell:
 
 @dataclass
 class Table:
-    """Rows under columns, with a title and a caption that says what the numbers are.
-
-    `group` rows (a cell alone) start a block.
-    """
+    """Rows under columns, with a title and a caption that says what the numbers are."""
 
     title: str
     caption: str

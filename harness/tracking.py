@@ -74,7 +74,6 @@ class SweepRecord:
     name: str
     description: str
     select: bool
-    axes: tuple[str, ...]
     planned: tuple[Trial, ...]
     records: dict[str, TrialRecord]
 
@@ -114,8 +113,11 @@ class Store:
 
     # A sweep ----------------------------------------------------------------------------------
 
-    def open_sweep(self, sweep: Sweep) -> Place:
-        """The sweep's experiment and parent run, made on the first start and found again later; the plan is kept current."""
+    def open_sweep(self, sweep: Sweep, fingerprints: Mapping[str, str] | None = None) -> Place:
+        """The sweep's experiment and parent run, made on the first start and found again later; the plan is kept current.
+
+        `fingerprints` [trial id]: of the data as it is now; runs on other data are not this sweep's.
+        """
         experiment = self.client.get_experiment_by_name(sweep.name)
         if experiment is None:
             experiment_id = self.client.create_experiment(sweep.name, self._artifact_location(sweep.name))
@@ -132,8 +134,8 @@ class Store:
             "name": sweep.name,
             "description": sweep.file.description,
             "select": sweep.file.select,
-            "axes": sweep.axes,
             "protocol_version": PROTOCOL_VERSION,
+            "fingerprints": dict(fingerprints or {}),
             "trials": [t.model_dump(mode="json") for t in sweep.trials],
         }
         self.client.log_text(parent, json.dumps(plan, indent=1), "plan.json")
@@ -163,11 +165,17 @@ class Store:
                 f"{PROTOCOL_VERSION}: records of different versions are not merged"
             )
         planned = tuple(Trial.model_validate(t) for t in plan["trials"])
-        records = self.records(Place(self.uri, experiment.experiment_id, parents[0].info.run_id), planned)
-        return SweepRecord(name, plan["description"], plan["select"], tuple(plan["axes"]), planned, records)
+        place = Place(self.uri, experiment.experiment_id, parents[0].info.run_id)
+        records = self.records(place, planned, plan["fingerprints"])
+        return SweepRecord(name, plan["description"], plan["select"], planned, records)
 
-    def records(self, place: Place, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
-        """What the store holds of these trials, by id. A finished run wins over others of the same trial."""
+    def records(
+        self, place: Place, trials: Iterable[Trial], fingerprints: Mapping[str, str] | None = None
+    ) -> dict[str, TrialRecord]:
+        """What the store holds of these trials, by id. A finished run wins over others of the same trial.
+
+        With `fingerprints` [trial id], finished runs on other data are left out.
+        """
         wanted = {t.id: t for t in trials}
         found: dict[str, TrialRecord] = {}
         for run in self._search(place.experiment_id, "tags.kind = 'trial'"):
@@ -175,7 +183,11 @@ class Store:
             if trial is None or (trial.id in found and found[trial.id].done):
                 continue
             tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
-            found[trial.id] = TrialRecord(trial, run.info.run_id, run.info.status, dict(run.data.metrics), tags)
+            record = TrialRecord(trial, run.info.run_id, run.info.status, dict(run.data.metrics), tags)
+            wanted_data = (fingerprints or {}).get(trial.id)
+            if record.done and wanted_data and tags.get("data_fingerprint") != wanted_data:
+                continue
+            found[trial.id] = record
         return found
 
     def find_records(self, sweep: Sweep) -> dict[str, TrialRecord]:
@@ -202,6 +214,7 @@ class Store:
         """The run of a trial: the unfinished one that is there, or a new one with its parameters."""
         for run in self._search(place.experiment_id, f"tags.{TRIAL} = '{trial.id}'"):
             if run.info.status != "FINISHED":
+                self._log_parameters(run.info.run_id, trial)
                 return str(run.info.run_id)
         tags = {
             "kind": "trial",
@@ -213,8 +226,12 @@ class Store:
             "protocol_version": str(PROTOCOL_VERSION),
         }
         run = self.client.create_run(place.experiment_id, tags=tags)
-        self.client.log_batch(run.info.run_id, params=[Param(k, str(v)[:6000]) for k, v in parameters(trial).items()])
+        self._log_parameters(run.info.run_id, trial)
         return str(run.info.run_id)
+
+    def _log_parameters(self, run_id: str, trial: Trial) -> None:
+        """Writing the same parameters again changes nothing."""
+        self.client.log_batch(run_id, params=[Param(k, str(v)[:6000]) for k, v in parameters(trial).items()])
 
     def _artifact_location(self, name: str) -> str | None:
         """A server decides for itself; beside a database file, a folder next to it."""
@@ -276,9 +293,9 @@ class MlflowRecorder:
     def epoch(self, record: EpochRecord) -> None:
         if record.epoch <= self.logged:
             return
-        self._log(record.metrics, step=record.epoch)
         if record.confidence is not None:
             self._log_array(f"confidence/epoch_{record.epoch:03d}", confidence=record.confidence)
+        self._log(record.metrics, step=record.epoch)  # last: what is looked for when an interrupted trial goes on
 
     def finish(self, outcome: Outcome) -> None:
         i2t, t2i = outcome.i2t, outcome.t2i

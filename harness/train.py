@@ -15,6 +15,7 @@ from typing import Any
 from harness.console import console, fail
 from harness.preflight import check_trial
 from harness.spec import BadInput, Sweep, Trial, load_sweep
+from harness.trainer import Diverged
 from harness.trial import PrintRecorder, run_trial
 
 
@@ -34,7 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     if errors:
         return fail(errors)
     if options.no_tracking:
-        run_trial(trial, PrintRecorder(), storage=Path.cwd() / ".harness" / "trials", workers=sweep.file.resources.workers)
+        try:
+            run_trial(trial, PrintRecorder(), storage=Path.cwd() / ".harness" / "trials", workers=sweep.file.resources.workers)
+        except Diverged as error:
+            console.print(f"failed: {error}", markup=False)
+            return 1
         return 0
     return _run_tracked(sweep, trial, options.tracking_uri)
 
@@ -44,15 +49,16 @@ def _run_tracked(sweep: Sweep, trial: Trial, uri: str | None) -> int:
 
     main_process = os.environ.get("RANK", "0") == "0"
     recorder: Any = PrintRecorder()
+    try:
+        store = Store(uri, patient=False)
+    except StoreError as error:
+        return fail([str(error)]) if main_process else 2
+    done = store.find_records(sweep).get(trial.id)  # every process looks, so that none waits for one that has left
+    if done and done.done:
+        console.print(f"trial {trial.id} is done already: run {done.run_id}")
+        return 0
     if main_process:
-        try:
-            store = Store(uri, patient=False)
-        except StoreError as error:
-            return fail([str(error)])
         place = store.open_sweep(sweep)
-        if trial.id in (known := store.records(place, [trial])) and known[trial.id].done:
-            console.print(f"trial {trial.id} is done already: run {known[trial.id].run_id}")
-            return 0
         recorder = MlflowRecorder(place, trial)
     try:
         outcome = run_trial(trial, recorder, storage=Path.cwd() / ".harness" / "trials", workers=sweep.file.resources.workers)
@@ -60,7 +66,7 @@ def _run_tracked(sweep: Sweep, trial: Trial, uri: str | None) -> int:
         if main_process:
             reason, details = describe_failure(error)
             store.fail(place, trial, reason, details)
-            console.print(f"[red]failed[/]: {reason}")
+            console.print(f"failed: {reason}", markup=False)
         return 1
     if main_process:
         console.print(f"trial {trial.id}: test rSum {outcome.metrics['test/rsum']:.1f}, recorded in {store.uri}")

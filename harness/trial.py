@@ -116,7 +116,7 @@ def _describe(trial: Trial, data: DataSet, noise: NoiseIndex, trainer: Trainer) 
     environment = {name: version(name) for name in PACKAGES}
     environment |= {
         "python": platform.python_version(),
-        "git_commit": git_commit(),
+        "git_commit": _LOADED_COMMIT,
         "protocol_version": str(PROTOCOL_VERSION),
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else f"cpu ({platform.machine()})",
         "precision": "bf16" if accelerator.mixed_precision == "bf16" else str(trainer.dtype).removeprefix("torch."),
@@ -141,6 +141,9 @@ def git_commit() -> str:
         return git("rev-parse", "HEAD")[:12] + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+_LOADED_COMMIT = git_commit()  # when this code is loaded: a worker may run trials long after the checkout has moved on
 
 
 def limit_threads(cpus: float) -> None:

@@ -17,7 +17,7 @@ def mended() -> bool:
 class Raises(Clip):
     def loss(self, batch):
         if not mended():
-            raise RuntimeError("no such luck")
+            raise RuntimeError("no such luck [/tmp/a]")
         return super().loss(batch)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from harness.figures import styles
 from harness.report import _by_ratio, _recalls, _stability
 from harness.results import cells, row_labels, shared_and_own_settings, stability
 from harness.tables import Cell, Table
@@ -43,6 +44,36 @@ def test_stability_over_seeds():
 def test_a_seed_with_a_hole_is_not_averaged_over():
     found = stability(frame([("a", 0, 0, 1, 10), ("a", 0.4, 0, 1, 20), ("a", 0, 1, 1, 30), ("a", 0.4, 1, np.nan, np.nan)])).loc["a"]
     assert found["var_i2t_r1"] == pytest.approx(25)
+
+
+def test_a_row_without_a_ratio_has_a_hole_and_no_stability():
+    rows = frame([("a", r, s, 10 + s, 1) for r in (0, 0.4) for s in (0, 1)] + [("b", 0, s, 20, 1) for s in (0, 1)])
+    text = _by_ratio(rows, "rsum", "t", "c").markdown()
+    assert re.search(r"\| b +\| +\*\*20.0 ± 0.0\*\* +\| +– \|", text)
+    assert "| b" not in _stability(rows, "w").markdown()
+    assert "b" in _recalls(rows, "w").markdown()
+
+
+def test_an_unfinished_row_is_never_the_most_stable():
+    rows = [("a", r, s, 10 + 50 * r + s, 1) for r in (0, 0.4) for s in (0, 1)]
+    rows += [("b", 0, 0, 20, 1), ("b", 0, 1, np.nan, np.nan), ("b", 0.4, 0, 20, 1), ("b", 0.4, 1, np.nan, np.nan)]
+    text = _stability(frame(rows), "w").markdown()
+    line = next(line for line in text.splitlines() if line.startswith("| b"))
+    assert "**" not in line
+    assert "2 of 4!" in line
+
+
+def test_rows_of_one_class_name_are_told_apart():
+    class_names = small.sweep("tests.test_spec:Mine", "tests.other_mine:Mine").trials
+    assert set(row_labels(class_names).values()) == {"tests.test_spec:Mine", "tests.other_mine:Mine"}
+    options = small.sweep("clip", grid={"dataset_options": [{}, {"file": "a"}]}).trials
+    assert set(row_labels(options).values()) == {"clip (dataset.file=default)", "clip (dataset.file=a)"}
+
+
+def test_a_method_has_one_colour_everywhere():
+    both, alone = styles(["clip", "npc", "mine"]), styles(["npc"])
+    assert both["npc"] == alone["npc"]
+    assert len(set(both.values())) == 3
 
 
 def test_cells_say_their_n():

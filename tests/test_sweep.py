@@ -65,7 +65,7 @@ def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(failed):
     by_method = {r.trial.method: r for r in found.values()}
     assert by_method["clip"].done
     reasons = {m.rpartition(":")[2]: by_method[m].tags["failure"] for m in FAILING}
-    assert reasons["Raises"] == "RuntimeError: no such luck"
+    assert reasons["Raises"] == "RuntimeError: no such luck [/tmp/a]"
     assert reasons["Diverges"].startswith("Diverged: the loss is nan in epoch 0")
     assert "memory" in reasons["OutOfMemory"]
     assert "worker process died" in reasons["Dies"]
@@ -170,7 +170,7 @@ def test_the_report_is_made_from_the_store_alone(compared, place):
     values = frame[(frame["method"] == "small_loss") & (frame["noise_ratio"] == 0.4)]["rsum"]
     assert f"{values.mean():.1f} ± {np.std(values, ddof=1):.1f}" in text
     assert "mscn †" in text
-    for file in ("degradation-load-caption.png", "degradation-load-caption.svg", "tables.tex"):
+    for file in ("degradation-tests-small-load-caption.png", "degradation-tests-small-load-caption.svg", "tables.tex"):
         assert (folder / file).stat().st_size > 500
 
 
@@ -189,6 +189,15 @@ def test_two_processes_through_ray_train(place):
     assert record.tags["processes"] == "2"
     assert record.metrics["test/rsum"] == pytest.approx(one.metrics["test/rsum"])
     assert record.metrics["dev/best_rsum"] == pytest.approx(one.metrics["dev/best_rsum"])
+
+
+def test_a_failure_in_one_of_two_processes_is_told_by_its_cause(place, feature_cache):
+    (feature_cache / "mended").unlink(missing_ok=True)
+    file = write(place, FAILING[1], name="twofaults", resources={"processes": 2})
+    assert sweep_command.main([file]) == 1
+    (record,) = records("twofaults").values()
+    assert record.status == "FAILED"
+    assert "the loss is nan in epoch 0" in record.tags["failure"]
 
 
 def test_a_dry_run_starts_nothing(place, capfd):

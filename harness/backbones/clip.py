@@ -216,7 +216,8 @@ class ClipBackbone(nn.Module):
         return (images * texts).sum(-1)
 
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
-        return self.logit_scale.exp() * self.similarity(images, texts)
+        logits: Tensor = self.logit_scale.exp() * self.similarity(images, texts)
+        return logits
 
     @_full_precision
     def project_vectors(self, images: Tensor, texts: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
