@@ -48,7 +48,8 @@ def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
     axes.set_xticks(sorted(frame["noise_ratio"].unique()))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target.with_suffix(".png"), dpi=150)
     figure.savefig(target.with_suffix(".svg"), metadata={"Date": None})

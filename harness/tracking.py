@@ -288,7 +288,7 @@ class MlflowRecorder:
             source = json.dumps({"seed": noise.seed, "granularity": noise.granularity, "data": setup.data.fingerprint})
             name = f"{setup.data.name} noise {noise.nominal:g} {noise.granularity} seed {noise.seed}"
             index = Dataset(name=name, digest=noise.digest, source_type="noise index", source=source, profile=profile)
-            self.client.log_inputs(self.run_id, [DatasetInput(index, [InputTag("mlflow.data.context", "train")])])
+            self._log_input(DatasetInput(index, [InputTag("mlflow.data.context", "train")]))
 
     def epoch(self, record: EpochRecord) -> None:
         if record.epoch <= self.logged:
@@ -307,6 +307,17 @@ class MlflowRecorder:
         now = int(time.time() * 1000)
         found = [Metric(k, float(v), now, step) for k, v in metrics.items()]
         self.client.log_batch(self.run_id, metrics=found, tags=[RunTag(k, v) for k, v in (tags or {}).items()])
+
+    def _log_input(self, given: DatasetInput) -> None:
+        """Trials of one seed share their noise index, and MLflow fails where two runs are the first to name it at once:
+        the second try finds it there."""
+        for attempt in range(5):
+            try:
+                return self.client.log_inputs(self.run_id, [given])
+            except MlflowException:
+                if attempt == 4:
+                    raise
+                time.sleep(0.1 * 2**attempt)
 
     def _log_array(self, path: str, **arrays: np.ndarray) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,8 @@ from harness import train as train_command
 from harness.noise import make_noise
 from harness.report import main as report_command
 from harness.spec import load_sweep
-from harness.tracking import Store
+from harness.tracking import MlflowRecorder, Store
+from harness.trial import _describe as describe
 from tests import build, small
 
 ROOT = Path(__file__).parents[1]
@@ -301,6 +302,23 @@ def test_a_trial_under_torchrun(place):
 def test_an_unknown_trial_is_told(place, capfd):
     assert train_command.main([write(place, "clip", name="byhand2"), "--trial", "zzz"]) == 2
     assert "0 trials of byhand2 begin so; there are" in capfd.readouterr().err
+
+
+def test_runs_that_name_one_noise_index_at_once(place, tmp_path):
+    """MLflow alone fails here: each of two runs finds the index absent, and one of the two inserts is refused."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    sweep = small.sweep(*(m for m in ("clip", "triplet", "npc", "oracle", "small_loss", "mscn")), name="race")
+    store = Store(f"sqlite:///{tmp_path / 'race.db'}")
+    opened = store.open_sweep(sweep)
+    trainers = [build.trainer(t.method) for t in sweep.trials]
+    setups = [describe(t, small.load(), made.noise, made) for t, made in zip(sweep.trials, trainers, strict=True)]
+    recorders = [MlflowRecorder(opened, t) for t in sweep.trials]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda pair: pair[0].start(pair[1]), zip(recorders, setups, strict=True)))
+    inputs = [store.client.get_run(r.run_id).inputs.dataset_inputs for r in recorders]
+    assert {i.dataset.digest for found in inputs for i in found} == {trainers[0].noise.digest}
+    assert all(len(found) == 1 for found in inputs)
 
 
 def test_the_plan_is_in_the_store(compared):
