@@ -8,7 +8,13 @@ from pathlib import Path
 
 import torch
 
+from harness.trainer import Trainer
 from tests import build, small
+
+
+def few_embeddings(trainer: Trainer) -> torch.Tensor:
+    """A scan over so few pairs that there are more processes than batches."""
+    return trainer._scan(lambda images, texts: {"images": images}, pairs=trainer.method.pairs[torch.arange(5)])["images"]
 
 
 def main(out: Path, names: list[str]) -> None:
@@ -18,10 +24,11 @@ def main(out: Path, names: list[str]) -> None:
             trainer = build.trainer(name, precision="fp64", backbone=small.backbone(head={"dropout": dropout}))
             records = []
             outcome = trainer.fit(records.append)
+            few = few_embeddings(trainer)
             if trainer.accelerator.is_main_process:
                 metrics = {"epochs": [r.metrics for r in records], "test/rsum": outcome.metrics["test/rsum"]}
                 weights = {k: v for k, v in trainer.method.state_dict().items() if v.is_floating_point()}
-                content = {"weights": weights, "metrics": json.dumps(metrics), "processes": trainer.accelerator.num_processes}
+                content = {"weights": weights, "metrics": json.dumps(metrics), "processes": trainer.accelerator.num_processes, "few": few}
                 torch.save(content, out / f"{name}-{dropout}.pt")
             trainer.accelerator.wait_for_everyone()
     torch.distributed.destroy_process_group()

@@ -15,6 +15,7 @@ import torch
 from harness.spec import method_class
 from methods import METHODS
 from tests import build, small
+from tests.processes import few_embeddings
 
 ROOT = Path(__file__).parents[1]
 ALL = sorted(METHODS)
@@ -152,6 +153,7 @@ def test_two_processes_train_as_one(two_processes, name, dropout):
         assert record.metrics["train/loss"] == pytest.approx(metrics["train/loss"], abs=1e-4)
         assert record.metrics["dev/rsum"] == pytest.approx(metrics["dev/rsum"])
     assert outcome.metrics["test/rsum"] == pytest.approx(told["test/rsum"])
+    assert torch.allclose(few_embeddings(one), two["few"], atol=1e-6)
 
 
 def test_methods_never_import_the_harness():

@@ -121,6 +121,13 @@ def test_latex_escapes_and_rules():
     assert r"\toprule" in text
 
 
+def test_the_readmes_tables_are_those_of_the_report():
+    report = (README.parent / "reports" / "emoji" / "report.md").read_text()
+    tables = [line for line in README.read_text().split("## What comes out")[1].split("\n## ")[0].splitlines() if line.startswith("|")]
+    assert len(tables) > 10
+    assert set(tables) <= set(report.splitlines())
+
+
 def test_the_readmes_method_is_complete_and_trains(tmp_path, monkeypatch):
     """Copied from the README into a file, it works under its dotted name."""
     from tests import build
