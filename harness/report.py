@@ -166,8 +166,9 @@ def _cost(frame: pd.DataFrame, where: str) -> Table:
         rows.append([Cell(_marked(frame, str(row))), *map(Cell, values), count])
     caption = (
         "Means over a row's trials: seconds of training, looking at pairs and evaluation; pairs that networks were trained on per "
-        "second of the first two; peak memory of the process (of the GPU where there is one); networks whose similarities are averaged at test; "
-        "trained parameters, in millions. Times on shared machines compare within this table only. " + _LEGEND
+        "second of the first two; peak memory (of the GPU where there is one; on a CPU of the process, with what earlier trials in it left); "
+        "networks whose similarities are averaged at test; trained parameters, in millions. Wall-clock times, so whatever shared the "
+        "machine is in them: `python -m harness.bench` measures methods in turn and gives ratios. " + _LEGEND
     )
     return Table(f"Cost: {where}", caption, ["method", "seconds ↓", "pairs/s ↑", "peak MB ↓", "networks", "parameters (M)", "n"], rows)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from tabulate import tabulate
 
+_TEXT_COLUMNS = ("method", "noise", "try")
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -27,7 +29,7 @@ class Table:
 
     def markdown(self) -> str:
         body = [[f"**{_markdown(c.text)}**" if c.best else _markdown(c.text) for c in row] for row in self.rows]
-        align = ["left"] + ["right"] * (len(self.columns) - 1)
+        align = ["left" if c in _TEXT_COLUMNS else "right" for c in self.columns]
         grid = tabulate(body, headers=[_markdown(c) for c in self.columns], tablefmt="pipe", colalign=align, disable_numparse=True)
         return f"### {self.title}\n\n{grid}\n\n{self.caption}\n"
 
@@ -35,7 +37,7 @@ class Table:
         """A `table` with booktabs rules; needs \\usepackage{booktabs} and nothing else."""
         lines = [
             r"\begin{table}[t]", r"\centering\small", rf"\caption{{{_latex(self.title)}. {_latex(self.caption)}}}",
-            rf"\label{{tab:{label}}}", rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}", r"\toprule",
+            rf"\label{{tab:{label}}}", rf"\begin{{tabular}}{{{''.join('l' if c in _TEXT_COLUMNS else 'r' for c in self.columns)}}}", r"\toprule",
             " & ".join(_latex(c) for c in self.columns) + r" \\", r"\midrule",
         ]
         for i, row in enumerate(self.rows):
