@@ -88,13 +88,13 @@ def test_a_resumed_trial_continues_bit_for_bit(finished, name, tmp_path):
     class Stop(Exception):
         pass
 
-    def stop_after_two(record):
-        if record.epoch == 1:
+    def stop_in_the_third(record):
+        if record.epoch == 2:  # trained and recorded, not saved
             raise Stop
 
     first = build.trainer(name, folder=tmp_path, **changes)
     with pytest.raises(Stop):
-        first.fit(stop_after_two)
+        first.fit(stop_in_the_third)
     records, _, resumed = run(name, folder=tmp_path, **changes)
     assert [r.epoch for r in records] == [2]
     assert same(weights(uninterrupted), weights(resumed))
