@@ -90,8 +90,10 @@ def test_a_corrupt_file_is_told(tmp_path, content):
 
 def test_the_fingerprint_is_of_the_content(emoji, tmp_path):
     other = tmp_path / "other.parquet"
-    pq.write_table(pq.read_table(FILE).slice(0, 4000), other)
+    table = pq.read_table(FILE)
+    pq.write_table(table.take(list(range(table.num_rows - 1))), other)
     assert load_dataset("emoji", file=str(FILE)).fingerprint == emoji.fingerprint
+    assert load_dataset("emoji", file=str(other)).fingerprint != emoji.fingerprint
 
 
 def test_the_interface_carries_one_caption_sets_and_regions():
