@@ -6,7 +6,6 @@ set) and kept on disk; a trial then trains the heads alone.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Annotated, Any, Literal
 
@@ -15,14 +14,13 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from harness.backbones.base import Scaled, full, full_precision
 from harness.backbones.features import CachedInputs, Inputs, LiveInputs, cached_features
 from harness.backbones.rows import PairDropout, Stream, gather_rows, use_pair_dropout
 from harness.backbones.towers import Towers, build_towers, check_towers, weights_identity
 from harness.data.base import DataSet
 from methods.base import Batch
 from methods.seeding import seed_of
-
-MAX_LOGIT_SCALE = math.log(100)
 
 
 class HeadConfig(BaseModel):
@@ -121,21 +119,23 @@ class ClipSetup:
         return self._towers
 
 
-def _full(x: Tensor) -> Tensor:
-    """Half precision made single."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+class BilinearVectors:
+    """Similarity vectors sqrt(D) * image * text of all pairs [M, N, D], or of the diagonal [B, D]; see `methods.base.Vectors`.
 
+    A linear layer over the vectors of all pairs is a bilinear form, so they are never formed.
+    """
 
-def _full_precision(function: Any) -> Any:
-    """Similarities are computed in full precision under autocast too: a step of bf16 is 0.1 of a logit."""
+    def __init__(self, images: Tensor, texts: Tensor, *, pairs: bool) -> None:
+        self.images, self.texts, self.pairs = images, texts, pairs
 
-    @functools.wraps(function)
-    def inner(self: Any, first: Tensor, *others: Tensor) -> Tensor:
-        with torch.autocast(first.device.type, enabled=False):
-            result: Tensor = function(self, _full(first), *map(_full, others))
-            return result
-
-    return inner
+    @full_precision
+    def project(self, weight: Tensor, bias: Tensor) -> Tensor:
+        scaled = math.sqrt(self.images.shape[1]) * weight
+        if self.pairs:
+            return F.linear(self.images * self.texts, scaled, bias)
+        left = (self.images[:, None, :] * scaled).flatten(0, 1)  # [M * H, D]
+        projected = (left @ self.texts.T).view(len(self.images), len(weight), len(self.texts))
+        return projected.transpose(1, 2) + bias
 
 
 class Head(nn.Sequential):
@@ -151,16 +151,21 @@ class Head(nn.Sequential):
         )
 
 
-class ClipBackbone(nn.Module):
+class ClipBackbone(Scaled):
     """Two towers (absent where their outputs are cached), two heads, and a learned temperature.
 
     Embeddings are unit vectors, `similarity` is their cosine. The similarity vector of a pair is the
-    element-wise product of its embeddings times sqrt(D), so that its entries are of size 1; a linear layer
-    over all pairs' vectors is then a bilinear form and the vectors are never formed.
+    element-wise product of its embeddings times sqrt(D), so that its entries are of size 1.
     """
 
+    couples_pairs = False
+
     def __init__(self, config: ClipConfig, towers: Towers | None, sizes: tuple[int, int], network: int) -> None:
-        super().__init__()
+        own = getattr(towers and towers.model, "logit_scale", None)
+        if config.temperature is not None or own is None:
+            super().__init__(-math.log(config.temperature or 0.07))
+        else:
+            super().__init__(own.detach().clone())
         self.stream = Stream(network)
         self.towers = towers
         self.locked = config.locked
@@ -170,14 +175,8 @@ class ClipBackbone(nn.Module):
         heads = [Head(size, config.head, self.stream) if config.head else nn.Identity() for size in sizes]
         self.image_head, self.text_head = heads
         self.vector_size = config.head.dim if config.head else sizes[0]
-        own = getattr(towers and towers.model, "logit_scale", None)
-        if config.temperature is not None:
-            start = torch.tensor(-math.log(config.temperature))
-        else:
-            start = own.detach().clone() if own is not None else torch.tensor(-math.log(0.07))
         if own is not None:
             own.requires_grad_(False)  # ours takes its place
-        self.logit_scale = nn.Parameter(start)
 
     def train(self, mode: bool = True) -> ClipBackbone:
         super().train(mode)
@@ -193,11 +192,11 @@ class ClipBackbone(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Cached features [b, F] or pixels [b, 3, H, W] -> unit vectors [b, D]."""
-        return F.normalize(_full(self.image_head(self._tower("encode_image", images))), dim=-1)
+        return F.normalize(full(self.image_head(self._tower("encode_image", images))), dim=-1)
 
     def encode_text(self, texts: Tensor) -> Tensor:
         """Cached features [b, F] or tokens [b, L] -> unit vectors [b, D]."""
-        return F.normalize(_full(self.text_head(self._tower("encode_text", texts))), dim=-1)
+        return F.normalize(full(self.text_head(self._tower("encode_text", texts))), dim=-1)
 
     def _tower(self, name: str, inputs: Tensor) -> Tensor:
         if self.towers is None:
@@ -208,30 +207,21 @@ class ClipBackbone(nn.Module):
             features: Tensor = getattr(self.towers, name)(inputs)
             return features
 
-    @_full_precision
+    def pooled(self, embeddings: Tensor) -> Tensor:
+        """One unit vector each: the embeddings themselves."""
+        return embeddings
+
+    @full_precision
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
         return images @ texts.T
 
     def pair_similarity(self, images: Tensor, texts: Tensor) -> Tensor:
         return (images * texts).sum(-1)
 
-    def logits(self, images: Tensor, texts: Tensor) -> Tensor:
-        logits: Tensor = self.logit_scale.exp() * self.similarity(images, texts)
-        return logits
+    @full_precision
+    def vectors(self, images: Tensor, texts: Tensor) -> BilinearVectors:
+        return BilinearVectors(images, texts, pairs=False)
 
-    @_full_precision
-    def project_vectors(self, images: Tensor, texts: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        scaled = math.sqrt(self.vector_size) * weight
-        left = (images[:, None, :] * scaled).flatten(0, 1)  # [M * H, D]
-        projected: Tensor = (left @ texts.T).view(len(images), len(weight), len(texts))
-        return projected.transpose(1, 2) + bias
-
-    @_full_precision
-    def project_pair_vectors(self, images: Tensor, texts: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(math.sqrt(self.vector_size) * images * texts, weight, bias)
-
-    @torch.no_grad()
-    def constrain(self) -> None:
-        """Called after each optimizer step: the temperature stays above 1 / 100 (CLIP, section 2.5)."""
-        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-
+    @full_precision
+    def pair_vectors(self, images: Tensor, texts: Tensor) -> BilinearVectors:
+        return BilinearVectors(images, texts, pairs=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from harness.console import progress
 from harness.data.base import Split
+from harness.data.vocabulary import Vocabulary
 
 
 class Inputs(Protocol):
@@ -53,6 +54,24 @@ class LiveInputs:
 
     def texts(self, index: Tensor) -> Tensor:
         return self.tokens[self.rows[index]]
+
+
+class RegionInputs:
+    """Region features, read from their file when asked for, and word ids [b, L] with 0 for padding."""
+
+    def __init__(self, split: Split, vocabulary: Vocabulary) -> None:
+        self.regions: Any = split.images
+        self.vocabulary = vocabulary
+        distinct, self.rows = distinct_captions(split)
+        self.tokens = vocabulary.encode(distinct)
+
+    def images(self, index: Tensor) -> Tensor:
+        distinct, back = index.unique(return_inverse=True)
+        return torch.from_numpy(self.regions[distinct.numpy()])[back]
+
+    def texts(self, index: Tensor) -> Tensor:
+        tokens = self.tokens[self.rows[index]]
+        return tokens[:, : int((tokens != 0).sum(1).max())] if len(tokens) else tokens
 
 
 def distinct_captions(split: Split) -> tuple[list[str], Tensor]:

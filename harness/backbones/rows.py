@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,16 +48,41 @@ def gather_rows(x: Tensor, batch: Batch) -> Tensor:
     return sum_over_processes(torch.cat([x.new_zeros(before, *rest), x, x.new_zeros(after, *rest)]))
 
 
+def columns_over_processes(compute: Callable[[Tensor], tuple[Tensor, ...]], texts: Tensor) -> tuple[Tensor, ...]:
+    """`compute` on this process's share of the captions, put together with those of the others.
+
+    All processes hold the same texts [N, ...]; `compute` gives tensors whose dimension 1 is the caption's.
+    """
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    if processes == 1 or len(texts) < processes:
+        return compute(texts)
+    start, stop = (len(texts) * (dist.get_rank() + i) // processes for i in (0, 1))
+
+    def whole(x: Tensor) -> Tensor:
+        before, after = (x.new_zeros(x.shape[0], n, *x.shape[2:]) for n in (start, len(texts) - stop))
+        return sum_over_processes(torch.cat([before, x, after], 1))
+
+    return tuple(map(whole, compute(texts[start:stop])))
+
+
+def largest_over_processes(number: int, device: torch.device) -> int:
+    found = torch.tensor(number, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
 class Stream:
     """Where dropout masks come from: the batch's seed, and the order of the dropout layers in a pass."""
 
     def __init__(self, network: int) -> None:
         self.network = network
         self.seed = self.start = self.total = self.layer = 0
+        self.sharded = False
 
     def restart(self, batch: Batch) -> None:
         """A new pass over a batch: equal passes over one batch get equal masks."""
         self.seed, self.start, self.total, self.layer = batch.seed, batch.start, batch.total, 0
+        self.sharded = batch.sharded
 
 
 class PairDropout(nn.Module):
@@ -76,6 +102,29 @@ class PairDropout(nn.Module):
         draws = torch.rand(stream.total, *x.shape[1:], generator=generator, device=x.device)
         kept = draws[stream.start : stream.start + len(x)] >= self.p
         return x * kept / (1 - self.p)
+
+
+class RowsBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over the global batch, on any number of processes."""
+
+    def __init__(self, features: int, stream: Stream) -> None:
+        super().__init__(features)
+        self.stream = stream
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.stream.sharded):
+            return super().forward(x)
+        over, shape = [d for d in range(x.ndim) if d != 1], [1, -1] + [1] * (x.ndim - 2)
+        count = self.stream.total * x[0, 0].numel()
+        mean = sum_over_processes(x.sum(over)) / count
+        centred = x - mean.view(shape)
+        variance = sum_over_processes(centred.square().sum(over)) / count
+        with torch.no_grad():
+            self.running_mean += self.momentum * (mean - self.running_mean)
+            self.running_var += self.momentum * (variance * count / (count - 1) - self.running_var)
+            self.num_batches_tracked += 1
+        scaled = centred * (self.weight / (variance + self.eps).sqrt()).view(shape)
+        return scaled + self.bias.view(shape)
 
 
 def use_pair_dropout(module: nn.Module, stream: Stream) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from harness.data.vocabulary import Vocabulary
 
 
 class DataError(ValueError):
@@ -64,6 +67,7 @@ class DataSet:
         distinct_groups: no batch may hold two pairs whose images are of one group (where a group has
             many pairs, true matches would stand among a batch's negatives).
         note: one line for tables: what it is and what it must not be taken for.
+        vocabulary: the word ids that came with the data set, for backbones that need some.
     """
 
     name: str
@@ -71,6 +75,7 @@ class DataSet:
     fingerprint: str
     distinct_groups: bool = False
     note: str = ""
+    vocabulary: Vocabulary | None = None
 
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:

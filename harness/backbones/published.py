@@ -1,0 +1,62 @@
+"""Checkpoints of SGRAF's, NCR's and MSCN's released code, read without running anything that is in them."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.data.base import DataError
+
+_NAMES = (("net_A", "net_B"), ("model_A", "model_B"), ("model",))  # MSCN; NCR; SGRAF, which trains one network
+_PARTS = ("img_enc", "txt_enc", "sim_enc")
+
+
+def read_published(path: Path, network: int) -> dict[str, Tensor]:
+    """Weights of network number `network`, under names as `sim_enc.sim_tranloc_w.weight`.
+
+    MSCN saves one state dict for each network, NCR and SGRAF a list of three (image, text, similarity encoder). Beside
+    them lie the run's options, an `argparse.Namespace` of plain values: nothing else is unpickled.
+
+    Raises:
+        DataError: the file cannot be read so, or has no such network.
+    """
+    content = _load(path)
+    for names in _NAMES:
+        if names[0] in content:
+            if network >= len(names) or names[network] not in content:
+                raise DataError(f"checkpoint {path} holds {len(names)} network(s): expected one with number {network}")
+            return _flat(content[names[network]], path)
+    expected = " or ".join("/".join(n) for n in _NAMES)
+    raise DataError(f"checkpoint {path}: expected the keys {expected}, found {', '.join(map(str, content)) or 'none'}")
+
+
+def read_published_head(path: Path, network: int) -> dict[str, Tensor] | None:
+    """The state dict of MSCN's meta-network beside network number `network`, or None where there is none."""
+    found: dict[str, Tensor] | None = _load(path).get(("meta_net_A", "meta_net_B")[network])
+    return found
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise DataError(f"checkpoint {path} cannot be read as weights alone: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"checkpoint {path}: expected a dict, found {type(content).__name__}")
+    return content
+
+
+def _flat(weights: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(weights, (list, tuple)):
+        if len(weights) != len(_PARTS):
+            raise DataError(f"checkpoint {path}: expected {len(_PARTS)} state dicts, found {len(weights)}")
+        weights = {f"{part}.{key}": value for part, own in zip(_PARTS, weights, strict=True) for key, value in own.items()}
+    if not all(isinstance(value, Tensor) for value in weights.values()):
+        raise DataError(f"checkpoint {path}: a state dict holds something that is no tensor")
+    return {key.removeprefix("module."): value for key, value in weights.items()}
