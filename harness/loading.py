@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,12 +14,12 @@ from methods.base import Batch, Pairs
 
 @dataclass(frozen=True)
 class Plan:
-    """One batch to be: its pairs, their indices, its seed, and what the method wants beside it."""
+    """One batch to be: its pairs, their indices, its seed, and by name the indices and pairs that the method wants beside it."""
 
     index: Tensor
     pairs: Pairs
     seed: int = 0
-    also: Mapping[str, Pairs] = field(default_factory=dict)
+    beside: Mapping[str, tuple[Tensor, Pairs]] = field(default_factory=dict)
 
 
 class Fetch(Dataset[Batch]):
@@ -31,8 +30,8 @@ class Fetch(Dataset[Batch]):
 
     def __getitem__(self, plan: Plan) -> Batch:  # type: ignore[override]
         batch = self._batch(plan.index, plan.pairs, plan.seed)
-        for name, pairs in plan.also.items():
-            batch.extra[name] = self._batch(torch.arange(len(pairs)), pairs, plan.seed)
+        for name, (index, pairs) in plan.beside.items():
+            batch.extra[name] = self._batch(index, pairs, plan.seed)
         return batch
 
     def _batch(self, index: Tensor, pairs: Pairs, seed: int) -> Batch:

@@ -20,6 +20,7 @@ class Optimizers:
         groups: the method's groups.
         lr, weight_decay, betas, eps, clip_norm: as in the sweep; weight decay spares biases, norms and scalars.
         warmup_steps, total_steps: linear warm-up, then a cosine to zero, by optimizer steps of a network.
+        decay_steps: null, or where the rate falls to a tenth, in place of the cosine.
         processes: how many share the batch.
     """
 
@@ -35,10 +36,12 @@ class Optimizers:
         warmup_steps: int,
         total_steps: int,
         processes: int,
+        decay_steps: Sequence[int] | None = None,
     ) -> None:
         self.parameters = {name: dict(group.parameters) for name, group in groups.items()}
         self.base_lr = {name: lr if group.lr is None else group.lr for name, group in groups.items()}
         self.clip_norm, self.warmup_steps, self.total_steps, self.processes = clip_norm, warmup_steps, total_steps, processes
+        self.decay_steps = decay_steps
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.adam = {name: self._adam(list(p.values())) for name, p in self.parameters.items()}
         self._siblings: dict[str, tuple[list[nn.Parameter], torch.optim.AdamW]] = {}
@@ -48,6 +51,8 @@ class Optimizers:
         """Set the schedule to a network's optimizer step, from 0."""
         if step < self.warmup_steps:
             self.factor = (step + 1) / self.warmup_steps
+        elif self.decay_steps is not None:
+            self.factor = 0.1 ** sum(step >= decay for decay in self.decay_steps)
         else:
             rest = max(1, self.total_steps - self.warmup_steps)
             self.factor = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup_steps) / rest)))

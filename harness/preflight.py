@@ -29,8 +29,10 @@ def check_sweep(sweep: Sweep, *, cluster: bool = False) -> tuple[list[str], dict
         if key not in data:
             data[key], found = _load(trial)
             errors += found
-    for key, size in sorted({(data_key(t), t.batch_size) for t in sweep.trials}):
+    for key, size in sorted({(data_key(t), largest_batch(t)) for t in sweep.trials}):
         errors += _check_batch(data[key], size) if data[key] else []
+    for trial in {(data_key(t), repr(t.backbone)): t for t in sweep.trials}.values():
+        errors += _check_backbone(trial, data[data_key(trial)]) if data[data_key(trial)] else []
     for key, method in sorted({(data_key(t), t.method) for t in sweep.trials}):
         errors += _check_clean(method, data[key]) if data[key] else []
     return errors, data
@@ -58,7 +60,19 @@ def data_key(trial: Trial) -> str:
 def check_trial(trial: Trial) -> list[str]:
     """The same for one trial, run by hand: devices are what the launcher gave it."""
     data, errors = _load(trial)
-    return errors or _check_batch(data, trial.batch_size) + _check_clean(trial.method, data)
+    return errors or _check_batch(data, largest_batch(trial)) + _check_clean(trial.method, data) + _check_backbone(trial, data)
+
+
+def largest_batch(trial: Trial) -> int:
+    """Pairs in the largest batch that the trial asks for."""
+    return method_class(trial.method).largest_batch(trial.batch_size, trial.hyper)
+
+
+def _check_backbone(trial: Trial, data: DataSet) -> list[str]:
+    """Whether the backbone takes such data."""
+    kind = resolve("backbone", trial.backbone["kind"], BACKBONES)
+    fault = kind(kind.Config.model_validate(trial.backbone)).check_data(data)
+    return [fault] if fault else []
 
 
 def _check_batch(data: DataSet, size: int) -> list[str]:

@@ -27,6 +27,7 @@ from harness.registry import UnknownName, resolve, suggest
 from methods import METHODS
 from methods.base import Method
 
+_YOUNGER = ("decay_epochs", "evaluate_every")
 _HARNESS_SUPPLIES = {"make_backbone", "pairs", "batch_size", "seed", "clean", "truth"}
 
 
@@ -53,8 +54,10 @@ class Trial(_Model):
         noise_seed: seed of the noise index; the trial's seed unless the sweep varies it.
         batch_size: pairs in a global batch, over all processes.
         warmup_steps: linear warm-up, by optimizer steps.
+        decay_epochs: null for a cosine to zero; or the epochs from which the rate is a tenth of what it was.
         clip_norm: gradient norm to clip at, or null.
         precision: auto (bf16 where a GPU has it), fp32, bf16 or fp64.
+        evaluate_every: epochs between evaluations on dev; the last epoch is always one.
     """
 
     method: str
@@ -74,23 +77,31 @@ class Trial(_Model):
     warmup_steps: Annotated[int, Field(ge=0)] = 500
     clip_norm: Annotated[float, Field(gt=0)] | None = 10.0
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    decay_epochs: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
     hyper: dict[str, Any] = {}
 
     @property
     def id(self) -> str:
         """12 hex digits: the hash of the canonical form and the protocol version."""
-        return _digest({"protocol": PROTOCOL_VERSION, **self.model_dump(mode="json")})
+        return _digest({"protocol": PROTOCOL_VERSION, **self._canonical()})
 
     @property
     def cell_id(self) -> str:
         """The id without the seeds: trials of one cell differ in nothing else."""
-        return _digest({k: v for k, v in self.model_dump(mode="json").items() if k not in ("seed", "noise_seed")})
+        return _digest({k: v for k, v in self._canonical().items() if k not in ("seed", "noise_seed")})
+
+    def _canonical(self) -> dict[str, Any]:
+        """All fields, less the younger ones that ask for what was always so: an id outlives a new field."""
+        fields = self.model_dump(mode="json")
+        return {k: v for k, v in fields.items() if k not in _YOUNGER or v != Trial.model_fields[k].default}
 
     @property
     def backbone_label(self) -> str:
         """The backbone in a few words, for tables and MLflow."""
         config = self.backbone
-        return f"{config.get('model', config['kind'])}{' locked' if config.get('locked') else ''}"
+        name = config.get("model") or " ".join(str(config[k]) for k in ("kind", "module") if k in config)
+        return f"{name}{' locked' if config.get('locked') else ''}"
 
 
 class Resources(_Model):

@@ -265,7 +265,7 @@ class MlflowRecorder:
         self.client = self.store.client
         self.run_id = self.store.trial_run(place, trial)
         self.client.update_run(self.run_id, status="RUNNING")
-        history = self.client.get_metric_history(self.run_id, "dev/rsum")
+        history = self.client.get_metric_history(self.run_id, "seconds/train")
         self.logged = max((m.step for m in history), default=-1)
 
     def start(self, setup: Setup) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class Settings:
     warmup_steps: int = 500
     clip_norm: float | None = 10.0
     precision: str = "auto"
+    decay_epochs: Sequence[int] | None = None
+    evaluate_every: int = 1
 
 
 @dataclass
@@ -141,6 +143,7 @@ class Trainer:
             warmup_steps=settings.warmup_steps,
             total_steps=settings.epochs * self.steps,
             processes=accelerator.num_processes,
+            decay_steps=None if settings.decay_epochs is None else [e * self.steps for e in settings.decay_epochs],
         )
         self.state = State()
 
@@ -162,7 +165,8 @@ class Trainer:
             before = dict(self.state.seconds)
             for network in self.method.passes():
                 metrics |= self._train_pass(epoch, network)
-            metrics |= self._evaluate_dev(epoch)
+            if (epoch + 1) % self.settings.evaluate_every == 0 or epoch + 1 == epochs:
+                metrics |= self._evaluate_dev(epoch)
             confidence = self._confidence(metrics)
             metrics |= {f"seconds/{k}": v - before[k] for k, v in self.state.seconds.items()}
             on_epoch(EpochRecord(epoch, metrics, confidence))  # recorded first: a repeated epoch is told by its number
@@ -176,10 +180,13 @@ class Trainer:
             found = dict(self.method.start_epoch(epoch, network, self._scan))
         with self._clock("train"):
             batches, widened = self._batches(epoch, network)
+            pools = self._pool_batches(epoch, network, len(batches))
+            scale = self.method.batch_scale(epoch)
             self.method.train()
             total: Report = {}
-            for step, batch in enumerate(load(self._plans(batches, epoch, network), self._fetch(), workers=self.workers)):
-                self.optimizers.at_step(epoch * self.steps + step)
+            plans = self._plans(batches, epoch, network, pools)
+            for step, batch in enumerate(load(plans, self._fetch(), workers=self.workers)):
+                self.optimizers.at_step(epoch * self.steps + step * scale)
                 batch = batch.to(self.accelerator.device, self.dtype)
                 with self.accelerator.autocast():
                     report = self.method.step(batch, self.optimizers, network)
@@ -189,7 +196,7 @@ class Trainer:
             found |= {k: v / len(batches) for k, v in total.items()}
             found["learning_rate"] = self.optimizers.learning_rate(f"network{network}")
             scalars = {k: float(v) for k, v in found.items()}
-        self.state.pairs_seen += len(batches) * self.settings.batch_size
+        self.state.pairs_seen += len(batches) * self.settings.batch_size * scale
         if not np.isfinite(scalars["loss"]):
             raise Diverged(f"the loss is {scalars['loss']} in epoch {epoch}")
         scalars["widened"] = float(widened)
@@ -201,7 +208,8 @@ class Trainer:
         everything = np.arange(len(self.noise.image))
         selected = self.method.selected(network)
         pool = everything if selected is None else selected.cpu().numpy()
-        arguments: dict[str, Any] = {"size": self.settings.batch_size, "steps": self.steps}
+        scale = self.method.batch_scale(epoch)
+        arguments: dict[str, Any] = {"size": self.settings.batch_size * scale, "steps": max(1, self.steps // scale)}
         arguments["seed"] = (self.settings.seed, "order", epoch, network)
         try:
             return epoch_batches(pool, self.groups, **arguments), False
@@ -210,10 +218,27 @@ class Trainer:
                 raise
             return epoch_batches(everything, self.groups, **arguments), True
 
-    def _plans(self, batches: list[np.ndarray], epoch: int, network: int) -> Any:
+    def _pool_batches(self, epoch: int, network: int, steps: int) -> dict[str, list[np.ndarray]]:
+        """For each further pool of the method a batch for each step; a pool of fewer than two (groups of) pairs gives none."""
+        found = {}
+        for name, members in self.method.pools(network).items():
+            pool = members.cpu().numpy()
+            apart = len(pool) if self.groups is None else len(np.unique(self.groups[pool]))
+            size = min(self.settings.batch_size, apart)
+            if size >= 2:
+                found[name] = epoch_batches(pool, self.groups, size=size, steps=steps, seed=(self.settings.seed, name, epoch, network))
+        return found
+
+    def _plans(
+        self, batches: list[np.ndarray], epoch: int, network: int, pools: Mapping[str, list[np.ndarray]] | None = None
+    ) -> Iterator[Plan]:
         for step, index in enumerate(map(torch.from_numpy, batches)):
             seed = seed_of(self.settings.seed, "step", epoch, network, step)
-            yield Plan(index, self.method.pairs[index], seed, self.method.also(index, seed))
+            beside = {name: (torch.arange(len(pairs)), pairs) for name, pairs in self.method.also(index, seed).items()}
+            for name, drawn in (pools or {}).items():
+                further = torch.from_numpy(drawn[step])
+                beside[name] = (further, self.method.pairs[further])
+            yield Plan(index, self.method.pairs[index], seed, beside)
 
     def _fetch(self) -> Fetch:
         """Methods reach the training pairs and, if they declare it, the clean set: no other split."""
@@ -263,29 +288,37 @@ class Trainer:
         self.method.eval()
         pairs, source = self.data[split], self.inputs[split]
         scores = torch.zeros(len(pairs.images), len(pairs.captions), dtype=self.dtype)
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         for number, net in enumerate(self.method.networks):
-            images = self._encode(net.encode_image, source.images, len(pairs.images))  # type: ignore[union-attr]
-            texts = self._encode(net.encode_text, source.texts, len(pairs.captions))  # type: ignore[union-attr]
-            for start in range(0, len(images), CHUNK):
-                tile = self.method.score(number, images[start : start + CHUNK], texts)
-                scores[start : start + CHUNK] += tile.cpu() / self.method.n_networks
+            images = self._encode_images(net, source, len(pairs.images))
+            # Captions are encoded as they are needed: those of region features are as wide as their words are many.
+            for at in torch.arange(len(pairs.captions)).split(CHUNK)[rank::processes]:
+                texts = self._encode(net.encode_text, source.texts(at))  # type: ignore[union-attr]
+                for rows in torch.arange(len(images)).split(CHUNK):
+                    tile = self.method.score(number, images[rows], texts)
+                    scores[rows[:, None], at] += tile.cpu() / self.method.n_networks
+        if processes > 1:
+            scores = self._sum(scores.to(self.accelerator.device)).cpu()
         return rank_both(scores.numpy(), pairs)
 
-    def _encode(self, encode: Any, inputs: Callable[[Tensor], Tensor], count: int) -> Tensor:
-        """Embeddings [count, D]; chunks are shared out over processes."""
-        chunks = torch.arange(count).split(CHUNK)
+    def _encode_images(self, net: Any, source: Inputs, count: int) -> Tensor:
+        """Embeddings [count, ...]; chunks are shared out over processes."""
+        chunks = list(torch.arange(count).split(CHUNK))
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        mine = chunks[rank::processes] or chunks[:1]  # more processes than chunks: look all the same, for the shape
         out: Tensor | None = None
-        for i, at in enumerate(chunks):
-            if i % self.accelerator.num_processes != self.accelerator.process_index and out is not None:
-                continue
-            given = inputs(at).to(self.accelerator.device)
-            with self.accelerator.autocast():
-                part = encode(given.to(self.dtype) if given.is_floating_point() else given).to(self.dtype)
-            out = part.new_zeros(count, part.shape[1]) if out is None else out
-            if i % self.accelerator.num_processes == self.accelerator.process_index:
+        for at in mine:
+            part = self._encode(net.encode_image, source.images(at))
+            out = part.new_zeros(count, *part.shape[1:]) if out is None else out
+            if rank < len(chunks):
                 out[at] = part
         assert out is not None
-        return self._sum(out) if self.accelerator.num_processes > 1 else out
+        return self._sum(out) if processes > 1 else out
+
+    def _encode(self, encode: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        given = given.to(self.accelerator.device)
+        with self.accelerator.autocast():
+            return encode(given.to(self.dtype) if given.is_floating_point() else given).to(self.dtype)
 
     def _confidence(self, metrics: dict[str, float]) -> np.ndarray | None:
         confidence = self.method.confidence()

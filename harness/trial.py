@@ -106,6 +106,8 @@ def build_trainer(
         warmup_steps=trial.warmup_steps,
         clip_norm=trial.clip_norm,
         precision=trial.precision,
+        decay_epochs=trial.decay_epochs,
+        evaluate_every=trial.evaluate_every,
     )
     return Trainer(method, data, inputs, noise, settings, accelerator, folder=folder, workers=workers)
 

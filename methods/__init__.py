@@ -10,5 +10,6 @@ METHODS = {
     "small_loss": "methods.small_loss:SmallLoss",
     "oracle": "methods.oracle:Oracle",
     "npc": "methods.npc:NPC",
+    "ncr": "methods.ncr:NCR",
     "mscn": "methods.mscn:MSCN",
 }

@@ -9,14 +9,15 @@ The smallest method overrides `loss`; `methods/clip.py` is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Protocol
 
 import annotated_types as at
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Types of hyper-parameters. The harness checks a sweep file against a constructor's annotations.
 Positive = Annotated[float, at.Gt(0)]
@@ -49,7 +50,7 @@ class Batch:
 
     Where it is not `sharded`, those are all rows. `index` [total] are training-pair indices (for other pairs: positions in the request). `images` and
     `texts` are what the backbone takes. `seed` is this batch's own: dropout and draws come from it.
-    `extra` holds the further pairs that the method asked for with `also`.
+    `extra` holds the batches that the method asked for with `pools`, and the pairs that it asked for with `also`.
     """
 
     index: Tensor
@@ -73,27 +74,40 @@ class Batch:
 class Backbone(Protocol):
     """A network that embeds images and texts. It is a `torch.nn.Module` too.
 
-    `forward(batch)` gives the embeddings of the *global* batch ([B, D] and [B, D], with gradient, over
-    all processes): a method never gathers anything itself. `forward(batch, then=f)` gives f(images, texts)
+    `forward(batch)` gives the embeddings of the *global* batch, with gradient, over all processes: a method never
+    gathers anything itself. An embedding is a row of a tensor, [B, D] or wider ([B, 1 + regions, D] for `sgraf`). `forward(batch, then=f)` gives f(images, texts)
     instead, so that under `torch.func.functional_call` all of f sees the replaced parameters.
     """
 
     vector_size: int
     """Width V of the similarity vector."""
+    couples_pairs: bool
+    """Whether a pair's similarity depends on the other pairs that it is scored with while training (SAF's batch normalisation)."""
+    published_head: Mapping[str, Tensor] | None
+    """Weights of MSCN's similarity head, where the network was loaded from a checkpoint that has one."""
 
     def __call__(self, batch: Batch, then: Callable[[Tensor, Tensor], Any] | None = None) -> Any: ...
     def encode_image(self, images: Tensor) -> Tensor: ...
     def encode_text(self, texts: Tensor) -> Tensor: ...
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        """[M, D], [N, D] -> [M, N]: all pairs, in [-1, 1]."""
+        """[M, ...], [N, ...] -> [M, N]: all pairs, in [-1, 1]."""
     def pair_similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        """[B, D], [B, D] -> [B]: the diagonal only."""
+        """[B, ...], [B, ...] -> [B]: the diagonal only."""
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """`similarity` times the learned inverse temperature."""
-    def project_vectors(self, images: Tensor, texts: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """[M, D], [N, D], [H, V], [H] -> [M, N, H]: a linear layer over every pair's similarity vector."""
-    def project_pair_vectors(self, images: Tensor, texts: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The same for the diagonal only: [B, D], [B, D], [H, V], [H] -> [B, H]."""
+    def pooled(self, embeddings: Tensor) -> Tensor:
+        """[B, ...] -> [B, D']: one unit vector for each image or text, for nearest neighbours."""
+    def vectors(self, images: Tensor, texts: Tensor) -> Vectors:
+        """Similarity vectors of all pairs: [M, ...], [N, ...] -> [M, N, V]."""
+    def pair_vectors(self, images: Tensor, texts: Tensor) -> Vectors:
+        """Those of the diagonal only: [B, ...], [B, ...] -> [B, V]."""
+
+
+class Vectors(Protocol):
+    """Similarity vectors [..., V], which need not stand in memory."""
+
+    def project(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """A linear layer over each of them: [H, V], [H] -> [..., H]."""
 
 
 class Optimizers(Protocol):
@@ -191,6 +205,20 @@ class Method(nn.Module):
         """Training pairs (indices) that this pass draws its batches from; None: all. Steps stay the same."""
         return None
 
+    def pools(self, network: int) -> dict[str, Tensor]:
+        """Further pools of training pairs (indices). Each step also gets a batch from each, drawn by the same rules, as
+        `batch.extra[name]`: of the same size or, from a pool that does not fill one, of what there is (at least 2 pairs)."""
+        return {}
+
+    def batch_scale(self, epoch: int) -> int:
+        """Batches of this epoch hold so many times the sweep's batch size, in as many fewer steps."""
+        return 1
+
+    @classmethod
+    def largest_batch(cls, batch_size: int, hyper: Mapping[str, Any]) -> int:
+        """Pairs in the largest batch of any epoch, known before the method is made."""
+        return batch_size
+
     def also(self, index: Tensor, seed: int) -> dict[str, Pairs]:
         """Further pairs that a step on the pairs `index` needs; they arrive as `batch.extra`.
 
@@ -208,7 +236,7 @@ class Method(nn.Module):
         return {"loss": loss.detach(), **report}
 
     def score(self, network: int, images: Tensor, texts: Tensor) -> Tensor:
-        """[M, D], [N, D] embeddings of one network -> [M, N]: what that network ranks by."""
+        """Embeddings of one network, [M, ...] and [N, ...] -> [M, N]: what that network ranks by."""
         scores: Tensor = self.networks[network].similarity(images, texts)
         return scores
 
@@ -220,6 +248,13 @@ class Method(nn.Module):
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that take gradients, by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Forward passes in this block can be differentiated twice: cuDNN's recurrent layers and fused attention cannot be."""
+    with torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 class evaluation_mode(AbstractContextManager[None]):

@@ -1,10 +1,20 @@
-"""Losses over a batch of pairs: row = image, column = caption, pair k on the diagonal."""
+"""Losses over a batch of pairs: row = image, column = caption, pair k on the diagonal.
+
+The margin of a triplet loss is a number, or [B] (each pair's own, in both directions), or [B, B] (an entry for each
+image and caption, used in both directions; published code with margins of its own does this).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from methods.base import Backbone
+
+Scores = Callable[[Tensor, Tensor], Tensor]
 
 
 def pair_losses(logits: Tensor) -> Tensor:
@@ -18,16 +28,21 @@ def pair_losses(logits: Tensor) -> Tensor:
 def hinges(similarity: Tensor, margin: Tensor | float) -> tuple[Tensor, Tensor]:
     """Hinge of every negative, [B, B] each: for image k (row) over captions, for caption k (row) over images.
 
-    `margin` is a number or [B], the margin of each pair, which belongs to the pair in both directions.
     The diagonal is 0.
     """
-    positive = similarity.diagonal()
-    margin = torch.as_tensor(margin, dtype=similarity.dtype, device=similarity.device).expand(len(positive))
-    threshold = (margin - positive)[:, None]
+    positive = similarity.diagonal()[:, None]
+    by_image, by_text = _both_ways(margin, similarity)
     same = torch.eye(len(positive), dtype=torch.bool, device=similarity.device)
-    by_image = (threshold + similarity).clamp(min=0).masked_fill(same, 0)
-    by_text = (threshold + similarity.T).clamp(min=0).masked_fill(same, 0)
-    return by_image, by_text
+    return (
+        (by_image + similarity - positive).clamp(min=0).masked_fill(same, 0),
+        (by_text + similarity.T - positive).clamp(min=0).masked_fill(same, 0),
+    )
+
+
+def mean_triplet(similarity: Tensor, margin: Tensor | float) -> Tensor:
+    """Each pair's hinge averaged over the batch (divisor B, diagonal 0), both directions added: [B, B] -> [B]."""
+    by_image, by_text = hinges(similarity, margin)
+    return by_image.mean(1) + by_text.mean(1)
 
 
 def hardest_triplet(similarity: Tensor, margin: Tensor | float) -> Tensor:
@@ -36,14 +51,40 @@ def hardest_triplet(similarity: Tensor, margin: Tensor | float) -> Tensor:
     return by_image.amax(1) + by_text.amax(1)
 
 
-def hardest_negatives(similarity: Tensor) -> tuple[Tensor, Tensor]:
-    """For image k the most similar other caption, for caption k the most similar other image: [B, B] -> [B], [B]."""
+def hardest_triplet_of_few(similarity: Tensor, pairs: Scores, images: Tensor, texts: Tensor, margin: Tensor | float) -> Tensor:
+    """`hardest_triplet` with gradient through the 3 B pairs that have one, and not through B x B.
+
+    The same loss and gradient at a fraction of the cost, where scoring a pair is expensive and does not depend on the other
+    pairs.
+
+    Args:
+        similarity: [B, B], without gradient: it only tells which negatives are the hardest.
+        pairs: the scores of pairs, with gradient: [B, ...], [B, ...] -> [B].
+    """
+    by_image, by_text = _both_ways(margin, similarity)
     same = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
-    others = similarity.masked_fill(same, -torch.inf)
-    return others.argmax(1), others.argmax(0)
+    captions = (by_image + similarity).masked_fill(same, -torch.inf).argmax(1)
+    pictures = (by_text + similarity.T).masked_fill(same, -torch.inf).argmax(1)
+    rows = torch.arange(len(similarity), device=similarity.device)
+    positive = pairs(images, texts)
+    over_captions = by_image[rows, captions] + pairs(images, texts[captions]) - positive
+    over_images = by_text[rows, pictures] + pairs(images[pictures], texts) - positive
+    return over_captions.clamp(min=0) + over_images.clamp(min=0)
 
 
-def mean_triplet(similarity: Tensor, margin: Tensor | float) -> Tensor:
-    """Each pair's hinge averaged over the batch (divisor B, diagonal 0), both directions added: [B, B] -> [B]."""
-    by_image, by_text = hinges(similarity, margin)
-    return by_image.mean(1) + by_text.mean(1)
+def hardest_triplet_of(network: Backbone, images: Tensor, texts: Tensor, margin: Tensor | float) -> Tensor:
+    """`hardest_triplet` of a network's similarities, the cheapest way that the network allows: -> [B]."""
+    if network.couples_pairs:
+        return hardest_triplet(network.similarity(images, texts), margin)
+    with torch.no_grad():
+        similarity = network.similarity(images, texts)
+    return hardest_triplet_of_few(similarity, network.pair_similarity, images, texts, margin)
+
+
+def _both_ways(margin: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Margins [B, B] of image k (row) over captions, and of caption k (row) over images."""
+    margin = torch.as_tensor(margin, dtype=like.dtype, device=like.device)
+    if margin.ndim == 2:
+        return margin, margin.T
+    own = margin.expand(len(like))[:, None].expand(like.shape)
+    return own, own

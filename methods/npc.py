@@ -71,7 +71,11 @@ class NPC(Method):
         if epoch < self.warmup_epochs or (self.has_bank and not self.rebuild):
             return {}
         net = self.networks[0]
-        seen = scan(lambda images, texts: {"loss": pair_losses(net.logits(images, texts)), "image": images, "text": texts})
+
+        def look(images: Tensor, texts: Tensor) -> dict[str, Tensor]:
+            return {"loss": pair_losses(net.logits(images, texts)), "image": net.pooled(images), "text": net.pooled(texts)}
+
+        seen = scan(look)
         posterior = torch.from_numpy(low_loss_posterior(seen["loss"].numpy(), seed=seed_of(self.seed, "mixture", epoch)))
         clean, fallback = self._strict_clean_set(posterior, seen["loss"])
         image, text = (seen[side].to(self.entries.device) for side in ("image", "text"))

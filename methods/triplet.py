@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from methods.base import Batch, Method, Positive, Report
-from methods.losses import hardest_triplet
+from methods.losses import hardest_triplet_of
 
 
 class Triplet(Method):
@@ -21,4 +21,4 @@ class Triplet(Method):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
         (network,) = self.networks
-        return hardest_triplet(network.similarity(*network(batch)), self.margin).mean(), {}
+        return hardest_triplet_of(network, *network(batch), self.margin).mean(), {}

@@ -96,8 +96,8 @@ def test_a_bilinear_form_stands_for_the_similarity_vectors():
     images, texts = torch.randn(3, 8), torch.randn(5, 8)
     weight, bias = torch.randn(4, 8), torch.randn(4)
     vectors = np.sqrt(8) * images[:, None] * texts[None]
-    assert torch.allclose(net.project_vectors(images, texts, weight, bias), vectors @ weight.T + bias, atol=1e-5)
-    assert torch.allclose(net.project_pair_vectors(images, texts[:3], weight, bias), (vectors @ weight.T + bias)[range(3), range(3)], atol=1e-5)
+    assert torch.allclose(net.vectors(images, texts).project(weight, bias), vectors @ weight.T + bias, atol=1e-5)
+    assert torch.allclose(net.pair_vectors(images, texts[:3]).project(weight, bias), (vectors @ weight.T + bias)[range(3), range(3)], atol=1e-5)
 
 
 def test_networks_differ_and_repeat():

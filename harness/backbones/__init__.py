@@ -1,3 +1,3 @@
-"""Backbones. A new one is a file here with a setup class (see `clip.ClipSetup`), and a line in `BACKBONES`."""
+"""Backbones. A new one is a file here with a setup class (as `clip.ClipSetup`), and a line in `BACKBONES`."""
 
-BACKBONES = {"clip": "harness.backbones.clip:ClipSetup"}
+BACKBONES = {"clip": "harness.backbones.clip:ClipSetup", "sgraf": "harness.backbones.sgraf:SgrafSetup"}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 SMOOTH = 9.0  # inverse temperature of the attention (SCAN, ECCV 2018; SGRAF, released code)
-TILE_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}  # of one [M, words, D] tensor: what fits a cache; what fills a GPU
+TILE_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}  # of one [M, words, D] tensor: what fits a cache; what fills a GPU
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:

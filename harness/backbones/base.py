@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ def full_precision(function: Any) -> Any:
 
 class Scaled(nn.Module):
     """A backbone with a learned temperature: `logits` are its similarities times exp(logit_scale)."""
+
+    couples_pairs = False
+    published_head: Mapping[str, Tensor] | None = None
 
     def __init__(self, logit_scale: Tensor | float) -> None:
         super().__init__()

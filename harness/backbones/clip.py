@@ -72,6 +72,13 @@ class ClipSetup:
             return "locked towers without a head leave nothing to train: set locked: false, or give a head"
         return check_towers(model=config.model, pretrained=config.pretrained)
 
+    @staticmethod
+    def check_data(data: DataSet) -> str | None:
+        """Why the data set cannot be used with this backbone, or None."""
+        if hasattr(data["train"].images, "shape"):
+            return f"backbone clip needs pictures, and {data.name!r} has region features: use the backbone sgraf"
+        return None
+
     @property
     def uses_cache(self) -> bool:
         return self.config.locked and self.config.cache
@@ -157,8 +164,6 @@ class ClipBackbone(Scaled):
     Embeddings are unit vectors, `similarity` is their cosine. The similarity vector of a pair is the
     element-wise product of its embeddings times sqrt(D), so that its entries are of size 1.
     """
-
-    couples_pairs = False
 
     def __init__(self, config: ClipConfig, towers: Towers | None, sizes: tuple[int, int], network: int) -> None:
         own = getattr(towers and towers.model, "logit_scale", None)

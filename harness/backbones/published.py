@@ -13,11 +13,13 @@ from torch import Tensor
 from harness.data.base import DataError
 
 _NAMES = (("net_A", "net_B"), ("model_A", "model_B"), ("model",))  # MSCN; NCR; SGRAF, which trains one network
+_HEADS = ("meta_net_A", "meta_net_B")  # MSCN
 _PARTS = ("img_enc", "txt_enc", "sim_enc")
 
 
-def read_published(path: Path, network: int) -> dict[str, Tensor]:
-    """Weights of network number `network`, under names as `sim_enc.sim_tranloc_w.weight`.
+def read_published(path: Path, network: int) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """Weights of network number `network`, under names as `sim_enc.sim_tranloc_w.weight`, and those of MSCN's
+    similarity head beside it, or None.
 
     MSCN saves one state dict for each network, NCR and SGRAF a list of three (image, text, similarity encoder). Beside
     them lie the run's options, an `argparse.Namespace` of plain values: nothing else is unpickled.
@@ -30,15 +32,9 @@ def read_published(path: Path, network: int) -> dict[str, Tensor]:
         if names[0] in content:
             if network >= len(names) or names[network] not in content:
                 raise DataError(f"checkpoint {path} holds {len(names)} network(s): expected one with number {network}")
-            return _flat(content[names[network]], path)
+            return _flat(content[names[network]], path), content.get(_HEADS[network])
     expected = " or ".join("/".join(n) for n in _NAMES)
     raise DataError(f"checkpoint {path}: expected the keys {expected}, found {', '.join(map(str, content)) or 'none'}")
-
-
-def read_published_head(path: Path, network: int) -> dict[str, Tensor] | None:
-    """The state dict of MSCN's meta-network beside network number `network`, or None where there is none."""
-    found: dict[str, Tensor] | None = _load(path).get(("meta_net_A", "meta_net_B")[network])
-    return found
 
 
 def _load(path: Path) -> dict[str, Any]:

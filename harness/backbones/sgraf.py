@@ -8,6 +8,7 @@ vector from attention of its words over its regions. See `alignment.py` for how 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,8 +108,8 @@ class SgrafSetup:
             torch.manual_seed(seed_of(seed, "init", network))
             made = SgrafBackbone(self.config, inputs.regions.shape[1:], len(inputs.vocabulary), network)
         if self.config.pretrained is not None:
-            weights = read_published(Path(self.config.pretrained), network)
-            made.load_published(weights, self.config.pretrained)
+            weights, head = read_published(Path(self.config.pretrained), network)
+            made.load_published(weights, head, self.config.pretrained)
         return made
 
 
@@ -186,21 +187,33 @@ class SgrafBackbone(Scaled):
     def pair_vectors(self, images: Tensor, texts: Tensor) -> FormedVectors:
         return FormedVectors(self.sim_enc.pair_vectors(images, texts))
 
-    def load_published(self, weights: dict[str, Tensor], source: str) -> None:
-        """Take over weights under the published names. What a method replaces (MSCN has no `sim_eval_w`) may be missing.
+    def load_published(self, weights: Mapping[str, Tensor], head: Mapping[str, Tensor] | None, source: str) -> None:
+        """Take over weights under the published names; a head of MSCN's takes the place of the last layer.
 
         Raises:
             DataError: a tensor is missing, left over, or of another shape.
         """
-        own = {k: v for k, v in self.state_dict().items() if k != "logit_scale"}
-        faults = [f"{k} is missing" for k in own if k not in weights and not k.startswith("sim_enc.sim_eval_w")]
+        if head is not None:
+            self.published_head = head
+            self.sim_enc.sim_eval_w = PublishedHead(head)
+        own = {k: v for k, v in self.state_dict().items() if k != "logit_scale" and not (head and "sim_eval_w" in k)}
+        faults = [f"{k} is missing" for k in own if k not in weights]
         faults += [f"{k} is not part of this network" for k in weights if k not in own]
         faults += [
             f"{k}: expected {tuple(own[k].shape)}, found {tuple(v.shape)}" for k, v in weights.items() if k in own and v.shape != own[k].shape
         ]
         if faults:
             raise DataError(f"checkpoint {source} does not fit the backbone: " + "; ".join(faults[:12]))
-        self.load_state_dict(weights, strict=False)
+        self.load_state_dict(dict(weights), strict=False)
+
+
+class PublishedHead(nn.Sequential):
+    """MSCN's similarity head of a checkpoint, where it scores by itself: [..., S] -> [..., 1], before the sigmoid."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        hidden, size = weights["first_hidden_layer.fc.weight"].shape
+        super().__init__(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.load_state_dict(dict(zip(self.state_dict(), weights.values(), strict=True)))
 
 
 class ImageEncoder(nn.Module):
@@ -248,7 +261,7 @@ class SimilarityEncoder(nn.Module):
         self.t_global_w = TextAttention(embed, config.dropout, stream)
         self.sim_tranloc_w = _linear(embed, size)
         self.sim_tranglo_w = _linear(embed, size)
-        self.sim_eval_w = _linear(size, 1)
+        self.sim_eval_w: nn.Module = _linear(size, 1)
         if self.filters:
             self.SAF_module = Filtration(size)
         else:

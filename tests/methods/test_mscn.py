@@ -29,9 +29,10 @@ def test_scoring_only_the_hardest_negatives_gives_the_loss_of_all_pairs(trainer)
     method, batch = trainer.method, build.first_batch(trainer)
     net, head = method.networks[0], method.heads[0]
     embeddings = net(batch)
-    scores = head(net, *embeddings)
+    vectors = net.vectors(*embeddings)
+    scores = head(vectors)
     full = hardest_triplet(scores, soft_margin(scores.diagonal().detach(), method.margin)).sum()
-    short = method._main_loss(net, head, *embeddings)
+    short = method._main_loss(net, head, vectors, *embeddings)
     assert short.item() == pytest.approx(full.item(), abs=1e-10)
     expected = trainer.optimizers.gradients(full, "network0", create_graph=True)
     for name, gradient in trainer.optimizers.gradients(short, "network0").items():
@@ -44,7 +45,8 @@ def test_meta_gradient_goes_through_the_look_ahead_step(trainer):
     net, head, rate = method.networks[0], method.heads[0], 0.05
 
     def meta_loss():
-        loss = method._main_loss(net, head, *net(batch))
+        images, texts = net(batch)
+        loss = method._main_loss(net, head, net.vectors(images, texts), images, texts)
         slope = trainer.optimizers.gradients(loss, "network0", create_graph=True)
         ahead = {name: p - rate * slope[name] for name, p in net.named_parameters() if p.requires_grad}
         return method._meta_loss(net, head, ahead, batch)

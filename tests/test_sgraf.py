@@ -1,0 +1,265 @@
+"""SGR and SAF against the numbers of published code, and against a loop over captions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call
+
+from harness.backbones import alignment
+from harness.backbones.alignment import Distances
+from harness.backbones.published import read_published
+from harness.backbones.sgraf import SgrafBackbone, SgrafConfig
+from harness.data import DataError
+from methods.base import Batch, twice_differentiable
+from methods.losses import hardest_triplet, hardest_triplet_of, mean_triplet
+from methods.mscn import ScoreHead, soft_margin
+from tests import naive_sgraf
+
+DATA = Path(__file__).parent / "data"
+MODULES = ("SGR", "SAF")
+
+
+class Published:
+    """What `tests/data/sgraf_*.npz` hold, and our network and head with their weights."""
+
+    def __init__(self, module: str, dtype: torch.dtype = torch.float32) -> None:
+        self.values = np.load(DATA / f"sgraf_{module.lower()}.npz")
+        weights, head = self.part("net/"), self.part("meta/")
+        size, embed = weights["sim_enc.sim_tranloc_w.weight"].shape
+        words, word = weights["txt_enc.embed.weight"].shape
+        config = SgrafConfig(module=module, embed=embed, similarity=size, word=word, dropout=0.0, steps=int(self.values["sgr_step"]))
+        images = self.tensor("images")
+        self.net = SgrafBackbone(config, tuple(images.shape[1:]), words, 0)
+        self.net.load_published(weights, head, "the parity file")
+        self.net = self.net.to(dtype)
+        self.head = ScoreHead(size, len(head["first_hidden_layer.fc.bias"]), torch.Generator()).to(dtype)
+        self.head.take_over(head)
+        count = len(images)
+        self.batch = Batch(torch.arange(count), images.to(dtype), self.tensor("captions"), 0, count, 0)
+
+    def part(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {k.removeprefix(prefix): self.tensor(k) for k in self.values.files if k.startswith(prefix)}
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.values[name])
+
+    def losses(self) -> dict[str, torch.Tensor]:
+        scores = self.head(self.net.vectors(*self.net(self.batch)))
+        margin = soft_margin(scores.diagonal().detach(), float(self.values["margin"]))
+        return {
+            "warmup/loss": mean_triplet(scores, float(self.values["margin"])).sum(),
+            "adaptive/loss": hardest_triplet(scores, margin.expand(scores.shape)).sum(),
+            "adaptive/loss_pair_indexed": hardest_triplet(scores, margin).sum(),
+        }
+
+
+@pytest.fixture(params=MODULES)
+def published(request):
+    return Published(request.param)
+
+
+def close(ours, theirs, tolerance=1e-4):
+    return torch.allclose(ours, theirs, rtol=0, atol=tolerance)
+
+
+def test_similarities_in_evaluation_mode_are_the_published_ones(published):
+    net = published.net.eval()
+    embeddings = net(published.batch)
+    assert close(published.head(net.vectors(*embeddings)), published.tensor("eval/similarity"))
+    assert close(published.head(net.pair_vectors(*embeddings)), published.tensor("eval/pair_similarity")[:, 0])
+    # With a head of MSCN's in the checkpoint, the network scores as that head does.
+    assert close(net.similarity(*embeddings), published.tensor("eval/similarity"))
+
+
+@pytest.mark.parametrize("stage", ["warmup", "adaptive"])
+def test_training_losses_and_gradients_are_the_published_ones(published, stage):
+    loss = published.net.train() and published.losses()[f"{stage}/loss"]
+    assert loss.item() == pytest.approx(float(published.values[f"train/{stage}/loss"]), abs=1e-4)
+    prefix = f"train/{stage}/grad/"
+    names = [k.removeprefix(prefix) for k in published.values.files if k.startswith(prefix)]
+    own = {f"net/{name}": p for name, p in published.net.named_parameters()} | head_names(published.head)
+    assert len(names) > 30
+    assert set(names) == {k for k in own if "logit_scale" not in k and "sim_eval_w" not in k}
+    gradients = torch.autograd.grad(loss, [own[name] for name in names], materialize_grads=True)
+    for name, gradient in zip(names, gradients, strict=True):
+        assert close(gradient, published.tensor(prefix + name)), name
+
+
+def head_names(head):
+    return {
+        "meta/first_hidden_layer.fc.weight": head.weight,
+        "meta/first_hidden_layer.fc.bias": head.bias,
+        "meta/output_layer.weight": head.out_weight,
+        "meta/output_layer.bias": head.out_bias,
+    }
+
+
+def test_each_pair_has_its_own_margin_by_default(published):
+    published.net.train()
+    loss = published.losses()["adaptive/loss_pair_indexed"]
+    assert loss.item() == pytest.approx(float(published.values["train/adaptive/loss_pair_indexed"]), abs=1e-4)
+
+
+def test_running_statistics_after_a_pass_are_the_published_ones(published):
+    published.net.train()
+    published.losses()
+    prefix = "train/adaptive/buffer_after/"
+    found = dict(published.net.named_buffers())
+    names = [k for k in published.values.files if k.startswith(prefix)]
+    assert len(names) >= 6
+    for name in names:
+        ours = found[name.removeprefix(prefix)]
+        assert close(ours.float(), published.tensor(name).float()), name
+
+
+def random_batch(net, count=9, regions=5, width=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 8, (count,), generator=generator)
+    texts = torch.randint(4, 30, (count, 10), generator=generator) * (torch.arange(10) < lengths[:, None])
+    images = torch.randn(count, regions, width, generator=generator, dtype=net.dtype)
+    return Batch(torch.arange(count), images, texts, 0, count, 0)
+
+
+def small_net(module, **changes):
+    torch.manual_seed(0)
+    config = SgrafConfig(module=module, **{"embed": 12, "similarity": 6, "word": 5, "dropout": 0.0, **changes})
+    return SgrafBackbone(config, (5, 7), 30, 0).double()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("tile_bytes", [1, 3000, 10**9])
+def test_tiles_give_what_a_loop_over_captions_gives(monkeypatch, module, training, tile_bytes):
+    monkeypatch.setitem(alignment.TILE_BYTES, "cpu", tile_bytes)
+    net = small_net(module).train(training)
+    images, texts = net(random_batch(net))
+    ours, naive = net.similarity(images, texts), naive_sgraf.similarity(net, images, texts)
+    assert close(ours, naive, 1e-10)
+    own = [p for name, p in net.named_parameters() if name != "logit_scale"]
+    loss = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
+    for first, second in zip(*(torch.autograd.grad((s * loss).sum(), own, retain_graph=True, materialize_grads=True) for s in (ours, naive)), strict=True):
+        assert close(first, second, 1e-10)
+
+
+def test_pairs_are_the_diagonal():
+    net = small_net("SGR").train()
+    images, texts = net(random_batch(net))
+    assert close(net.pair_similarity(images, texts), net.similarity(images, texts).diagonal(), 1e-12)
+
+
+def test_filtration_of_pairs_takes_statistics_of_each_pair():
+    """As released, where a pair is scored by itself."""
+    net = small_net("SAF").train()
+    images, texts = net(random_batch(net))
+    alone = torch.cat([naive_sgraf.similarity(net, images[k : k + 1], texts[k : k + 1])[0] for k in range(len(texts))])
+    assert close(net.pair_similarity(images, texts), alone, 1e-12)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_order_of_images_and_captions_does_not_matter(module):
+    net = small_net(module).eval()
+    images, texts = net(random_batch(net))
+    order, other = torch.randperm(9), torch.randperm(9)
+    assert close(net.similarity(images[order], texts[other]), net.similarity(images, texts)[order][:, other], 1e-12)
+
+
+def test_more_padding_changes_nothing():
+    net = small_net("SGR").eval()
+    batch = random_batch(net)
+    padded = torch.cat([batch.texts, torch.zeros(9, 4, dtype=torch.long)], 1)
+    assert close(net.encode_text(padded)[:, :11], net.encode_text(batch.texts), 1e-12)
+    assert (net.encode_text(padded)[:, 11:] == 0).all()
+
+
+def test_the_block_without_wide_tensors_is_twice_differentiable():
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    for words in (draw(4, 5), draw(2, 4, 5)):
+        inputs = draw(2, 4, 3), draw(2, 3, 5), words, draw(3, 5)
+        assert torch.autograd.gradcheck(Distances.apply, inputs)
+        assert torch.autograd.gradgradcheck(Distances.apply, inputs)
+
+
+def test_replaced_weights_reach_the_recurrent_layer():
+    """A plain GRU ignores weights that `functional_call` hands it."""
+    net = small_net("SGR").eval()
+    batch = random_batch(net)
+    other = {name: p + 0.1 * torch.randn_like(p) for name, p in net.named_parameters() if "cap_rnn" in name}
+    for weight in other.values():
+        weight.requires_grad_()
+    changed = functional_call(net, other, (batch,))[1]
+    assert not close(changed, net(batch)[1], 1e-3)
+    slopes = torch.autograd.grad(changed.square().sum() + changed.sum(), list(other.values()))
+    assert all(slope.abs().max() > 0 for slope in slopes)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_look_ahead_step_is_differentiable(module):
+    """The gradient through one SGD step on the similarities, against a finite difference."""
+    net = small_net(module).train()
+    batch = random_batch(net)
+    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+
+    def after():
+        own = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        with twice_differentiable():
+            loss = scale * hardest_triplet_of(net, *net(batch), 0.2).sum()
+        slopes = torch.autograd.grad(loss, list(own.values()), create_graph=True, materialize_grads=True)
+        ahead = {name: p - 0.1 * slope for (name, p), slope in zip(own.items(), slopes, strict=True)}
+        return functional_call(net, ahead, (batch,), {"then": lambda i, t: net.pair_similarity(i, t).sum()})
+
+    (gradient,) = torch.autograd.grad(after(), scale)
+    with torch.no_grad():
+        scale += 1e-5
+    above = after()
+    with torch.no_grad():
+        scale -= 2e-5
+    assert gradient.item() == pytest.approx(((above - after()) / 2e-5).item(), rel=1e-4, abs=1e-9)
+    assert abs(gradient.item()) > 1e-6
+
+
+def test_dropout_masks_belong_to_the_pair():
+    net = small_net("SGR", dropout=0.5).train()
+    batch = random_batch(net)
+    first, again = net(batch), net(batch)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    batch.seed = 1
+    assert not any(close(a, b, 1e-3) for a, b in zip(first, net(batch), strict=True))
+
+
+def test_memory_of_scoring_does_not_grow_with_the_tiles(monkeypatch):
+    """Peak beside the result, while four and sixteen times as many captions are scored against as many images."""
+    monkeypatch.setitem(alignment.TILE_BYTES, "cpu", 2**20)
+    net = small_net("SGR", embed=256).float().eval()
+    peaks = []
+    for count in (64, 256, 1024):
+        batch = random_batch(net, 64)
+        with torch.no_grad():
+            images, texts = net(batch)
+            texts = texts.repeat(count // 64, 1, 1)
+            peaks.append(peak_of(lambda i=images, t=texts: net.similarity(i, t)))
+    print(peaks)
+    # One tile is bounded; what grows is the result itself.
+    assert peaks[2] < peaks[0] + 3 * 64 * 1024 * 6 * 4 + 2**20
+
+
+def peak_of(function):
+    """Bytes at the peak of the allocations that torch makes inside."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        function()
+    held = peak = 0
+    for event in seen.events():
+        if event.name == "[memory]":
+            held += event.cpu_memory_usage
+            peak = max(peak, held)
+    return peak
