@@ -35,7 +35,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "done": bool(record and record.done),
             "method": trial.method,
             "row": labels[trial.id],
-            "dataset": trial.dataset,
+            "dataset": trial.dataset_label,
             "granularity": trial.noise_granularity,
             "noise_ratio": trial.noise_ratio,
             "seed": trial.seed,

@@ -97,6 +97,12 @@ class Trial(_Model):
         return {k: v for k, v in fields.items() if k not in _YOUNGER or v != Trial.model_fields[k].default}
 
     @property
+    def dataset_label(self) -> str:
+        """The data set in a few words: its name, and the folder that it is read from."""
+        folder = self.dataset_options.get("folder")
+        return f"{self.dataset} {Path(folder).name}" if folder else self.dataset
+
+    @property
     def backbone_label(self) -> str:
         """The backbone in a few words, for tables and MLflow."""
         config = self.backbone

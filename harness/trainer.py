@@ -331,10 +331,11 @@ class Trainer:
 
     def _test(self) -> Outcome:
         with self._clock("evaluation"):
-            last = recalls(*self.evaluate("test"))
-            if self.state.best_weights:
-                self.method.load_state_dict(self.state.best_weights)
             i2t, t2i = self.evaluate("test")
+            last = recalls(i2t, t2i)
+            if self.state.best_epoch < self.state.epoch - 1:
+                self.method.load_state_dict(self.state.best_weights)
+                i2t, t2i = self.evaluate("test")
         metrics = {f"test/{k}": v for k, v in recalls(i2t, t2i).items()}
         metrics |= {f"last/{k}": v for k, v in last.items()}
         metrics |= {"dev/best_epoch": self.state.best_epoch, "dev/best_rsum": self.state.best_rsum}

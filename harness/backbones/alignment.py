@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 SMOOTH = 9.0  # inverse temperature of the attention (SCAN, ECCV 2018; SGRAF, released code)
-TILE_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}  # of one [M, words, D] tensor: what fits a cache; what fills a GPU
+TILE_ROWS = {"cpu": 2**13, "cuda": 2**17}  # (image, word) rows of a tile: what fits a cache; what fills a GPU in 512 MB at D = 1024
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:
@@ -24,14 +24,14 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
     return x / (square.clamp(min=torch.finfo(x.dtype).tiny).sqrt() + 1e-8)
 
 
-def tiles(lengths: Tensor, bytes_per_word: int, device: torch.device) -> Iterator[tuple[Tensor, int]]:
+def tiles(lengths: Tensor, images: int) -> Iterator[tuple[Tensor, int]]:
     """Captions by length, in tiles: their rows and their longest length. Every caption is in one tile."""
-    budget = TILE_BYTES.get(device.type, TILE_BYTES["cuda"])
+    budget = TILE_ROWS.get(lengths.device.type, TILE_ROWS["cuda"])
     order = lengths.argsort(stable=True)
     longest = lengths[order].tolist()
     start = 0
     for stop in range(1, len(order) + 1):
-        full = stop < len(order) and (stop + 1 - start) * longest[stop] * bytes_per_word > budget
+        full = stop < len(order) and (stop + 1 - start) * longest[stop] * images > budget
         if full or stop == len(order):
             yield order[start:stop], int(longest[stop - 1])
             start = stop

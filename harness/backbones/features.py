@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from harness.cache import cache_folder
 from harness.console import progress
 from harness.data.base import Split
 from harness.data.vocabulary import Vocabulary
@@ -78,11 +79,6 @@ def distinct_captions(split: Split) -> tuple[list[str], Tensor]:
     """The distinct captions in order of first appearance, and each caption's row among them."""
     place = {caption: i for i, caption in enumerate(dict.fromkeys(split.captions))}
     return list(place), torch.tensor([place[c] for c in split.captions])
-
-
-def cache_folder() -> Path:
-    """Where features are kept: `HARNESS_CACHE`, or `~/.cache/noisy-correspondence`."""
-    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "noisy-correspondence")
 
 
 def cached_features(

@@ -277,9 +277,8 @@ class SimilarityEncoder(nn.Module):
 
         def share(texts: Tensor) -> tuple[Tensor, ...]:
             mask = (texts[:, 1:] != 0).any(-1)
-            bytes_per_word = len(images) * texts.shape[-1] * texts.element_size()
             parts, order = [], []
-            for rows, longest in tiles(mask.sum(1), bytes_per_word, texts.device):
+            for rows, longest in tiles(mask.sum(1), len(images)):
                 parts.append(self._tile(images, texts[rows, : 1 + longest], mask[rows, :longest], pairs=False))
                 order.append(rows)
             back = torch.cat(order).argsort()

@@ -7,7 +7,7 @@ from typing import Any
 from harness.data.base import DataError, DataSet, Split
 from harness.registry import resolve
 
-DATASETS = {"emoji": "harness.data.emoji:load"}
+DATASETS = {"emoji": "harness.data.emoji:load", "scan": "harness.data.scan:load"}
 
 
 def load_dataset(name: str, **options: Any) -> DataSet:

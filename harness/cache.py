@@ -1,0 +1,33 @@
+"""What is computed once and kept on disk: where it lies, and digests of large files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """`HARNESS_CACHE`, or `~/.cache/noisy-correspondence`."""
+    return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "noisy-correspondence")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, remembered for as long as its size and time of change stay (33 GB of features take a minute)."""
+    known = path.resolve().stat()
+    stamp = [str(path.resolve()), known.st_size, known.st_mtime_ns]
+    memo = cache_folder() / "digests" / hashlib.sha256(stamp[0].encode()).hexdigest()[:24]  # type: ignore[union-attr]
+    try:
+        kept, digest = json.loads(memo.read_text())
+        if kept == stamp:
+            return str(digest)
+    except (OSError, ValueError):
+        pass
+    with open(path, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    temporary = memo.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps([stamp, digest]))
+    temporary.replace(memo)
+    return str(digest)
