@@ -6,6 +6,7 @@ drives Ray Train's TorchTrainer. Our own trial code sees neither.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -81,7 +82,7 @@ def run_trials(
     trials: list[Trial], place: Place, resources: Resources, *, storage: Path, on_start: Callable[[], None], on_end: Callable[[Finished], None]
 ) -> None:
     """Run the trials; each ends as a record in the store, finished or failed. Ray is started already."""
-    config = {"place": place, "resources": resources, "storage": str(storage)}
+    config = {"place": place, "resources": resources, "storage": str(storage), "folder": os.getcwd()}
     several = resources.processes > 1
     run = tune.with_parameters(_drive_processes if several else _run_here, shared=config)
     needs = {"trial_slot": 1} if several else {"cpu": resources.cpus, "gpu": resources.gpus}
@@ -114,7 +115,13 @@ def _at_once(resources: Resources) -> int:
 def _run_here(config: dict[str, Any], shared: dict[str, Any]) -> dict[str, str]:
     """A one-process trial inside a Tune actor."""
     limit_threads(shared["resources"].cpus)
-    return {"failure": _attempt(Trial.model_validate(config["trial"]), shared)}
+    with _in_folder(shared["folder"]):
+        return {"failure": _attempt(Trial.model_validate(config["trial"]), shared)}
+
+
+def _in_folder(folder: str) -> contextlib.AbstractContextManager[None]:
+    """Ray's workers stand in folders of their own; paths in a sweep file are relative to where the sweep was started."""
+    return contextlib.chdir(folder) if os.path.isdir(folder) else contextlib.nullcontext()
 
 
 def _attempt(trial: Trial, shared: dict[str, Any]) -> str:
@@ -165,7 +172,8 @@ def _run_worker(config: dict[str, Any]) -> None:
     limit_threads(shared["resources"].cpus)
     main = train.get_context().get_world_rank() == 0
     recorder = MlflowRecorder(shared["place"], trial) if main else PrintRecorder()
-    run_trial(trial, recorder, storage=Path(shared["storage"]), workers=shared["resources"].workers)
+    with _in_folder(shared["folder"]):
+        run_trial(trial, recorder, storage=Path(shared["storage"]), workers=shared["resources"].workers)
 
 
 class _Watch(tune.Callback):
