@@ -1,4 +1,5 @@
-"""`python -m harness.bench`: what a step of each method costs, as a ratio to the cheapest, measured in one run.
+"""`python -m harness.bench`: what a step of each method costs, as a ratio to the cheapest, measured in one run; or, as
+`python -m harness.bench sgraf`, what SGR's tiles gain over going caption by caption.
 
 Methods take turns, step by step, so that a machine whose speed drifts slows all of them alike. Absolute times belong to this
 machine; the ratios are what to quote.
@@ -27,14 +28,20 @@ from methods import METHODS
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.bench", description=__doc__)
-    parser.add_argument("--steps", type=int, default=30, help="measured steps of each method")
+    parser.add_argument("what", nargs="?", choices=["methods", "sgraf"], default="methods")
+    parser.add_argument("--steps", type=int, help="measured steps of each (default: 30 of methods, 3 of sgraf)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    if options.what == "sgraf":
+        from harness.bench_sgraf import bench_sgraf
+
+        bench_sgraf(options.steps or 3)
+        return 0
     trainers = {name: _trainer(name, options) for name in METHODS if method_class(name).trains}
-    seconds = _interleaved(trainers, options.steps)
+    seconds = _interleaved(trainers, options.steps or 30)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     base = min(median.values())
     device = next(iter(trainers.values())).accelerator.device

@@ -15,9 +15,9 @@ def cache_folder() -> Path:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, remembered for as long as its size and time of change stay (33 GB of features take a minute)."""
-    known = path.resolve().stat()
-    stamp = [str(path.resolve()), known.st_size, known.st_mtime_ns]
-    memo = cache_folder() / "digests" / hashlib.sha256(stamp[0].encode()).hexdigest()[:24]  # type: ignore[union-attr]
+    place, known = str(path.resolve()), path.stat()
+    stamp = [place, known.st_size, known.st_mtime_ns]
+    memo = cache_folder() / "digests" / hashlib.sha256(place.encode()).hexdigest()[:24]
     try:
         kept, digest = json.loads(memo.read_text())
         if kept == stamp:

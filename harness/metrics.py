@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 CUTOFFS = (1, 5, 10)
 RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in CUTOFFS)
 """The six recalls whose sum is rSum."""
+_BLOCK = 1024  # queries ranked at a time
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,17 @@ def rank_queries(similarity: NDArray[np.floating], query_group: NDArray, candida
     """
     if not np.isfinite(similarity).all():
         raise ValueError("similarities are not finite: the model has diverged")
+    unmatched = int((~np.isin(query_group, candidate_group)).sum())
+    if unmatched:
+        raise ValueError(f"{unmatched} queries have no match among the candidates")
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(similarity), _BLOCK)]
+    ranks, tops = zip(*(_rank_block(similarity[b], query_group[b], candidate_group) for b in blocks), strict=True)
+    return Ranking(np.concatenate(ranks), np.concatenate(tops))
+
+
+def _rank_block(similarity: NDArray[np.floating], query_group: NDArray, candidate_group: NDArray) -> tuple[NDArray, NDArray]:
+    """Ranks and best candidates of a few queries: what is made beside the matrix stays small."""
     match = query_group[:, None] == candidate_group[None, :]
-    if not match.any(1).all():
-        raise ValueError(f"{int((~match.any(1)).sum())} queries have no match among the candidates")
     best = np.where(match, similarity, -np.inf).max(1, keepdims=True)
     rank = ((similarity >= best) & ~match).sum(1)
     width = min(5, similarity.shape[1])
@@ -45,7 +54,7 @@ def rank_queries(similarity: NDArray[np.floating], query_group: NDArray, candida
     # The order of a tie: a match last, then by position, as for the rank.
     keys = (head, np.take_along_axis(match, head, 1), -np.take_along_axis(similarity, head, 1))
     order = np.lexsort(keys, axis=1)
-    return Ranking(rank.astype(np.int64), np.take_along_axis(head, order, 1).astype(np.int64))
+    return rank.astype(np.int64), np.take_along_axis(head, order, 1).astype(np.int64)
 
 
 def recalls(i2t: Ranking, t2i: Ranking) -> dict[str, float]:

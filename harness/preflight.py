@@ -49,7 +49,7 @@ def _load(trial: Trial) -> tuple[DataSet, list[str]]:
 
 def _check_clean(method: str, data: DataSet) -> list[str]:
     if method_class(method).uses_clean_data and "meta" not in data.splits:
-        return [f"method {method!r} needs a clean set, and data set {data.name!r} has no split 'meta'"]
+        return [f"method {method!r} needs a clean set, and data set {data.name!r} has no split 'meta' (data set scan makes one from dev: dataset_options.meta_share)"]
     return []
 
 

@@ -11,7 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from methods.base import Backbone, Batch, Group, Optimizers, Pairs, Positive, Report, Scan, Size, Vectors, trainable, twice_differentiable
+from methods.base import (
+    Backbone,
+    Batch,
+    Group,
+    Optimizers,
+    Pairs,
+    Positive,
+    Report,
+    Scan,
+    Size,
+    Vectors,
+    trainable,
+    twice_differentiable,
+)
 from methods.co_teaching import CoTeaching
 from methods.losses import hardest_triplet, hardest_triplet_of_few, mean_triplet
 from methods.mixtures import matched_posterior

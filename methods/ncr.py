@@ -73,11 +73,13 @@ class NCR(CoTeaching):
         clean_margin = self._clean_margin(posterior, self._predict(net, batch))
         noisy = batch.extra.get("noisy")
         noisy_margin = self._noisy_margin(noisy) if noisy else None
-        loss = hardest_triplet_of(net, *net(batch), clean_margin).sum()
+        images, texts = net(batch)
+        loss = hardest_triplet_of(net, images, texts, clean_margin).sum()
         optimizers.update(loss, own)
         if noisy is None or noisy_margin is None:
             return {"loss": loss.detach()}
-        noisy_loss = hardest_triplet_of(net, *net(noisy), noisy_margin).sum()
+        images, texts = net(noisy)
+        noisy_loss = hardest_triplet_of(net, images, texts, noisy_margin).sum()
         optimizers.update(noisy_loss, own)
         return {"loss": loss.detach(), "noisy_loss": noisy_loss.detach()}
 

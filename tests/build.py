@@ -17,7 +17,7 @@ def trainer(name: str, *, folder: Path | None = None, hyper: dict[str, Any] | No
     trial = small.trial(name, **fixed)
     if hyper:
         trial = trial.model_copy(update={"hyper": {**trial.hyper, **hyper}})
-    data = small.load()
+    data = small.regions() if trial.backbone["kind"] == "sgraf" else small.load()
     noise = make_noise(data["train"], ratio=trial.noise_ratio, granularity=trial.noise_granularity, seed=trial.noise_seed)
     if scramble_truth:
         noise.matched[:] = ~noise.matched

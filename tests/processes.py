@@ -20,8 +20,8 @@ def few_embeddings(trainer: Trainer) -> torch.Tensor:
 def main(out: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     for name in names:
-        for dropout in (0.0, 0.3):
-            trainer = build.trainer(name, precision="fp64", backbone=small.backbone(head={"dropout": dropout}))
+        for setting, fixed in small.SETTINGS.items():
+            trainer = build.trainer(name, precision="fp64", **fixed)
             records = []
             outcome = trainer.fit(records.append)
             few = few_embeddings(trainer)
@@ -29,7 +29,7 @@ def main(out: Path, names: list[str]) -> None:
                 metrics = {"epochs": [r.metrics for r in records], "test/rsum": outcome.metrics["test/rsum"]}
                 weights = {k: v for k, v in trainer.method.state_dict().items() if v.is_floating_point()}
                 content = {"weights": weights, "metrics": json.dumps(metrics), "processes": trainer.accelerator.num_processes, "few": few}
-                torch.save(content, out / f"{name}-{dropout}.pt")
+                torch.save(content, out / f"{name}-{setting}.pt")
             trainer.accelerator.wait_for_everyone()
     torch.distributed.destroy_process_group()
 

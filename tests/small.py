@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,45 @@ from typing import Any
 import numpy as np
 
 from harness.data import DataSet, Split, load_dataset
+from harness.data.scan import Regions
 from harness.spec import Sweep, Trial, parse_sweep
 
 TINY_MODEL = str(Path(__file__).parent / "data" / "tiny_clip.json")
 CONCEPTS = {"train": 40, "dev": 12, "test": 12, "meta": 6}
 HEAD = {"hidden": 16, "dim": 8, "dropout": 0.0}
-WARMED_UP = {"small_loss": {"warmup_epochs": 1}, "npc": {"warmup_epochs": 1, "least_bank": 0.2}, "mscn": {"warmup_epochs": 1, "meta_lr": 1e-3}}
+SGRAF = {"kind": "sgraf", "embed": 12, "similarity": 6, "word": 5, "steps": 2}
+WARMED_UP = {
+    "small_loss": {"warmup_epochs": 1},
+    "npc": {"warmup_epochs": 1, "least_bank": 0.2},
+    "ncr": {"warmup_epochs": 1, "noisy_after": 0},
+    "mscn": {"warmup_epochs": 1, "meta_lr": 1e-3},
+}
 
 
 @lru_cache
 def load() -> DataSet:
     """A part of `emoji`, as a user's own data set would be given: `dataset: tests.small:load`."""
     whole = load_dataset("emoji")
-    splits = {name: _first_concepts(whole[name], count) for name, count in CONCEPTS.items()}
+    splits = {name: first_concepts(whole[name], count) for name, count in CONCEPTS.items()}
     return DataSet("small", splits, whole.fingerprint[:8] + "-small", distinct_groups=True)
 
 
-def _first_concepts(split: Split, count: int) -> Split:
+@lru_cache
+def regions() -> DataSet:
+    """The same with region features: a picture is 9 patches of 8 x 8 coarse pixels."""
+    data = load()
+    fewer = {name: first_concepts(split, 20) for name, split in data.splits.items()}
+    splits = {name: replace(split, images=Regions(_patches(split), np.arange(len(split.images)))) for name, split in fewer.items()}
+    return replace(data, name="regions", splits=splits, fingerprint=f"{data.fingerprint}-regions")
+
+
+def _patches(split: Split) -> np.ndarray:
+    pictures = np.stack([np.asarray(image.resize((24, 24)), np.float32) / 255 - 0.5 for image in split.images])
+    grid = pictures.reshape(len(pictures), 3, 8, 3, 8, 3).transpose(0, 1, 3, 2, 4, 5)
+    return grid.reshape(len(pictures), 9, -1)
+
+
+def first_concepts(split: Split, count: int) -> Split:
     images = np.flatnonzero(split.image_group < count)
     captions = np.flatnonzero(split.caption_group < count)
     place = {old: new for new, old in enumerate(images)}
@@ -36,6 +59,15 @@ def _first_concepts(split: Split, count: int) -> Split:
 def backbone(**changes: Any) -> dict[str, Any]:
     head = {**HEAD, **changes.pop("head", {})}
     return {"model": TINY_MODEL, "pretrained": "none", "head": head, **changes}
+
+
+SETTINGS = {
+    "clip": {"backbone": backbone()},
+    "clip, dropout": {"backbone": backbone(head={"dropout": 0.3})},
+    "SGR, dropout": {"backbone": {**SGRAF, "module": "SGR", "dropout": 0.3}, "epochs": 2},
+    "SAF": {"backbone": {**SGRAF, "module": "SAF", "dropout": 0.0}, "epochs": 2},
+}
+"""What every method is held to, beside the default: backbones with and without draws of their own."""
 
 
 def sweep(*methods: str, name: str = "small", **changes: Any) -> Sweep:

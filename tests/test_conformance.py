@@ -79,29 +79,32 @@ def test_same_seed_same_numbers_other_seed_others(finished, name):
     }
 
 
+@pytest.mark.parametrize("setting", ["clip, dropout", "SGR, dropout"])
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_resumed_trial_continues_bit_for_bit(finished, name, tmp_path):
+def test_a_resumed_trial_continues_bit_for_bit(name, setting, tmp_path):
     """With dropout, so that random streams are part of it."""
-    changes = {"backbone": small.backbone(head={"dropout": 0.3})}
+    changes = small.SETTINGS[setting]
     whole, _, uninterrupted = run(name, **changes)
 
     class Stop(Exception):
         pass
 
-    def stop_in_the_third(record):
-        if record.epoch == 2:  # trained and recorded, not saved
+    last = uninterrupted.settings.epochs - 1
+
+    def stop_in_the_last(record):
+        if record.epoch == last:  # trained and recorded, not saved
             raise Stop
 
     first = build.trainer(name, folder=tmp_path, **changes)
     with pytest.raises(Stop):
-        first.fit(stop_in_the_third)
+        first.fit(stop_in_the_last)
     records, _, resumed = run(name, folder=tmp_path, **changes)
-    assert [r.epoch for r in records] == [2]
+    assert [r.epoch for r in records] == [last]
     assert same(weights(uninterrupted), weights(resumed))
-    losses = [{k: v for k, v in r.metrics.items() if not k.startswith("seconds")} for r in (whole[2], records[0])]
+    losses = [{k: v for k, v in r.metrics.items() if not k.startswith("seconds")} for r in (whole[last], records[0])]
     assert losses[0] == losses[1]
-    if whole[2].confidence is not None:
-        assert (whole[2].confidence == records[0].confidence).all()
+    if whole[last].confidence is not None:
+        assert (whole[last].confidence == records[0].confidence).all()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -131,20 +134,20 @@ def test_the_clean_set_is_out_of_reach_unless_declared(finished, name):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory, feature_cache):
-    """All methods on two gloo processes, in one launch: float64, without and with dropout."""
+    """All methods on two gloo processes and every backbone, in one launch, in float64."""
     run("clip")  # the features are there before both ask
     out = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    done = subprocess.run([*command, "-m", "tests.processes", str(out), *TRAINED], cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run([*command, "-m", "tests.processes", str(out), *TRAINED], cwd=ROOT, capture_output=True, text=True, timeout=290)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("setting", small.SETTINGS)
 @pytest.mark.parametrize("name", TRAINED)
-def test_two_processes_train_as_one(two_processes, name, dropout):
-    records, outcome, one = run(name, precision="fp64", backbone=small.backbone(head={"dropout": dropout}))
-    two = torch.load(two_processes / f"{name}-{dropout}.pt", weights_only=True)
+def test_two_processes_train_as_one(two_processes, name, setting):
+    records, outcome, one = run(name, precision="fp64", **small.SETTINGS[setting])
+    two = torch.load(two_processes / f"{name}-{setting}.pt", weights_only=True)
     assert two["processes"] == 2
     for key, value in weights(one).items():
         assert torch.allclose(value, two["weights"][key], atol=1e-4), key

@@ -263,3 +263,80 @@ def megabytes_at_peak(function):
     before = status("VmRSS:")
     function()
     return status("VmHWM:") - before
+
+
+# Checkpoints of the published repositories ----------------------------------------------------------
+
+
+def options():
+    return argparse.Namespace(data_name="f30k_precomp", embed_size=12, learning_rate=2e-4, warmup=[1, 2], bi_gru=True)
+
+
+def saved_as(form, nets, path):
+    """Files of the same form as MSCN, NCR and SGRAF save."""
+    states = [{k: v for k, v in net.state_dict().items() if k != "logit_scale"} for net in nets]
+    if form == "MSCN":
+        states = [{k: v for k, v in s.items() if "sim_eval_w" not in k} for s in states]
+        heads = [Published("SGR").part("meta/") for _ in nets]
+        heads = [{k: torch.randn(64, 6) if v.shape == (64, 12) else v for k, v in h.items()} for h in heads]
+        content = {"net_A": states[0], "meta_net_A": heads[0], "net_B": states[1], "meta_net_B": heads[1], "best_rsum": np.float64(3.0).item()}
+    else:
+        lists = [[part(s, name) for name in ("img_enc", "txt_enc", "sim_enc")] for s in states]
+        content = {"model_A": lists[0], "model_B": lists[1]} if form == "NCR" else {"model": lists[0], "Eiters": 7}
+    torch.save({"epoch": 3, "opt": options(), **content}, path)
+    return content
+
+
+def part(state, name):
+    return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
+
+
+@pytest.mark.parametrize(("form", "networks"), [("MSCN", 2), ("NCR", 2), ("SGRAF", 1)])
+def test_checkpoints_of_the_published_form_load(tmp_path, form, networks):
+    nets = [small_net("SGR"), small_net("SGR")]
+    with torch.no_grad():
+        nets[1].sim_enc.sim_tranloc_w.weight.add_(1)
+    content = saved_as(form, nets, tmp_path / "model_best.pth.tar")
+    for number in range(networks):
+        loaded = small_net("SGR").float()
+        weights, head = read_published(tmp_path / "model_best.pth.tar", number)
+        loaded.load_published({k: v.float() for k, v in weights.items()}, head, "it")
+        batch = random_batch(loaded)
+        images, texts = loaded.eval()(batch)
+        original = nets[number].float().eval()
+        assert close(original(batch)[0], images)
+        expected = original.similarity(images, texts)
+        if form == "MSCN":
+            own = ScoreHead(6, 64, torch.Generator())
+            own.take_over(content[f"meta_net_{'AB'[number]}"])
+            expected = own(original.vectors(images, texts))
+        assert close(loaded.similarity(images, texts), expected)
+    with pytest.raises(DataError, match=r"expected one with number (1|2)"):
+        read_published(tmp_path / "model_best.pth.tar", networks)
+
+
+class Harmful:
+    def __reduce__(self):
+        return print, ("code of a checkpoint was run",)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path, capsys):
+    torch.save({"model": [{}, {}, {}], "opt": Harmful()}, tmp_path / "bad.pth.tar")
+    with pytest.raises(DataError, match=r"bad\.pth\.tar cannot be read as weights alone"):
+        read_published(tmp_path / "bad.pth.tar", 0)
+    assert "was run" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_other_sizes_is_refused_with_both_shapes(tmp_path):
+    saved_as("NCR", [small_net("SGR"), small_net("SGR")], tmp_path / "a.pth.tar")
+    weights, _ = read_published(tmp_path / "a.pth.tar", 0)
+    with pytest.raises(DataError, match=r"a.pth.tar does not fit .*img_enc.fc.weight: expected \(16, 7\), found \(12, 7\)"):
+        small_net("SGR", embed=16).load_published(weights, None, "a.pth.tar")
+    with pytest.raises(DataError, match=r"SAF_module.attn_sim_w.weight is missing.*SGR_module.0.graph_query_w.weight is not part"):
+        small_net("SAF").load_published(weights, None, "a.pth.tar")
+    saved_as("MSCN", [small_net("SGR"), small_net("SGR")], tmp_path / "c.pth.tar")
+    with pytest.raises(DataError, match=r"c.pth.tar: similarity head: expected .*\(64, 9\).*found .*\(64, 6\)"):
+        small_net("SGR", similarity=9).load_published(*read_published(tmp_path / "c.pth.tar", 0), "c.pth.tar")
+    torch.save({"other": 1}, tmp_path / "b.pth.tar")
+    with pytest.raises(DataError, match="expected the keys net_A/net_B or model_A/model_B or model, found other"):
+        read_published(tmp_path / "b.pth.tar", 0)

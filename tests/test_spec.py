@@ -157,7 +157,5 @@ def test_the_sweeps_that_ship_are_valid():
 
     files = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
     assert {"quickstart.yaml", "emoji.yaml", "tune_emoji.yaml"} <= {f.name for f in files}
-    for file in files:
-        assert load_sweep(file).trials
-    quick = load_sweep(files[0].parent / "quickstart.yaml")
-    assert {t.method for t in quick.trials} >= set(METHODS) - {"zero_shot"}
+    run = {t.method for file in files for t in load_sweep(file).trials}
+    assert run == set(METHODS) - {"zero_shot"}

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from methods.base import Batch
 from methods.seeding import torch_generator
 
+MOMENTUM = 0.1  # of running statistics, torch's default and that of all published code
+
 
 class SumOverProcesses(torch.autograd.Function):
     """The sum of a tensor over processes; its gradient is the sum of the gradients, to any order.
@@ -108,7 +110,7 @@ class RowsBatchNorm(nn.BatchNorm1d):
     """Batch normalisation over the global batch, on any number of processes."""
 
     def __init__(self, features: int, stream: Stream) -> None:
-        super().__init__(features)
+        super().__init__(features, momentum=MOMENTUM)
         self.stream = stream
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,10 +121,11 @@ class RowsBatchNorm(nn.BatchNorm1d):
         mean = sum_over_processes(x.sum(over)) / count
         centred = x - mean.view(shape)
         variance = sum_over_processes(centred.square().sum(over)) / count
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
         with torch.no_grad():
-            self.running_mean += self.momentum * (mean - self.running_mean)
-            self.running_var += self.momentum * (variance * count / (count - 1) - self.running_var)
-            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.to(self.running_mean), MOMENTUM)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), MOMENTUM)
+            self.num_batches_tracked.add_(1)
         scaled = centred * (self.weight / (variance + self.eps).sqrt()).view(shape)
         return scaled + self.bias.view(shape)
 

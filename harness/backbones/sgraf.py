@@ -21,7 +21,15 @@ from harness.backbones.alignment import attend, distances, tiles, unit
 from harness.backbones.base import Scaled, full_precision
 from harness.backbones.features import Inputs, RegionInputs
 from harness.backbones.published import read_published
-from harness.backbones.rows import PairDropout, RowsBatchNorm, Stream, columns_over_processes, gather_rows, largest_over_processes
+from harness.backbones.rows import (
+    MOMENTUM,
+    PairDropout,
+    RowsBatchNorm,
+    Stream,
+    columns_over_processes,
+    gather_rows,
+    largest_over_processes,
+)
 from harness.data.base import DataError, DataSet
 from harness.data.vocabulary import Vocabulary
 from methods.base import Batch
@@ -147,7 +155,7 @@ class SgrafBackbone(Scaled):
         if batch.sharded:  # all processes pad alike
             longest = largest_over_processes(longest, batch.texts.device)
         images = gather_rows(self.encode_image(batch.images), batch)
-        texts = gather_rows(self.encode_text(batch.texts[:, :longest]), batch)
+        texts = gather_rows(self.encode_text(F.pad(batch.texts, (0, longest - batch.texts.shape[1]))), batch)
         return then(images, texts) if then else (images, texts)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -195,7 +203,7 @@ class SgrafBackbone(Scaled):
         """
         if head is not None:
             self.published_head = head
-            self.sim_enc.sim_eval_w = PublishedHead(head)
+            self.sim_enc.sim_eval_w = PublishedHead(head, self.vector_size, source)
         own = {k: v for k, v in self.state_dict().items() if k != "logit_scale" and not (head and "sim_eval_w" in k)}
         faults = [f"{k} is missing" for k in own if k not in weights]
         faults += [f"{k} is not part of this network" for k in weights if k not in own]
@@ -210,10 +218,15 @@ class SgrafBackbone(Scaled):
 class PublishedHead(nn.Sequential):
     """MSCN's similarity head of a checkpoint, where it scores by itself: [..., S] -> [..., 1], before the sigmoid."""
 
-    def __init__(self, weights: Mapping[str, Tensor]) -> None:
-        hidden, size = weights["first_hidden_layer.fc.weight"].shape
+    def __init__(self, weights: Mapping[str, Tensor], size: int, source: str) -> None:
+        hidden = len(weights.get("first_hidden_layer.fc.bias", ()))
         super().__init__(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-        self.load_state_dict(dict(zip(self.state_dict(), weights.values(), strict=True)))
+        names = [f"{layer}.{kind}" for layer in ("first_hidden_layer.fc", "output_layer") for kind in ("weight", "bias")]
+        expected = {name: tuple(p.shape) for name, p in zip(names, self.parameters(), strict=True)}
+        found = {name: tuple(p.shape) for name, p in weights.items()}
+        if found != expected:
+            raise DataError(f"checkpoint {source}: similarity head: expected {expected}, found {found}")
+        self.load_state_dict(dict(zip(self.state_dict(), (weights[name] for name in names), strict=True)))
 
 
 class ImageEncoder(nn.Module):
@@ -387,7 +400,7 @@ class Filtration(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.attn_sim_w = _linear(size, 1)
-        self.bn = nn.BatchNorm1d(1)
+        self.bn = nn.BatchNorm1d(1, momentum=MOMENTUM)
 
     def forward(self, nodes: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """[M, n, 1 + L, S], [n, 1 + L] -> [M, n, S], and in training the mean and variance of each caption [2, n]."""
@@ -407,12 +420,14 @@ class Filtration(nn.Module):
     @torch.no_grad()
     def keep(self, statistics: Tensor) -> None:
         """The running values after an update for each caption in turn: [2, n]."""
-        count, momentum = statistics.shape[1], self.bn.momentum
+        count = statistics.shape[1]
         ages = torch.arange(count - 1, -1, -1, device=statistics.device)
-        added = momentum * (statistics * (1 - momentum) ** ages).sum(1)
-        for running, value in ((self.bn.running_mean, added[0]), (self.bn.running_var, added[1])):
-            running.mul_((1 - momentum) ** count).add_(value)
-        self.bn.num_batches_tracked += count
+        added = MOMENTUM * (statistics * (1 - MOMENTUM) ** ages).sum(1)
+        for running, value in zip((self.bn.running_mean, self.bn.running_var), added, strict=True):
+            assert running is not None
+            running.mul_((1 - MOMENTUM) ** count).add_(value)
+        assert self.bn.num_batches_tracked is not None
+        self.bn.num_batches_tracked.add_(count)
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
