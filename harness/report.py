@@ -185,7 +185,7 @@ def _selection(sweep: SweepRecord, frame: pd.DataFrame) -> tuple[list[Table], li
     return [Table("Search on dev", caption, ["try", "dev rSum"], rows)], []
 
 
-_LEGEND = "Bold: best among methods that do not know the truth, with all seeds done. † uses clean data. ‡ knows the truth: a ceiling, not a competitor."
+_LEGEND = "Bold: best among methods that do not know the truth, with all seeds done. ×2: the similarities of two networks averaged at test. † uses clean data. ‡ knows the truth: a ceiling, not a competitor."
 
 
 def _best(frame: pd.DataFrame, found: pd.DataFrame, ratio: float) -> set[str]:
@@ -211,6 +211,8 @@ def _count(cell: pd.Series) -> str:
 
 def _marked(frame: pd.DataFrame, row: str) -> str:
     line = frame.loc[frame["row"] == row].iloc[0]
+    networks = frame.loc[frame["row"] == row, "networks"].max()  # none before a trial is done
+    row += f" ×{networks:g}" if networks > 1 else ""
     return row + (" †" if line["clean_data"] else "") + (" ‡" if line["ground_truth"] else "")
 
 

@@ -21,7 +21,7 @@ def frame(rows):
     made = pd.DataFrame(rows, columns=["row", "noise_ratio", "seed", "rsum", "i2t_r1"])
     for name in ("i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10"):
         made[name] = made["i2t_r1"]
-    return made.assign(noise_seed=made["seed"], ground_truth=made["row"] == "ceiling", clean_data=made["row"] == "clean")
+    return made.assign(noise_seed=made["seed"], ground_truth=made["row"] == "ceiling", clean_data=made["row"] == "clean", networks=1 + (made["row"] == "clean"))
 
 
 def test_variance_over_ratios_is_that_of_npcs_figure():
@@ -89,7 +89,7 @@ def test_bold_is_the_best_complete_cell_that_does_not_know_the_truth():
     assert "**100.5 ± 0.7**" in text
     assert "| 500.0 (n=1 of 2!)" in text
     assert "| ceiling ‡" in text
-    assert "| clean †" in text
+    assert "| clean ×2 †" in text
     assert text.count("**") == 2
 
 

@@ -170,7 +170,7 @@ def test_the_report_is_made_from_the_store_alone(compared, place):
     text = (folder / "report.md").read_text()
     values = frame[(frame["method"] == "small_loss") & (frame["noise_ratio"] == 0.4)]["rsum"]
     assert f"{values.mean():.1f} ± {np.std(values, ddof=1):.1f}" in text
-    assert "mscn †" in text
+    assert "mscn ×2 †" in text
     for file in ("degradation-tests-small-load-caption.png", "degradation-tests-small-load-caption.svg", "tables.tex"):
         assert (folder / file).stat().st_size > 500
 

@@ -121,7 +121,9 @@ class RowsBatchNorm(nn.BatchNorm1d):
         mean = sum_over_processes(x.sum(over)) / count
         centred = x - mean.view(shape)
         variance = sum_over_processes(centred.square().sum(over)) / count
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean), MOMENTUM)
             self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var), MOMENTUM)
