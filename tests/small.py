@@ -42,6 +42,16 @@ def regions() -> DataSet:
     return replace(data, name="regions", splits=splits, fingerprint=f"{data.fingerprint}-regions")
 
 
+def write_scan(folder: Path) -> None:
+    """`regions` as files in the SCAN layout; images without captions are left out."""
+    folder.mkdir(parents=True)
+    for name, split in regions().splits.items():
+        owners = np.unique(split.owner)
+        np.save(folder / f"{name}_ims.npy", split.images[owners])
+        (folder / f"{name}_caps.txt").write_text("".join(f"{c}\n" for c in split.captions))
+        np.save(folder / f"{name}_groups.npy", split.image_group[owners])
+
+
 def _patches(split: Split) -> np.ndarray:
     pictures = np.stack([np.asarray(image.resize((24, 24)), np.float32) / 255 - 0.5 for image in split.images])
     grid = pictures.reshape(len(pictures), 3, 8, 3, 8, 3).transpose(0, 1, 3, 2, 4, 5)

@@ -110,7 +110,7 @@ def test_settings_say_what_was_cut_for_one_method():
     assert shared["epochs"] == "3"
     assert own["mscn"]["epochs"] == "1"
     assert own["clip"] == {}
-    assert own["triplet"] == {"margin": "0.2"}
+    assert own["triplet"] == {"margin": "0.2", "warmup_epochs": "0"}
 
 
 def test_latex_escapes_and_rules():

@@ -117,6 +117,28 @@ def compared(place):
     return Store("sqlite:///other.db").read_sweep("compared")
 
 
+def test_region_features_from_a_folder_beside_the_sweep(place):
+    """A relative path, although workers stand elsewhere; one network and two; dev at the end only; a stepwise rate."""
+    small.write_scan(place / "here" / "x_precomp")
+    fixed = {
+        "backbone": small.SGRAF, "dataset_options": {"folder": "here/x_precomp"},
+        "epochs": 2, "evaluate_every": 2, "decay_epochs": [1], "warmup_steps": 0, "lr": 1e-3,
+    }
+    file = write(place, "triplet", "ncr", name="regions", fixed=fixed, grid={"dataset": ["scan"], "ncr.n_networks": [1, 2]})
+    assert sweep_command.main([file]) == 0
+    found = {(r.trial.method, r.trial.hyper.get("n_networks", 1)): r for r in records("regions").values()}
+    assert {key: r.metrics["cost/networks_at_test"] for key, r in found.items()} == {("triplet", 1): 1, ("ncr", 1): 1, ("ncr", 2): 2}
+    client = Store().client
+    for record in found.values():
+        assert [m.step for m in client.get_metric_history(record.run_id, "dev/rsum")] == [1]
+        rates = [m.value for m in client.get_metric_history(record.run_id, "train/learning_rate")]
+        assert rates == pytest.approx([1e-3, 1e-4])
+    text = (place / "reports" / "regions" / "report.md").read_text()
+    assert "rSum by noise ratio: scan x_precomp" in text
+    assert "| ncr (n\\_networks=2) ×2 |" in text
+    assert "ncr (n\\_networks=1) ×" not in text
+
+
 def test_every_run_carries_what_is_needed_to_repeat_it(compared):
     client = Store("sqlite:///other.db").client
     for record in compared.records.values():
