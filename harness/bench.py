@@ -57,7 +57,7 @@ def _trainer(name: str, options: argparse.Namespace) -> Trainer:
     fixed = {"backbone": {"head": head}, "batch_size": options.batch_size, "lr": 1e-3, "dataset": "emoji", "noise_ratio": 0.4, "seed": 0}
     trial = parse_sweep({"name": "bench", "grid": {"method": [name]}, "fixed": fixed}).trials[0]
     # Past the warm-up: what a method costs when it does its own work.
-    trial = trial.model_copy(update={"hyper": {k: 0 if k == "warmup_epochs" else v for k, v in trial.hyper.items()}})
+    trial = trial.model_copy(update={"hyper": {k: 0 if k in ("warmup_epochs", "noisy_after") else v for k, v in trial.hyper.items()}})
     data = load_dataset("emoji")
     noise = make_noise(data["train"], ratio=0.4, granularity="caption", seed=0)
     trainer = build_trainer(trial, data, noise, make_accelerator("auto"))
@@ -72,7 +72,7 @@ def _interleaved(trainers: dict[str, Trainer], steps: int) -> dict[str, list[flo
     streams = {}
     for name, trainer in trainers.items():
         batches, _ = trainer._batches(0, 0)
-        plans = trainer._plans(list(islice(cycle(batches), steps + 3)), 0, 0)
+        plans = trainer._plans(list(islice(cycle(batches), steps + 3)), 0, 0, trainer._pool_batches(0, 0, steps + 3))
         streams[name] = load(plans, trainer._fetch(), workers=0)
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     for step in range(steps + 3):

@@ -84,7 +84,8 @@ class Optimizers:
 
     def gradients(self, loss: Tensor, group: str, *, create_graph: bool = False) -> dict[str, Tensor]:
         own = self.parameters[group]
-        found = torch.autograd.grad(loss, list(own.values()), create_graph=create_graph, materialize_grads=True)
+        with torch.autocast(loss.device.type, enabled=False):  # what was computed in full precision has such a gradient
+            found = torch.autograd.grad(loss, list(own.values()), create_graph=create_graph, materialize_grads=True)
         if self.processes > 1:
             found = tuple(sum_over_processes(g) / self.processes for g in found)
         return dict(zip(own, found, strict=True))
@@ -104,7 +105,8 @@ class Optimizers:
 
     def _mean_gradients(self, loss: Tensor, parameters: list[nn.Parameter], *, retain_graph: bool = False) -> list[Tensor]:
         """The gradient of the global loss: the mean over processes (`backbones/rows.py` says why), in one transfer."""
-        found = list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, materialize_grads=True))
+        with torch.autocast(loss.device.type, enabled=False):
+            found = list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, materialize_grads=True))
         if self.processes == 1:
             return found
         flat = sum_over_processes(torch.cat([g.flatten() for g in found])) / self.processes

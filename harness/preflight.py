@@ -31,7 +31,7 @@ def check_sweep(sweep: Sweep, *, cluster: bool = False) -> tuple[list[str], dict
             errors += found
     for key, size in sorted({(data_key(t), largest_batch(t)) for t in sweep.trials}):
         errors += _check_batch(data[key], size) if data[key] else []
-    for trial in {(data_key(t), repr(t.backbone)): t for t in sweep.trials}.values():
+    for trial in {(data_key(t), repr(t.backbone), t.hyper.get("n_networks", 1)): t for t in sweep.trials}.values():
         errors += _check_backbone(trial, data[data_key(trial)]) if data[data_key(trial)] else []
     for key, method in sorted({(data_key(t), t.method) for t in sweep.trials}):
         errors += _check_clean(method, data[key]) if data[key] else []
@@ -71,7 +71,7 @@ def largest_batch(trial: Trial) -> int:
 def _check_backbone(trial: Trial, data: DataSet) -> list[str]:
     """Whether the backbone takes such data."""
     kind = resolve("backbone", trial.backbone["kind"], BACKBONES)
-    fault = kind(kind.Config.model_validate(trial.backbone)).check_data(data)
+    fault = kind(kind.Config.model_validate(trial.backbone)).check_data(data, trial.hyper.get("n_networks", 1))
     return [fault] if fault else []
 
 

@@ -94,13 +94,15 @@ class Trial(_Model):
     def _canonical(self) -> dict[str, Any]:
         """All fields, less the younger ones that ask for what was always so: an id outlives a new field."""
         fields = self.model_dump(mode="json")
+        younger = method_class(self.method).younger
+        fields["hyper"] = {k: v for k, v in fields["hyper"].items() if k not in younger or v != younger[k]}
         return {k: v for k, v in fields.items() if k not in _YOUNGER or v != Trial.model_fields[k].default}
 
     @property
     def dataset_label(self) -> str:
         """The data set in a few words: its name, and the folder that it is read from."""
         folder = self.dataset_options.get("folder")
-        return f"{self.dataset} {Path(folder).name}" if folder else self.dataset
+        return f"{self.dataset} {Path(str(folder)).name}" if folder else self.dataset
 
     @property
     def backbone_label(self) -> str:

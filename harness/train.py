@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.console import console, fail
+from harness.data import DataError
 from harness.preflight import check_trial
 from harness.spec import BadInput, Sweep, Trial, load_sweep
 from harness.trainer import Diverged
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.no_tracking:
         try:
             run_trial(trial, PrintRecorder(), storage=Path.cwd() / ".harness" / "trials", workers=sweep.file.resources.workers)
-        except Diverged as error:
+        except (Diverged, DataError) as error:
             console.print(f"failed: {error}", markup=False)
             return 1
         return 0

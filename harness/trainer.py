@@ -111,6 +111,7 @@ class Trainer:
         method: the method, on the CPU.
         data: the data set; `inputs` gives what the networks take, for each split.
         noise: the noise index of `train`.
+        backbone: what identifies the files that the networks were made from.
         folder: where the checkpoint is kept while the trial runs; None: none is kept.
         workers: loader processes.
     """
@@ -124,9 +125,11 @@ class Trainer:
         settings: Settings,
         accelerator: Accelerator,
         *,
+        backbone: str = "",
         folder: Path | None = None,
         workers: int = 0,
     ) -> None:
+        self.backbone = backbone
         self.data, self.inputs, self.noise, self.settings = data, inputs, noise, settings
         self.accelerator, self.folder, self.workers = accelerator, folder, workers
         self.dtype = torch.float64 if settings.precision == "fp64" else torch.float32
@@ -196,7 +199,7 @@ class Trainer:
             found |= {k: v / len(batches) for k, v in total.items()}
             found["learning_rate"] = self.optimizers.learning_rate(f"network{network}")
             scalars = {k: float(v) for k, v in found.items()}
-        self.state.pairs_seen += len(batches) * self.settings.batch_size * scale
+        self.state.pairs_seen += sum(map(len, batches)) + sum(len(b) for drawn in pools.values() for b in drawn)
         if not np.isfinite(scalars["loss"]):
             raise Diverged(f"the loss is {scalars['loss']} in epoch {epoch}")
         scalars["widened"] = float(widened)
@@ -372,9 +375,10 @@ class Trainer:
 
     def _identity(self) -> dict[str, str]:
         """What a checkpoint must share with the trial that continues from it."""
-        source = inspect.getsource(type(self.method))
-        shapes = _shapes(self.method)
-        return {"data": self.data.fingerprint, "noise": self.noise.digest, "method": str(seed_of(source, shapes))}
+        classes = type(self.method).__mro__
+        source = "".join(inspect.getsource(c) for c in classes[: classes.index(Method)])
+        method = str(seed_of(source, _shapes(self.method)))
+        return {"data": self.data.fingerprint, "noise": self.noise.digest, "method": method, "backbone": self.backbone}
 
     def _resume(self) -> None:
         file = self.folder / "state.pt" if self.folder else None

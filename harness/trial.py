@@ -109,7 +109,8 @@ def build_trainer(
         decay_epochs=trial.decay_epochs,
         evaluate_every=trial.evaluate_every,
     )
-    return Trainer(method, data, inputs, noise, settings, accelerator, folder=folder, workers=workers)
+    identity = backbone.identity(data)
+    return Trainer(method, data, inputs, noise, settings, accelerator, backbone=identity, folder=folder, workers=workers)
 
 
 def _describe(trial: Trial, data: DataSet, noise: NoiseIndex, trainer: Trainer) -> Setup:
@@ -120,6 +121,7 @@ def _describe(trial: Trial, data: DataSet, noise: NoiseIndex, trainer: Trainer) 
         "python": platform.python_version(),
         "git_commit": _LOADED_COMMIT,
         "protocol_version": str(PROTOCOL_VERSION),
+        "backbone_digest": trainer.backbone,
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else f"cpu ({platform.machine()})",
         "precision": "bf16" if accelerator.mixed_precision == "bf16" else str(trainer.dtype).removeprefix("torch."),
         "processes": str(accelerator.num_processes),

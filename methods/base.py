@@ -166,6 +166,9 @@ class Method(nn.Module):
     uses_clean_data: ClassVar[bool] = False
     uses_ground_truth: ClassVar[bool] = False
     trains: ClassVar[bool] = True
+    younger: ClassVar[Mapping[str, Any]] = {}
+    """Hyper-parameters that came after a method's first records, at the value that means what was before: there they
+    stay out of a trial's id, so that an id outlives them."""
 
     networks: Sequence[Any]  # a ModuleList of backbones (`Backbone`, and modules all the same)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import annotated_types as at
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ from methods.losses import hardest_triplet, hardest_triplet_of_few, mean_triplet
 from methods.mixtures import matched_posterior
 from methods.seeding import torch_generator
 
+AtLeastTwo = Annotated[int, at.Ge(2)]  # batch normalisation needs two
+
 
 class MSCN(CoTeaching):
     """Meta Similarity Correction Network, section 3 of the paper.
@@ -47,7 +50,9 @@ class MSCN(CoTeaching):
     without clipping, networks are trained in turn (the division by the first trains the second, then that by
     the updated second trains the first). Ours: on an embedding backbone the similarity vector is the
     element-wise product (`sgraf` has its own); negatives are drawn against the image that a caption is trained
-    with, since the true one is not known; optimizer, weight decay, clipping and schedule are the sweep's for V too.
+    with, since the true one is not known; positives and negatives of a meta batch are two passes (released: one mixed
+    batch, whose statistics they share); the network's optimizer goes on after the warm-up (released: a new one);
+    optimizer, weight decay, clipping and schedule are the sweep's for V too.
 
     As published, on `sgraf` (module SGR): batch 64 with `warmup_batch: 2`, Adam at 2e-4, a tenth of it from epoch
     30 after the warm-up, clipping at 2, `meta_lr: 1.7e-5` (sweeps/f30k_regions.yaml).
@@ -63,6 +68,7 @@ class MSCN(CoTeaching):
     paper = "MSCN (CVPR 2023)"
     uses_clean_data = True
     in_turn = True
+    younger: ClassVar = {"warmup_batch": 1, "margin_of": "pair"}
 
     heads: Sequence[ScoreHead]
 
@@ -72,12 +78,14 @@ class MSCN(CoTeaching):
         clean: Pairs,
         margin: Positive = 0.2,
         meta_lr: Positive = 1.7e-5,
-        meta_batch_size: Size = 64,
+        meta_batch_size: AtLeastTwo = 64,
         hidden: Size = 64,
         margin_of: Literal["pair", "column"] = "pair",
         **common: Any,
     ) -> None:
         super().__init__(**common)
+        if len(clean) < 2:
+            raise ValueError("the clean set has one pair: mscn needs at least two")
         self.clean = clean
         self.margin = margin
         self.meta_lr = meta_lr
@@ -200,9 +208,10 @@ class ScoreHead(nn.Module):
         return self.logits(vectors).sigmoid()
 
     def logits(self, vectors: Vectors) -> Tensor:
-        """Scores before the sigmoid."""
+        """Scores before the sigmoid, in full precision: half of it would make ties of what is compared."""
         hidden = vectors.project(self.weight, self.bias).relu()
-        return F.linear(hidden, self.out_weight, self.out_bias).squeeze(-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden, self.out_weight, self.out_bias).squeeze(-1)
 
     def take_over(self, published: Mapping[str, Tensor] | None) -> None:
         """Weights under the names of the released code, where a checkpoint brought some.
@@ -221,7 +230,8 @@ class ScoreHead(nn.Module):
         for own, theirs in names.items():
             expected, found = getattr(self, own), published[theirs]
             if expected.shape != found.shape:
-                raise ValueError(f"similarity head of the checkpoint: {theirs}: expected {tuple(expected.shape)}, found {tuple(found.shape)}")
+                shapes = f"expected {tuple(expected.shape)}, found {tuple(found.shape)}"
+                raise ValueError(f"the similarity head in the checkpoint (backbone.pretrained), {theirs}: {shapes}")
         self.load_state_dict({own: published[theirs] for own, theirs in names.items()})
 
 

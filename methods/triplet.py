@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ class Triplet(Method):
     """
 
     paper = "VSE++ (BMVC 2018)"
+    younger: ClassVar = {"warmup_epochs": 0}
 
     def __init__(self, *, margin: Positive = 0.2, warmup_epochs: Count = 0, **common: Any) -> None:
         super().__init__(**common)

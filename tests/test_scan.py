@@ -15,6 +15,7 @@ from harness.data.__main__ import main
 from harness.data.export import export_scan
 from harness.data.vocabulary import SPECIAL, Vocabulary, tokenize
 from harness.noise import make_noise
+from harness.preflight import check_trial
 from tests import small
 
 SIZES = {"train": 8, "dev": 6, "test": 4}
@@ -117,6 +118,27 @@ def test_a_clean_set_leaves_dev_unless_the_leak_is_asked_for(folder):
         load(folder, meta_share=0.9)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_groups": 0}, r"dataset_options\.train_groups: .*greater than or equal to 1, found 0"),
+        ({"train_groups": 99}, r"dataset_options\.train_groups = 99: train has 8 groups"),
+        ({"train_groups": True}, r"dataset_options\.train_groups: .*found True"),
+        ({"meta_share": "a", "meta_leak": "no"}, r"meta_share: .*found 'a'; dataset_options\.meta_leak: .*found 'no'"),
+        ({"meta_leak": True}, "nothing to leak without meta_share"),
+        ({"train_group": 3}, r"dataset_options\.train_group: .*\(allowed: folder, meta_share, meta_leak, train_groups\)"),
+    ],
+)
+def test_options_are_checked(folder, options, message):
+    with pytest.raises(DataError, match=message):
+        load(folder, **options)
+
+
+def test_a_sweep_that_names_no_folder_is_told():
+    sweep = small.sweep("triplet", grid={"dataset": ["scan"]}, fixed={"backbone": small.SGRAF})
+    assert "dataset_options.folder: Field required" in check_trial(sweep.trials[0])[0]
+
+
 def test_all_that_does_not_fit_is_told_at_once(folder):
     np.save(folder / "train_ims.npy", features(7))
     (folder / "dev_caps.txt").unlink()
@@ -137,7 +159,6 @@ def test_all_that_does_not_fit_is_told_at_once(folder):
         (lambda f: np.save(f / "dev_ims.npy", features(6, regions=2)), r"dev_ims.npy: expected regions of shape \(3, 4\) as in train, found \(2, 4\)"),
         (lambda f: (f / "dev_caps.txt").write_bytes(b"a dog\n\xff\xfe\n"), "dev_caps.txt: expected UTF-8, found the byte 0xff at 6"),
         (lambda f: np.save(f / "train_groups.npy", np.zeros(3, int)), r"train_groups.npy: expected 8 whole numbers, found int64 \(3,\)"),
-        (lambda f: (f / "x_vocab.json").write_text('{"idx2word": {}}'), "x_vocab.json: expected JSON with word2idx"),
     ],
 )
 def test_damage_is_told_with_file_expectation_and_finding(folder, damage, message):
@@ -169,14 +190,33 @@ def test_a_vocabulary_without_a_special_token_is_refused(tmp_path, folder, token
     ids = {word: i for i, word in enumerate((*SPECIAL, "dog"))}
     del ids[token]
     (folder / "f30k_vocab.json").write_text(json.dumps({"word2idx": ids}))
-    with pytest.raises(DataError, match=f"f30k_vocab.json: expected the special tokens .*, found no {token}"):
-        load(folder)
+    fault = SgrafSetup(SgrafConfig()).check_data(load(folder), 1)
+    assert f"f30k_vocab.json: expected the special tokens {', '.join(SPECIAL)}, found no {token}" in fault
 
 
 def test_padding_must_be_zero(folder):
     (folder / "f30k_vocab.json").write_text(json.dumps({"word2idx": {"<start>": 0, "<pad>": 1, "<end>": 2, "<unk>": 3}}))
-    with pytest.raises(DataError, match="expected <pad> alone at 0, found it at 1"):
-        load(folder)
+    assert "expected <pad> alone at 0, found it at 1" in SgrafSetup(SgrafConfig()).check_data(load(folder), 1)
+    (folder / "f30k_vocab.json").write_text('{"idx2word": {}}')
+    assert "f30k_vocab.json: expected JSON with word2idx" in SgrafSetup(SgrafConfig()).check_data(load(folder), 1)
+
+
+def test_of_several_vocabularies_one_is_named(folder):
+    for name in "ab":
+        Vocabulary.build([f"{name} cat"] * 4).write(folder / f"{name}_vocab.json")
+    assert "several vocabularies (a_vocab.json, b_vocab.json): name one" in SgrafSetup(SgrafConfig()).check_data(load(folder), 1)
+    named = SgrafSetup(SgrafConfig(vocabulary=str(folder / "b_vocab.json")))
+    assert named.check_data(load(folder), 1) is None
+    assert "b" in named.vocabulary(load(folder)).ids
+    assert main(["vocabulary", str(folder)]) == 2  # there is one already
+
+
+def test_other_word_ids_are_another_fingerprint_and_another_backbone(folder):
+    setup = SgrafSetup(SgrafConfig())
+    before = load(folder)
+    Vocabulary.build(["cat"] * 4).write(folder / "x_vocab.json")
+    assert load(folder).fingerprint != before.fingerprint
+    assert setup.identity(load(folder)) != setup.identity(before)
 
 
 def test_the_vocabulary_comes_with_the_data_or_from_its_training_captions(folder):
@@ -260,7 +300,7 @@ def test_an_export_never_overwrites_and_needs_pictures_with_captions(exported, t
 
 def test_one_caption_an_image_is_exported_as_a_table(tmp_path):
     data = few_concepts()
-    first = {n: replace(s, captions=[f"{n} {i}" for i in range(len(s.images))], owner=np.arange(len(s.images))) for n, s in data.splits.items()}
+    first = {n: replace(s, captions=[f'"{n}" {i}' for i in range(len(s.images))], owner=np.arange(len(s.images))) for n, s in data.splits.items()}
     one = DataSet("one", {n: first[n] for n in ("train", "dev", "test")}, "x")
     export_scan(one, tmp_path / "one_precomp")
     back = load(tmp_path / "one_precomp")
@@ -269,8 +309,6 @@ def test_one_caption_an_image_is_exported_as_a_table(tmp_path):
 
 
 def test_pictures_and_regions_are_kept_apart(exported):
-    from harness.preflight import check_trial
-
     assert "harness.data export" in check_trial(small.trial("clip", backbone={"kind": "sgraf"}))[0]
     regions = small.sweep("clip", grid={"dataset": ["scan"]}, fixed={"dataset_options": {"folder": str(exported[1])}, "batch_size": 4}).trials[0]
     assert "use the backbone sgraf" in check_trial(regions)[0]

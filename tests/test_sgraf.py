@@ -13,12 +13,12 @@ from torch.func import functional_call
 from harness.backbones import alignment
 from harness.backbones.alignment import Distances
 from harness.backbones.published import read_published
-from harness.backbones.sgraf import SgrafBackbone, SgrafConfig
+from harness.backbones.sgraf import SgrafBackbone, SgrafConfig, SgrafSetup
 from harness.data import DataError
 from methods.base import Batch, twice_differentiable
 from methods.losses import hardest_triplet, hardest_triplet_of, mean_triplet
 from methods.mscn import ScoreHead, soft_margin
-from tests import naive_sgraf
+from tests import build, naive_sgraf, small
 
 DATA = Path(__file__).parent / "data"
 MODULES = ("SGR", "SAF")
@@ -226,6 +226,29 @@ def test_a_look_ahead_step_is_differentiable(module):
     assert abs(gradient.item()) > 1e-6
 
 
+def test_a_process_without_a_share_of_a_batch_goes_along():
+    """As where a method asks for fewer pairs than there are processes."""
+    net = small_net("SGR").train()
+    batch = random_batch(net)
+    net.stream.restart(Batch(batch.index, batch.images[:0], batch.texts[:0], 0, 1, 0))
+    assert net.encode_text(batch.texts[:0]).shape == (0, 11, 12)
+
+
+def test_gradients_under_autocast_are_those_of_the_full_precision_part():
+    """The backward pass of what was computed in full precision is in full precision too."""
+    trainer = build.trainer("triplet", backbone={**small.SGRAF, "dropout": 0.0})
+    net = trainer.method.networks[0].train()
+    images, texts = (x.detach() for x in net(build.first_batch(trainer)))
+    names = [n for n, _ in net.named_parameters() if n.startswith("sim_enc.S") or "tran" in n]
+    slopes = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            slope = trainer.optimizers.gradients(net.similarity(images, texts).square().sum(), "network0")
+        slopes.append([slope[n] for n in names])
+    assert any(s.abs().max() > 0 for s in slopes[0])
+    assert all(torch.equal(a, b) for a, b in zip(*slopes, strict=True))
+
+
 def test_dropout_masks_belong_to_the_pair():
     net = small_net("SGR", dropout=0.5).train()
     batch = random_batch(net)
@@ -313,6 +336,25 @@ def test_checkpoints_of_the_published_form_load(tmp_path, form, networks):
         assert close(loaded.similarity(images, texts), expected)
     with pytest.raises(DataError, match=r"expected one with number (1|2)"):
         read_published(tmp_path / "model_best.pth.tar", networks)
+
+
+def test_a_checkpoint_that_does_not_fit_is_told_before_work_starts(tmp_path):
+    saved_as("SGRAF", [small_net("SGR")], tmp_path / "one.pth.tar")
+    data = small.regions()
+    for changes, message in (
+        ({}, "does not fit the backbone: img_enc.fc.weight: expected (1024, 192), found (12, 7)"),
+        ({"pretrained": str(tmp_path / "bad.pth.tar")}, "expected a state dict or a list of 3, found int"),
+    ):
+        torch.save({"model": 3}, tmp_path / "bad.pth.tar")
+        setup = SgrafSetup(SgrafConfig(**{"pretrained": str(tmp_path / "one.pth.tar"), **changes}))
+        assert message in setup.check_data(data, 1)
+    config = {"embed": 12, "similarity": 6, "word": 5, "pretrained": str(tmp_path / "one.pth.tar")}
+    fits = SgrafSetup(SgrafConfig(**config))
+    words = len(fits.vocabulary(data))
+    torch.manual_seed(0)
+    saved_as("SGRAF", [SgrafBackbone(fits.config, data["train"].images.shape[1:], words, 0)], tmp_path / "one.pth.tar")
+    assert fits.check_data(data, 1) is None
+    assert "holds 1 network(s): expected one with number 1" in fits.check_data(data, 2)
 
 
 class Harmful:

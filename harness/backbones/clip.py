@@ -73,11 +73,15 @@ class ClipSetup:
         return check_towers(model=config.model, pretrained=config.pretrained)
 
     @staticmethod
-    def check_data(data: DataSet) -> str | None:
+    def check_data(data: DataSet, networks: int) -> str | None:
         """Why the data set cannot be used with this backbone, or None."""
         if hasattr(data["train"].images, "shape"):
             return f"backbone clip needs pictures, and {data.name!r} has region features: use the backbone sgraf"
         return None
+
+    def identity(self, data: DataSet) -> str:
+        """16 hex digits of what the towers' outputs follow from: architecture, weights, library versions."""
+        return weights_identity(model=self.config.model, pretrained=self.config.pretrained)[:16]
 
     @property
     def uses_cache(self) -> bool:

@@ -50,9 +50,11 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _flat(weights: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(weights, (list, tuple)):
-        if len(weights) != len(_PARTS):
-            raise DataError(f"checkpoint {path}: expected {len(_PARTS)} state dicts, found {len(weights)}")
+        if len(weights) != len(_PARTS) or not all(isinstance(own, dict) for own in weights):
+            raise DataError(f"checkpoint {path}: expected a list of {len(_PARTS)} state dicts, found {[type(w).__name__ for w in weights]}")
         weights = {f"{part}.{key}": value for part, own in zip(_PARTS, weights, strict=True) for key, value in own.items()}
+    if not isinstance(weights, dict):
+        raise DataError(f"checkpoint {path}: expected a state dict or a list of {len(_PARTS)}, found {type(weights).__name__}")
     if not all(isinstance(value, Tensor) for value in weights.values()):
         raise DataError(f"checkpoint {path}: a state dict holds something that is no tensor")
     return {key.removeprefix("module."): value for key, value in weights.items()}

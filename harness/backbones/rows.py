@@ -117,7 +117,7 @@ class RowsBatchNorm(nn.BatchNorm1d):
         if not (self.training and self.stream.sharded):
             return super().forward(x)
         over, shape = [d for d in range(x.ndim) if d != 1], [1, -1] + [1] * (x.ndim - 2)
-        count = self.stream.total * x[0, 0].numel()
+        count = self.stream.total * x.shape[2:].numel()
         mean = sum_over_processes(x.sum(over)) / count
         centred = x - mean.view(shape)
         variance = sum_over_processes(centred.square().sum(over)) / count

@@ -7,6 +7,7 @@ vector from attention of its words over its regions. See `alignment.py` for how 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from harness.backbones.rows import (
     gather_rows,
     largest_over_processes,
 )
+from harness.cache import file_digest
 from harness.data.base import DataError, DataSet
 from harness.data.vocabulary import Vocabulary
 from methods.base import Batch
@@ -88,22 +90,37 @@ class SgrafSetup:
         """
         return RegionInputs(data[split], self.vocabulary(data))
 
-    def check_data(self, data: DataSet) -> str | None:
-        """Why the data set cannot be used with this backbone, or None."""
+    def check_data(self, data: DataSet, networks: int) -> str | None:
+        """Why the data set, or the checkpoint with it, cannot be used for so many networks; None if nothing is wrong."""
         shape = getattr(data["train"].images, "shape", None)
         if shape is None or len(shape) != 3:
             return (f"backbone sgraf needs region features, and {data.name!r} has pictures: write them with "
                     f"`python -m harness.data export {data.name} --format scan`, and use `dataset: scan`")
         try:
-            self.vocabulary(data)
+            words = len(self.vocabulary(data))
+            for network in range(networks if self.config.pretrained else 0):
+                self._network(network, 0, shape[1:], words)
         except DataError as error:
             return str(error)
         return None
 
     def vocabulary(self, data: DataSet) -> Vocabulary:
+        """The configured one; else that of the data set; else one made of its training captions.
+
+        Raises:
+            DataError: the file is no vocabulary, or the data set came with several.
+        """
         if self.config.vocabulary is not None:
             return Vocabulary.read(Path(self.config.vocabulary))
-        return data.vocabulary or Vocabulary.build(data["train"].captions)
+        if len(data.vocabularies) > 1:
+            names = ", ".join(f.name for f in data.vocabularies)
+            raise DataError(f"data set {data.name!r} holds several vocabularies ({names}): name one in backbone.vocabulary")
+        return Vocabulary.read(data.vocabularies[0]) if data.vocabularies else Vocabulary.build(data["train"].captions)
+
+    def identity(self, data: DataSet) -> str:
+        """16 hex digits of the word ids and the checkpoint."""
+        pretrained = self.config.pretrained and file_digest(Path(self.config.pretrained))
+        return hashlib.sha256(repr((sorted(self.vocabulary(data).ids.items()), pretrained)).encode()).hexdigest()[:16]
 
     def make(self, network: int, seed: int, inputs: Inputs) -> SgrafBackbone:
         """Network number `network` for such inputs, initialised from (seed, network) or from the checkpoint.
@@ -112,9 +129,12 @@ class SgrafSetup:
             DataError: the checkpoint cannot be read, or has other sizes.
         """
         assert isinstance(inputs, RegionInputs)
+        return self._network(network, seed, inputs.regions.shape[1:], len(inputs.vocabulary))
+
+    def _network(self, network: int, seed: int, regions: tuple[int, int], words: int) -> SgrafBackbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, "init", network))
-            made = SgrafBackbone(self.config, inputs.regions.shape[1:], len(inputs.vocabulary), network)
+            made = SgrafBackbone(self.config, regions, words, network)
         if self.config.pretrained is not None:
             weights, head = read_published(Path(self.config.pretrained), network)
             made.load_published(weights, head, self.config.pretrained)
@@ -250,6 +270,8 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """[b, L], [b] -> [b, L, D]."""
         words = self.dropout(self.embed(tokens))
+        if not len(tokens):  # a process without a share of the batch
+            return words.new_zeros(0, tokens.shape[1], self.cap_rnn.hidden_size)
         packed = nn.utils.rnn.pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
         states = nn.utils.rnn.pad_packed_sequence(self.cap_rnn(packed)[0], batch_first=True, total_length=tokens.shape[1])[0]
         forward, backward = states.chunk(2, -1)
@@ -261,7 +283,9 @@ class _Gru(nn.GRU):
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         self._flat_weights = [getattr(self, name) for name in self._flat_weights_names]
-        return super().forward(input, hx)
+        usable = torch.backends.cudnn.enabled and (self.training or not torch.is_grad_enabled())
+        with torch.backends.cudnn.flags(enabled=usable):  # cuDNN has no gradient in evaluation mode
+            return super().forward(input, hx)
 
 
 class SimilarityEncoder(nn.Module):

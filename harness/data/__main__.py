@@ -62,10 +62,11 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _vocabulary(folder: Path, min_count: int) -> int:
-    made = Vocabulary.build(load_dataset("scan", folder=str(folder))["train"].captions, min_count=min_count)
+    data = load_dataset("scan", folder=str(folder))
+    if data.vocabularies:
+        raise DataError(f"{folder} has a vocabulary already: {data.vocabularies[0].name}")
+    made = Vocabulary.build(data["train"].captions, min_count=min_count)
     path = folder / f"{folder.resolve().name}_vocab.json"
-    if path.exists():
-        raise DataError(f"{path} exists already")
     made.write(path)
     console.print(f"written: {path}, {len(made):,} words")
     return 0

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from harness.data.vocabulary import Vocabulary
 
 
 class DataError(ValueError):
@@ -67,7 +65,7 @@ class DataSet:
         distinct_groups: no batch may hold two pairs whose images are of one group (where a group has
             many pairs, true matches would stand among a batch's negatives).
         note: one line for tables: what it is and what it must not be taken for.
-        vocabulary: the word ids that came with the data set, for backbones that need some.
+        vocabularies: files of word ids that came with the data set, for backbones that need one.
     """
 
     name: str
@@ -75,7 +73,7 @@ class DataSet:
     fingerprint: str
     distinct_groups: bool = False
     note: str = ""
-    vocabulary: Vocabulary | None = None
+    vocabularies: tuple[Path, ...] = ()
 
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:

@@ -6,6 +6,7 @@ are left out (in `emoji`'s dev and test one picture of a concept owns its captio
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -50,8 +51,9 @@ def export_scan(data: DataSet, folder: Path, *, ratios: Sequence[float] = (), se
     for name, split in data.splits.items():
         captions[name] = _write_captions(part, name, split, owners[name], each)
         _write_features(part / f"{name}_ims.npy", split, owners[name], towers, name)
-        if data.distinct_groups and name in ("train", "meta"):
-            np.save(part / f"{name}_groups.npy", split.image_group[owners[name]])
+        groups = split.image_group[owners[name]]
+        if len(np.unique(groups)) < len(groups):
+            np.save(part / f"{name}_groups.npy", groups)
     Vocabulary.build(captions["train"]).write(part / f"{folder.name}_vocab.json")
     _write_noise(part / "noise", len(captions["train"]), each, ratios, seeds, granularity)
     weights = weights_identity(model="effnet_minilm", pretrained="packages")
@@ -80,8 +82,8 @@ def _write_captions(folder: Path, name: str, split: Split, owners: NDArray[np.in
         own[image].append(" ".join(caption.split()))
     written = [caption for image in owners.tolist() for caption in own[image][:each]]
     if each == 1:
-        lines = [f"{image}\t{caption}" for image, caption in zip(owners.tolist(), written, strict=True)]
-        (folder / f"{name}_caps.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with open(folder / f"{name}_caps.tsv", "w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream, delimiter="\t", lineterminator="\n").writerows(zip(owners.tolist(), written, strict=True))
     else:
         (folder / f"{name}_caps.txt").write_text("\n".join(written) + "\n", encoding="utf-8")
     return written

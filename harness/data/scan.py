@@ -14,14 +14,14 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.cache import file_digest
 from harness.data.base import DataError, DataSet, Split
-from harness.data.vocabulary import Vocabulary
 from methods.seeding import numpy_generator
 
 CAPTIONS = 5  # for each image, in a .txt
@@ -44,22 +44,43 @@ class Regions(Sequence[NDArray[np.float32]]):
         return Regions(self.features, self.rows[kept])
 
 
-def load(*, folder: str, meta_share: float | None = None, meta_leak: bool = False, train_groups: int | None = None) -> DataSet:
-    """Read a folder in this layout.
+class Options(BaseModel):
+    """`dataset_options` of a sweep file for this layout.
 
-    Args:
+    Attributes:
         folder: where the files are.
         meta_share: make a clean set `meta` of images drawn from dev, as large as this share of the training pairs
             (MSCN: 0.02). They leave dev, so that no method is selected on pairs it has trained on.
         meta_leak: they stay in dev too, as in MSCN's released code (field notes 3.5).
         train_groups: train on the first so many images (groups of images, where there are any) only.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    folder: str
+    meta_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    meta_leak: bool = False
+    train_groups: Annotated[int, Field(ge=1)] | None = None
+
+
+def load(**options: Any) -> DataSet:
+    """Read a folder in this layout; see `Options`.
 
     Raises:
-        DataError: a file is missing or its shape does not fit; the text names it, what was expected and what was found.
+        DataError: an option is wrong; a file is missing or its shape does not fit; the text names it, what was
+            expected and what was found.
     """
-    root = Path(folder)
+    try:
+        given = Options.model_validate(options)
+    except ValidationError as error:
+        found = [(".".join(map(str, e["loc"])), e) for e in error.errors()]
+        texts = [f"dataset_options.{k}: {e['msg']}" + ("" if e["type"] == "missing" else f", found {e['input']!r}") for k, e in found]
+        raise DataError("; ".join(texts) + f" (allowed: {', '.join(Options.model_fields)})") from None
+    if given.meta_leak and given.meta_share is None:
+        raise DataError("dataset_options.meta_leak: there is nothing to leak without meta_share")
+    meta_share, meta_leak, train_groups = given.meta_share, given.meta_leak, given.train_groups
+    root = Path(given.folder)
     if not root.is_dir():
-        raise DataError(f"folder {folder} does not exist; expected train_ims.npy, train_caps.txt and so on in it")
+        raise DataError(f"folder {root} does not exist; expected train_ims.npy, train_caps.txt and so on in it")
     names = ["train", "dev", "test"] + (["meta"] if (root / "meta_ims.npy").exists() else [])
     faults: list[str] = []
     splits: dict[str, Split] = {}
@@ -73,10 +94,14 @@ def load(*, folder: str, meta_share: float | None = None, meta_leak: bool = Fals
     if faults:
         raise DataError("; ".join(faults))
     if train_groups is not None:
+        have = len(np.unique(splits["train"].image_group))
+        if train_groups > have:
+            raise DataError(f"dataset_options.train_groups = {train_groups}: train has {have} groups of images")
         splits["train"] = _only_images(splits["train"], splits["train"].image_group < train_groups)
     if meta_share is not None:
         splits |= _meta_from_dev(splits, meta_share, leak=meta_leak)
     files = [f for n in names for f in sorted(root.glob(f"{n}_*")) if f.suffix in (".npy", ".txt", ".tsv")]
+    files += sorted(root.glob("*_vocab.json"))
     content = [(f.name, file_digest(f)) for f in files]
     train = splits["train"]
     return DataSet(
@@ -85,7 +110,7 @@ def load(*, folder: str, meta_share: float | None = None, meta_leak: bool = Fals
         fingerprint=hashlib.sha256(repr((content, meta_share, meta_leak, train_groups)).encode()).hexdigest()[:16],
         distinct_groups=len(np.unique(train.image_group)) < len(train.images),
         note=f"region features {' x '.join(map(str, train.images.shape[1:]))}",  # type: ignore[attr-defined]
-        vocabulary=_vocabulary(root),
+        vocabularies=tuple(sorted(root.glob("*_vocab.json"))),
     )
 
 
@@ -160,13 +185,6 @@ def _differing_regions(root: Path, splits: dict[str, Split]) -> list[str]:
         f"{root / f'{name}_ims.npy'}: expected regions of shape {shapes['train']} as in train, found {shape}"
         for name, shape in shapes.items() if shape != shapes["train"]
     ]
-
-
-def _vocabulary(root: Path) -> Vocabulary | None:
-    found = sorted(root.glob("*_vocab.json"))
-    if len(found) > 1:
-        raise DataError(f"{root} holds several vocabularies ({', '.join(f.name for f in found)}): name one in backbone.vocabulary")
-    return Vocabulary.read(found[0]) if found else None
 
 
 def _only_images(split: Split, kept: NDArray[np.bool_]) -> Split:

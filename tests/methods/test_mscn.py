@@ -80,6 +80,17 @@ def test_each_network_trains_on_the_split_of_the_other():
     assert 0 < len(expected) < len(method.pairs)
 
 
+def test_scores_are_in_full_precision_under_autocast():
+    """In half of it, most scores would tie."""
+    trainer = build.trainer("mscn")
+    method, batch = trainer.method.eval(), build.first_batch(trainer)
+    with torch.no_grad():
+        vectors = method.networks[0].vectors(*method.networks[0](batch))
+        plain = method.heads[0](vectors)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(method.heads[0](vectors), plain)
+
+
 def test_one_network_is_a_legitimate_row():
     method = build.trainer("mscn", hyper={"n_networks": 1}).method
     assert method.n_networks == 1
