@@ -14,6 +14,7 @@ import torch
 
 from harness.spec import method_class
 from methods import METHODS
+from methods.base import Method
 from tests import build, small
 from tests.processes import few_embeddings
 
@@ -64,8 +65,11 @@ def test_training_changes_every_network(finished, name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_method_takes_the_same_number_of_steps(finished, name):
+    """The pool that a method selects changes nothing about it; what it draws beside it (`pools`) comes on top."""
     trainer = finished[name][2]
-    assert trainer.state.pairs_seen == 3 * trainer.steps * 16 * len(trainer.method.passes())
+    beside = trainer.state.pairs_seen - 3 * trainer.steps * 16 * len(trainer.method.passes())
+    assert (beside > 0) == (type(trainer.method).pools is not Method.pools)
+    assert beside >= 0
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -138,11 +142,12 @@ def two_processes(tmp_path_factory, feature_cache):
     run("clip")  # the features are there before both ask
     out = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    done = subprocess.run([*command, "-m", "tests.processes", str(out), *TRAINED], cwd=ROOT, capture_output=True, text=True, timeout=290)
+    done = subprocess.run([*command, "-m", "tests.processes", str(out), *TRAINED], cwd=ROOT, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
+@pytest.mark.timeout(600)  # one launch for all, on a machine that may be busy
 @pytest.mark.parametrize("setting", small.SETTINGS)
 @pytest.mark.parametrize("name", TRAINED)
 def test_two_processes_train_as_one(two_processes, name, setting):
