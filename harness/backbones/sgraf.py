@@ -275,7 +275,8 @@ class TextEncoder(nn.Module):
         packed = nn.utils.rnn.pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
         states = nn.utils.rnn.pad_packed_sequence(self.cap_rnn(packed)[0], batch_first=True, total_length=tokens.shape[1])[0]
         forward, backward = states.chunk(2, -1)
-        return (forward + backward) / 2
+        mean: Tensor = (forward + backward) / 2
+        return mean
 
 
 class _Gru(nn.GRU):
