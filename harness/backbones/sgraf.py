@@ -269,14 +269,13 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """[b, L], [b] -> [b, L, D]."""
-        words = self.dropout(self.embed(tokens))
+        words: Tensor = self.dropout(self.embed(tokens))
         if not len(tokens):  # a process without a share of the batch
             return words.new_zeros(0, tokens.shape[1], self.cap_rnn.hidden_size)
         packed = nn.utils.rnn.pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
         states = nn.utils.rnn.pad_packed_sequence(self.cap_rnn(packed)[0], batch_first=True, total_length=tokens.shape[1])[0]
         forward, backward = states.chunk(2, -1)
-        mean: Tensor = (forward + backward) / 2
-        return mean
+        return (forward + backward) / 2
 
 
 class _Gru(nn.GRU):
