@@ -1,13 +1,20 @@
-"""Data sets. A new one is a file here with a `load(**options) -> DataSet`, and a line in `DATASETS`."""
+"""Data sets. A new one is a file here with a `load(**options) -> DataSet`, and a line in `DATASETS`.
+
+Those that are read from a folder are layouts: they have a `listing(options)` and a `recognise(folder)` too, and a line in `LAYOUTS`.
+"""
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
 from typing import Any
 
 from harness.data.base import DataError, DataSet, Split
 from harness.registry import resolve
 
-DATASETS = {"emoji": "harness.data.emoji:load", "scan": "harness.data.scan:load"}
+LAYOUTS = ("scan", "npc", "karpathy", "webdataset", "table")
+"""In the order in which a folder is tried: the most particular first."""
+DATASETS = {"emoji": "harness.data.emoji:load", **{name: f"harness.data.{name}:load" for name in LAYOUTS}}
 
 
 def load_dataset(name: str, **options: Any) -> DataSet:
@@ -21,4 +28,17 @@ def load_dataset(name: str, **options: Any) -> DataSet:
     return data
 
 
-__all__ = ["DATASETS", "DataError", "DataSet", "Split", "load_dataset"]
+def recognise(folder: Path) -> str:
+    """The layout of a folder.
+
+    Raises:
+        DataError: it is none that is known.
+    """
+    for name in LAYOUTS:
+        if importlib.import_module(f"harness.data.{name}").recognise(folder):
+            return name
+    there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+    raise DataError(f"{folder} is of no layout that is known (allowed: {', '.join(LAYOUTS)}); it holds {there}")
+
+
+__all__ = ["DATASETS", "LAYOUTS", "DataError", "DataSet", "Split", "load_dataset", "recognise"]

@@ -7,17 +7,55 @@ features (`images` gives arrays and not pictures).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
+
+COCO_FOLDS = 5  # MS-COCO's 1K protocol: the mean over so many parts of the 5,000 test images, in file order
 
 
 class DataError(ValueError):
     """A data set that is missing, corrupt or not what it should be; the text is for the user."""
+
+
+class Strings(Sequence[str]):
+    """Many strings without an object for each: a million captions take 60 MB, and loader workers share them."""
+
+    def __init__(self, values: Iterable[str] | pa.Array) -> None:
+        self.array = values if isinstance(values, pa.Array) else pa.array(values, pa.large_string())
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.array[int(i)].as_py()
+
+    def only(self, kept: NDArray[Any]) -> Strings:
+        return Strings(self.array.filter(pa.array(kept)) if kept.dtype == bool else self.array.take(pa.array(kept)))
+
+
+class Chosen(Sequence[Any]):
+    """Some entries of a sequence: those numbered `rows`."""
+
+    def __init__(self, whole: Sequence[Any], rows: NDArray[np.int64]) -> None:
+        self.whole, self.rows = whole, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.whole[int(self.rows[i])]
+
+
+def choose(whole: Any, rows: NDArray[np.int64]) -> Any:
+    """Entries of a sequence by number; kinds that can do better than `Chosen` have a method `only`."""
+    return whole.only(rows) if hasattr(whole, "only") else Chosen(whole, rows)
 
 
 @dataclass(frozen=True)
@@ -29,6 +67,7 @@ class Split:
         captions: C strings.
         owner: int64 [C], the image that each caption belongs to (the truth).
         image_group: int64 [N], group of each image; images and captions of one group match at test.
+        altered: what changed the captions' words (a digest), where noise did; empty for those of the data set.
 
     Raises:
         DataError: lengths differ, an owner is out of range, or the split is empty.
@@ -38,6 +77,7 @@ class Split:
     captions: Sequence[str]
     owner: NDArray[np.int64]
     image_group: NDArray[np.int64]
+    altered: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.images) or not len(self.captions):
@@ -55,6 +95,23 @@ class Split:
         """int64 [C], group of each caption: that of the image that owns it."""
         return self.image_group[self.owner]
 
+    def only(self, kept: NDArray[np.bool_]) -> Split:
+        """The split without the other images and their captions; `kept` is bool [N]."""
+        place = np.cumsum(kept) - 1
+        captions = np.flatnonzero(kept[self.owner])
+        return dataclasses.replace(
+            self,
+            images=choose(self.images, np.flatnonzero(kept)),
+            captions=choose(self.captions, captions),
+            owner=place[self.owner[captions]],
+            image_group=np.unique(self.image_group[kept], return_inverse=True)[1].astype(np.int64),
+        )
+
+    def part(self, number: int, of: int) -> Split:
+        """One of `of` equal parts, by image in file order."""
+        kept = np.arange(len(self.images)) * of // len(self.images) == number
+        return self.only(kept)
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -66,6 +123,9 @@ class DataSet:
             many pairs, true matches would stand among a batch's negatives).
         note: one line for tables: what it is and what it must not be taken for.
         vocabularies: files of word ids that came with the data set, for backbones that need one.
+        shard: int64 [N], the file that each training image is read from, where an epoch should go through them file by file.
+        coco_ids: MS-COCO's numbers of the test images and of the test captions, where they are known.
+        skipped: images left out of each split because they cannot be decoded (`on_bad_image: skip`).
     """
 
     name: str
@@ -74,8 +134,18 @@ class DataSet:
     distinct_groups: bool = False
     note: str = ""
     vocabularies: tuple[Path, ...] = ()
+    shard: NDArray[np.int64] | None = None
+    coco_ids: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:
             raise DataError(f"data set {self.name!r} has no split {split!r}, only {', '.join(self.splits)}")
         return self.splits[split]
+
+    @property
+    def folds(self) -> int:
+        """Parts that test is evaluated in besides the whole: 5 for MS-COCO's 5,000 images with five captions each, else none."""
+        test = self["test"]
+        five_each = len(test.captions) == 25_000 and bool((np.bincount(test.owner, minlength=1) == 5).all())
+        return COCO_FOLDS if len(test.images) == 5_000 and five_each else 0

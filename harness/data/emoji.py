@@ -7,16 +7,14 @@ An emoji retrieval benchmark, and nothing else: never a stand-in for Flickr30K o
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from harness.data.base import DataError, DataSet, Split
+from harness.data.pictures import InMemory
 
 FILE = Path(__file__).parent / "emoji" / "emoji.parquet"
 _COLUMNS = ("split", "concept", "captions", "image")
@@ -69,17 +67,5 @@ def _split(rows: pa.Table, *, once: bool) -> Split:
         seen.add(concept)
         captions += texts
         owner += [i] * len(texts)
-    return Split(Pictures(rows["image"].to_pylist()), captions, np.array(owner, np.int64), group)
+    return Split(InMemory(rows["image"].to_pylist(), FILE.name), captions, np.array(owner, np.int64), group)
 
-
-class Pictures(Sequence[Image.Image]):
-    """Encoded pictures that are decoded when asked for."""
-
-    def __init__(self, encoded: Sequence[bytes]) -> None:
-        self.encoded = encoded
-
-    def __len__(self) -> int:
-        return len(self.encoded)
-
-    def __getitem__(self, i: int) -> Image.Image:  # type: ignore[override]
-        return Image.open(io.BytesIO(self.encoded[i])).convert("RGB")

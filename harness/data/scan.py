@@ -10,19 +10,16 @@ group of each image, where images of one group match each other.
 from __future__ import annotations
 
 import csv
-import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.cache import file_digest
-from harness.data.base import DataError, DataSet, Split
-from methods.seeding import numpy_generator
+from harness.data.base import DataError, DataSet, Strings
+from harness.data.layout import SPLITS, Listing, Options, read_options
 
 CAPTIONS = 5  # for each image, in a .txt
 
@@ -44,24 +41,6 @@ class Regions(Sequence[NDArray[np.float32]]):
         return Regions(self.features, self.rows[kept])
 
 
-class Options(BaseModel):
-    """`dataset_options` of a sweep file for this layout.
-
-    Attributes:
-        folder: where the files are.
-        meta_share: make a clean set `meta` of images drawn from dev, as large as this share of the training pairs
-            (MSCN: 0.02). They leave dev, so that no method is selected on pairs it has trained on.
-        meta_leak: they stay in dev too, as in MSCN's released code (field notes 3.5).
-        train_groups: train on the first so many images (groups of images, where there are any) only.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    folder: str
-    meta_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    meta_leak: bool = False
-    train_groups: Annotated[int, Field(ge=1)] | None = None
-
-
 def load(**options: Any) -> DataSet:
     """Read a folder in this layout; see `Options`.
 
@@ -69,52 +48,39 @@ def load(**options: Any) -> DataSet:
         DataError: an option is wrong; a file is missing or its shape does not fit; the text names it, what was
             expected and what was found.
     """
-    try:
-        given = Options.model_validate(options)
-    except ValidationError as error:
-        found = [(".".join(map(str, e["loc"])), e) for e in error.errors()]
-        texts = [f"dataset_options.{k}: {e['msg']}" + ("" if e["type"] == "missing" else f", found {e['input']!r}") for k, e in found]
-        raise DataError("; ".join(texts) + f" (allowed: {', '.join(Options.model_fields)})") from None
-    if given.meta_leak and given.meta_share is None:
-        raise DataError("dataset_options.meta_leak: there is nothing to leak without meta_share")
-    meta_share, meta_leak, train_groups = given.meta_share, given.meta_leak, given.train_groups
-    root = Path(given.folder)
-    if not root.is_dir():
-        raise DataError(f"folder {root} does not exist; expected train_ims.npy, train_caps.txt and so on in it")
-    names = ["train", "dev", "test"] + (["meta"] if (root / "meta_ims.npy").exists() else [])
-    faults: list[str] = []
-    splits: dict[str, Split] = {}
-    for name in names:
+    given = read_options(Options, options)
+    return listing(given).dataset(given)
+
+
+def recognise(folder: Path) -> bool:
+    return (folder / "train_ims.npy").is_file()
+
+
+def listing(options: Options) -> Listing:
+    """What the files say; each split that cannot be read is a fault."""
+    root = Path(options.folder)
+    found = Listing(root.name)
+    for name in (*SPLITS, *(["meta"] if (root / "meta_ims.npy").exists() else [])):
         try:
-            splits[name] = _split(root, name)
+            _split(root, name, found)
         except DataError as error:
-            faults.append(str(error))
-    if not faults:
-        faults += _differing_regions(root, splits)
-    if faults:
-        raise DataError("; ".join(faults))
-    if train_groups is not None:
-        have = len(np.unique(splits["train"].image_group))
-        if train_groups > have:
-            raise DataError(f"dataset_options.train_groups = {train_groups}: train has {have} groups of images")
-        splits["train"] = _only_images(splits["train"], splits["train"].image_group < train_groups)
-    if meta_share is not None:
-        splits |= _meta_from_dev(splits, meta_share, leak=meta_leak)
-    files = [f for n in names for f in sorted(root.glob(f"{n}_*")) if f.suffix in (".npy", ".txt", ".tsv")]
-    files += sorted(root.glob("*_vocab.json"))
-    content = [(f.name, file_digest(f)) for f in files]
-    train = splits["train"]
-    return DataSet(
-        name=root.name,
-        splits=splits,
-        fingerprint=hashlib.sha256(repr((content, meta_share, meta_leak, train_groups)).encode()).hexdigest()[:16],
-        distinct_groups=len(np.unique(train.image_group)) < len(train.images),
-        note=f"region features {' x '.join(map(str, train.images.shape[1:]))}",  # type: ignore[attr-defined]
-        vocabularies=tuple(sorted(root.glob("*_vocab.json"))),
-    )
+            found.faults.append(str(error))
+    if found.faults or not found.splits:
+        return found
+    shapes = {name: split.images.shape[1:] for name, split in found.splits.items()}
+    for name, shape in shapes.items():
+        if shape != shapes["train"]:
+            found.faults.append(f"{root / f'{name}_ims.npy'}: expected regions of shape {shapes['train']} as in train, found {shape}")
+    files = [f for n in found.splits for f in sorted(root.glob(f"{n}_*")) if f.suffix in (".npy", ".txt", ".tsv")]
+    vocabularies = sorted(root.glob("*_vocab.json"))
+    found.content = [(f.name, file_digest(f)) for f in [*files, *vocabularies]]
+    found.note = f"region features {' x '.join(map(str, shapes['train']))}"
+    found.published = {"f30k": "flickr30k", "coco": "coco", "cc152k": "cc152k"}.get(root.name.partition("_")[0], "")
+    found.extra = {"vocabularies": tuple(vocabularies)}
+    return found
 
 
-def _split(root: Path, name: str) -> Split:
+def _split(root: Path, name: str, found: Listing) -> None:
     features = _features(root / f"{name}_ims.npy")
     captions, single = _captions(root, name)
     rows = np.arange(len(features))
@@ -128,7 +94,7 @@ def _split(root: Path, name: str) -> Split:
             f"{root / f'{name}_ims.npy'}: expected {expected} rows for the {len(captions)} captions of the split, found shape {features.shape}"
         )
     owner = np.arange(len(captions)) * len(rows) // len(captions)
-    return Split(Regions(features, rows), captions, owner, _groups(root / f"{name}_groups.npy", len(rows)))
+    found.add(name, Regions(features, rows), Strings(captions), owner, _groups(root / f"{name}_groups.npy", len(rows)))
 
 
 def _features(path: Path) -> NDArray[Any]:
@@ -177,37 +143,3 @@ def _groups(path: Path, count: int) -> NDArray[np.int64]:
     if groups.shape != (count,) or not np.issubdtype(groups.dtype, np.integer):
         raise DataError(f"{path}: expected {count} whole numbers, found {groups.dtype} {groups.shape}")
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)
-
-
-def _differing_regions(root: Path, splits: dict[str, Split]) -> list[str]:
-    shapes = {name: split.images.shape[1:] for name, split in splits.items()}  # type: ignore[attr-defined]
-    return [
-        f"{root / f'{name}_ims.npy'}: expected regions of shape {shapes['train']} as in train, found {shape}"
-        for name, shape in shapes.items() if shape != shapes["train"]
-    ]
-
-
-def _only_images(split: Split, kept: NDArray[np.bool_]) -> Split:
-    """The split without the other images and their captions."""
-    place = np.cumsum(kept) - 1
-    captions = kept[split.owner]
-    return dataclasses.replace(
-        split,
-        images=split.images.only(kept),  # type: ignore[attr-defined]
-        captions=[c for c, stays in zip(split.captions, captions, strict=True) if stays],
-        owner=place[split.owner[captions]],
-        image_group=np.unique(split.image_group[kept], return_inverse=True)[1].astype(np.int64),
-    )
-
-
-def _meta_from_dev(splits: dict[str, Split], share: float, *, leak: bool) -> dict[str, Split]:
-    if "meta" in splits:
-        raise DataError("meta_share: the folder has a clean set of its own (meta_ims.npy)")
-    train, dev = splits["train"], splits["dev"]
-    each = len(dev.captions) / len(dev.images)
-    wanted = round(share * len(train.captions) / each)
-    if not 0 < wanted < len(dev.images):
-        raise DataError(f"meta_share = {share}: {wanted} images, and dev has {len(dev.images)}, of which some must stay")
-    drawn = np.zeros(len(dev.images), bool)
-    drawn[numpy_generator("meta images").permutation(len(drawn))[:wanted]] = True
-    return {"meta": _only_images(dev, drawn)} | ({} if leak else {"dev": _only_images(dev, ~drawn)})

@@ -1,0 +1,340 @@
+"""What all layouts on disk share: options, the listing of what the files say, and the way from there to a data set.
+
+A layout is a function from options to a `Listing`: it reads the text files, looks at no picture, and notes every fault instead of
+stopping at the first. `python -m harness.data check` shows the faults; loading refuses a listing that has any.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.cache import cache_folder
+from harness.console import progress
+from harness.data.base import DataError, DataSet, Split, Strings
+from harness.data.pictures import BadPicture, Files, Pictures, decode, leaves_folder
+from methods.seeding import numpy_generator
+
+SHOWN = 8  # faults that an error names; `check` lists all
+SPLITS = ("train", "dev", "test")
+_ALIASES = {"train": "train", "training": "train", "restval": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
+
+
+class Options(BaseModel):
+    """`dataset_options` that every layout takes.
+
+    Attributes:
+        folder: where the files are.
+        meta_share: make a clean set `meta` of images drawn from dev, as large as this share of the training pairs
+            (MSCN: 0.02). They leave dev, so that no method is selected on pairs it has trained on.
+        meta_leak: they stay in dev too, as in MSCN's released code (field notes 3.5).
+        train_groups: train on the first so many images (groups of images, where there are any) only.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    folder: str
+    meta_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    meta_leak: bool = False
+    train_groups: Annotated[int, Field(ge=1)] | None = None
+
+
+class PictureOptions(Options):
+    """The same for layouts with pictures.
+
+    Attributes:
+        on_bad_image: `error`: a picture that cannot be decoded stops the trial that meets it. `skip`: all pictures are decoded
+            once, before training (the result is kept in the cache), and those that cannot be are left out with their captions;
+            the record counts them.
+    """
+
+    on_bad_image: Literal["error", "skip"] = "error"
+
+
+class HeldOut(PictureOptions):
+    """The same where dev and test may have to be drawn.
+
+    Attributes:
+        held_out: images of each of dev and test where the files do not say which are in them.
+    """
+
+    held_out: Annotated[int, Field(ge=1)] | None = None
+
+
+O = TypeVar("O", bound=Options)
+
+
+def read_options(kind: type[O], given: Mapping[str, Any]) -> O:
+    """Checked options. Raises DataError naming every option that is wrong, and those there are."""
+    try:
+        options = kind.model_validate(dict(given))
+    except ValidationError as error:
+        found = [(".".join(map(str, e["loc"])), e) for e in error.errors()]
+        texts = [f"dataset_options.{k}: {e['msg']}" + ("" if e["type"] == "missing" else f", found {e['input']!r}") for k, e in found]
+        raise DataError("; ".join(texts) + f" (allowed: {', '.join(kind.model_fields)})") from None
+    if options.meta_leak and options.meta_share is None:
+        raise DataError("dataset_options.meta_leak: there is nothing to leak without meta_share")
+    if not Path(options.folder).is_dir():
+        raise DataError(f"folder {options.folder} does not exist")
+    return options
+
+
+@dataclass
+class Listed:
+    """One split, as its files say: pictures or regions [N], captions [C], the image of each caption [C], groups [N]."""
+
+    images: Any
+    captions: Strings
+    owner: NDArray[np.int64]
+    group: NDArray[np.int64] | None = None
+
+    def split(self) -> Split:
+        group = np.arange(len(self.images)) if self.group is None else self.group
+        return Split(self.images, self.captions, self.owner, group)
+
+
+@dataclass
+class Listing:
+    """A data set as its files say, with every fault that was found on the way.
+
+    Attributes:
+        content: what the fingerprint is made of: texts, names and sizes of pictures.
+        published: whose counts its own are compared with (`flickr30k`, `coco`, `cc120k`, `cc152k`), where that is known.
+        extra: further fields of the `DataSet`.
+    """
+
+    name: str
+    splits: dict[str, Listed] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    content: list[Any] = field(default_factory=list)
+    published: str = ""
+    note: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, images: Any, captions: Strings, owner: Sequence[int] | NDArray[np.int64], group: NDArray[np.int64] | None = None) -> None:
+        """Add a split. Of pictures in files, missing ones and paths that leave the folder are found; of others the layout fills `content`."""
+        self.splits[name] = Listed(images, captions, np.asarray(owner, np.int64), group)
+        if isinstance(images, Files):
+            sizes = images.sizes()
+            self.faults += [f"{name}: {images.paths[i]!r} leads out of {images.folder}" for i in _out_of(images)]
+            self.content.append((name, digest(images.paths), digest(captions), hashlib.sha256(sizes.tobytes()).hexdigest()))
+            self.missing[name] = sizes < 0
+
+    def __post_init__(self) -> None:
+        self.missing: dict[str, NDArray[np.bool_]] = {}
+
+    @property
+    def missing_pictures(self) -> list[str]:
+        return [f"picture {self.splits[n].images.name(i)} is missing ({n})" for n, gone in self.missing.items() for i in np.flatnonzero(gone)]
+
+    @property
+    def overlaps(self) -> list[str]:
+        """Pictures that stand in two splits, by name."""
+        found = []
+        names = {n: s.images.paths.array for n, s in self.splits.items() if isinstance(s.images, Files)}
+        for i, first in enumerate(names):
+            for second in list(names)[i + 1 :]:
+                both = names[first].filter(pc.is_in(names[first], value_set=names[second]))
+                found += [f"{path} stands in {first} and in {second}" for path in both.to_pylist()]
+        return found
+
+    def dataset(self, options: Options) -> DataSet:
+        """The data set of a listing without faults.
+
+        Raises:
+            DataError: what is wrong, the first few faults by name.
+        """
+        skip = getattr(options, "on_bad_image", "error") == "skip"
+        lacking = [f"no {n} split was found" for n in SPLITS if n not in self.splits] if not self.faults else []
+        empty = [f"{n} has no {what}" for n, s in self.splits.items() for what, k in (("images", s.images), ("captions", s.captions)) if not len(k)]
+        faults = self.faults + lacking + empty + self.overlaps + ([] if skip else self.missing_pictures)
+        if faults:
+            more = f"; and {len(faults) - SHOWN} more (`python -m harness.data check` lists all)" if len(faults) > SHOWN else ""
+            raise DataError("; ".join(faults[:SHOWN]) + more)
+        extra = dict(self.extra)
+        splits = {n: s.split() for n, s in self.splits.items()}
+        kept = {n: ~_bad(s.images, self.key) for n, s in splits.items()} if skip else {}
+        if skip:
+            extra["skipped"] = {n: int((~k).sum()) for n, k in kept.items()}
+            for name, stays in kept.items():
+                if not stays[splits[name].owner].any():
+                    raise DataError(f"{name}: none of its {len(stays)} pictures can be decoded")
+            splits = {n: s.only(kept[n]) for n, s in splits.items()}
+            extra = _of_kept(extra, kept, self.splits)
+        settings: list[Any] = [options.meta_share, options.meta_leak, options.train_groups]
+        settings += [("skipped", sorted(extra["skipped"].items()))] if skip else []
+        if options.train_groups is not None:
+            splits["train"], extra = _first_groups(splits["train"], options.train_groups, extra)
+        if options.meta_share is not None:
+            splits |= meta_from_dev(splits, options.meta_share, leak=options.meta_leak)
+        train = splits["train"]
+        return DataSet(
+            name=self.name, splits=splits, note=self.note,
+            fingerprint=hashlib.sha256(repr((self.content, *settings)).encode()).hexdigest()[:16],
+            distinct_groups=len(np.unique(train.image_group)) < len(train.images),
+            **extra,
+        )
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(repr(self.content).encode()).hexdigest()[:24]
+
+
+def _of_kept(extra: dict[str, Any], kept: Mapping[str, NDArray[np.bool_]], listed: Mapping[str, Listed]) -> dict[str, Any]:
+    """Further fields that go by image or caption, without those that were skipped."""
+    extra = dict(extra)
+    if extra.get("shard") is not None:
+        extra["shard"] = extra["shard"][kept["train"]]
+    if extra.get("coco_ids") is not None:
+        images, captions = extra["coco_ids"]
+        extra["coco_ids"] = (images[kept["test"]], captions[kept["test"][listed["test"].owner]])
+    return extra
+
+
+def _first_groups(train: Split, count: int, extra: dict[str, Any]) -> tuple[Split, dict[str, Any]]:
+    have = len(np.unique(train.image_group))
+    if count > have:
+        raise DataError(f"dataset_options.train_groups = {count}: train has {have} groups of images")
+    kept = train.image_group < count
+    if extra.get("shard") is not None:
+        extra = extra | {"shard": extra["shard"][kept]}
+    return train.only(kept), extra
+
+
+def meta_from_dev(splits: Mapping[str, Split], share: float, *, leak: bool) -> dict[str, Split]:
+    """`meta` of images drawn from dev, and what is left of dev."""
+    if "meta" in splits:
+        raise DataError("meta_share: the folder has a clean set of its own")
+    train, dev = splits["train"], splits["dev"]
+    each = len(dev.captions) / len(dev.images)
+    wanted = round(share * len(train.captions) / each)
+    if not 0 < wanted < len(dev.images):
+        raise DataError(f"meta_share = {share}: {wanted} images, and dev has {len(dev.images)}, of which some must stay")
+    drawn = np.zeros(len(dev.images), bool)
+    drawn[numpy_generator("meta images").permutation(len(drawn))[:wanted]] = True
+    return {"meta": dev.only(drawn)} | ({} if leak else {"dev": dev.only(~drawn)})
+
+
+# Pieces of layouts ----------------------------------------------------------------------------------
+
+
+def split_name(word: str) -> str | None:
+    """train, dev or test for what the field calls them (val, restval, ...); None for anything else."""
+    return _ALIASES.get(word.strip().lower())
+
+
+def read_lines(path: Path, faults: list[str]) -> list[str]:
+    """Lines of a UTF-8 text file without their ends; a file that is missing or of another encoding is a fault."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        faults.append(f"{path} cannot be read: {error.strerror}")
+        return []
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        faults.append(f"{path}, line {line}: expected UTF-8, found the byte {error.object[error.start]:#x}")
+        return []
+    return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
+
+
+def by_image(paths: Iterable[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """Distinct paths in order of first appearance, and the place of each given one among them."""
+    place: dict[str, int] = {}
+    owner = [place.setdefault(path, len(place)) for path in paths]
+    return list(place), np.array(owner, np.int64)
+
+
+def hold_out(count: int, held_out: int | None, missing: Sequence[str], listing: Listing) -> dict[str, NDArray[np.int64]]:
+    """Images of train, and of the splits that are missing, drawn by a fixed seed; a fault where they cannot be."""
+    if held_out is None:
+        listing.faults.append(f"no {' and no '.join(missing)} split was found: name its file, or draw it from train with held_out: NUMBER")
+        return {"train": np.arange(count)}
+    if held_out * len(missing) >= count:
+        listing.faults.append(f"held_out = {held_out} for each of {', '.join(missing)}: there are {count} images in all")
+        return {"train": np.arange(count)}
+    drawn = numpy_generator("held out").permutation(count)
+    found = {name: np.sort(drawn[i * held_out : (i + 1) * held_out]) for i, name in enumerate(missing)}
+    return {"train": np.sort(drawn[len(missing) * held_out :]), **found}
+
+
+def captions_of(images: NDArray[np.int64], captions: Strings, owner: NDArray[np.int64]) -> tuple[Strings, NDArray[np.int64]]:
+    """Captions of some images, and their owners among them."""
+    place = np.full(int(max(owner.max(initial=-1), images.max(initial=-1))) + 1, -1)
+    place[images] = np.arange(len(images))
+    rows = np.flatnonzero(place[owner] >= 0)
+    return captions.only(rows), place[owner[rows]]
+
+
+# Looking at pictures --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What decoding a picture showed: a hash of its bytes (empty where it cannot be read), and what is wrong with it."""
+
+    digest: str
+    fault: str
+
+
+def look_at(images: Pictures, label: str | None, *, threads: int) -> Iterator[Seen]:
+    """Read and decode every picture, in order, on several threads (decoders let go of Python's lock)."""
+
+    def look(i: int) -> Seen:
+        try:
+            content = images.read(i)
+        except OSError as error:
+            return Seen("", f"picture {images.name(i)} cannot be read: {error.strerror or error}")
+        digest = hashlib.sha256(content).hexdigest()
+        try:
+            decode(content, images.name(i))
+        except BadPicture as error:
+            return Seen(digest, str(error))
+        return Seen(digest, "")
+
+    with ThreadPoolExecutor(threads) as pool:
+        for chunk in progress([range(i, min(i + 256, len(images))) for i in range(0, len(images), 256)], label):
+            yield from pool.map(look, chunk)
+
+
+def _bad(images: Any, key: str) -> NDArray[np.bool_]:
+    """bool [N], pictures that cannot be decoded; found once for a listing, and kept."""
+    names = hashlib.sha256(f"{key} {len(images)} {images.name(0)}".encode()).hexdigest()[:24]
+    file = cache_folder() / "pictures" / f"{names}.json"
+    bad = np.zeros(len(images), bool)
+    try:
+        bad[json.loads(file.read_text())] = True
+        return bad
+    except (OSError, ValueError, IndexError):
+        pass
+    label = f"decoding {len(images):,} pictures, to leave out those that cannot be"
+    bad[:] = [bool(seen.fault) for seen in look_at(images, label, threads=os.cpu_count() or 1)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}")
+    temporary.write_text(json.dumps(np.flatnonzero(bad).tolist()))
+    temporary.replace(file)
+    return bad
+
+
+def _out_of(images: Files) -> list[int]:
+    return [i for i, path in enumerate(images.paths.array) if leaves_folder(path.as_py())]
+
+
+def digest(strings: Strings) -> str:
+    """Hash of strings and their lengths."""
+    found = hashlib.sha256()
+    array = strings.array.combine_chunks() if isinstance(strings.array, pa.ChunkedArray) else strings.array
+    for i in range(0, len(array), 65536):
+        found.update("\x00".join(array.slice(i, 65536).to_pylist()).encode())
+        found.update(b"\x01")
+    return found.hexdigest()

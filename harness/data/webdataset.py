@@ -1,0 +1,249 @@
+"""WebDataset tar shards: samples `KEY.jpg` with `KEY.txt`, or with `KEY.json` that has `caption` (or `captions`, and `group`).
+
+The shards are read in place. Their index (shard, first byte and length of each picture) is made once, kept in the cache, and read from there
+as a memory map; a picture is then one read at its place, so pairs can be addressed, and any noise model and method works as on any other data
+set. An epoch goes through the shards a few at a time in a seeded order (see `harness.sampling`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+
+from harness.cache import cache_folder
+from harness.console import progress
+from harness.data.base import DataError, DataSet, Strings
+from harness.data.layout import SPLITS, HeldOut, Listed, Listing, captions_of, digest, hold_out, read_options, split_name
+from harness.data.pictures import Slices
+
+PICTURES = ("jpg", "jpeg", "png", "webp")
+ABOUT = "dataset.json"  # beside the shards of `harness.data prepare`: what they were made from
+_INDEX = pa.schema({"key": pa.large_string(), "start": pa.int64(), "length": pa.int64(), "captions": pa.list_(pa.large_string()), "group": pa.int64()})
+
+
+class ShardOptions(HeldOut):
+    """`dataset_options`: see `HeldOut`, and
+
+    Attributes:
+        shards: the shards of each split, as file patterns in `folder` ({train: "cc3m-train-*.tar", dev: ...}); default: by name
+            (`train-000000.tar` or `train/000000.tar`), and those that name no split are train.
+    """
+
+    shards: dict[str, str] = {}
+
+
+def load(**options: Any) -> DataSet:
+    """Read the data set; see `ShardOptions`.
+
+    Raises:
+        DataError: an option is wrong, a shard is damaged, or a sample lacks its picture or its caption.
+    """
+    given = read_options(ShardOptions, options)
+    return listing(given).dataset(given)
+
+
+def recognise(folder: Path) -> bool:
+    return any(folder.glob("*.tar")) or any(folder.glob("*/*.tar"))
+
+
+def listing(options: ShardOptions) -> Listing:
+    """What the shards hold; samples without picture or caption, and shards that end early, are faults."""
+    root = Path(options.folder)
+    found = Listing(root.name)
+    about = _about(root, found)
+    shards = _shards(root, options.shards, found)
+    for name, files in shards.items():
+        found.splits[name] = _split(name, files, found)
+    missing = [n for n in ("dev", "test") if n not in shards]
+    if missing and "train" in shards and not found.faults:
+        _draw(found, missing, options.held_out)
+    if "train" in found.splits:
+        found.extra["shard"] = found.splits["train"].images.file
+    found.name = about.get("name", found.name)
+    found.note, found.published = about.get("note", ""), about.get("published", "")
+    if "coco_ids" in about:
+        found.extra["coco_ids"] = tuple(np.array(ids, np.int64) for ids in about["coco_ids"])
+    return found
+
+
+def _about(root: Path, found: Listing) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads((root / ABOUT).read_text(encoding="utf-8"))
+        found.content.append(sorted((k, str(v)) for k, v in about.items()))
+        return about
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        found.faults.append(f"{root / ABOUT} cannot be read: {error}")
+        return {}
+
+
+def _shards(root: Path, given: dict[str, str], found: Listing) -> dict[str, list[Path]]:
+    if given:
+        shards = {}
+        for word, pattern in given.items():
+            split, files = split_name(word), sorted(root.glob(pattern))
+            if split is None or not files:
+                reason = f"no shard in {root} is called {pattern!r}" if split else f"unknown split {word!r} (allowed: train, dev, test)"
+                found.faults.append(f"dataset_options.shards: {reason}")
+            else:
+                shards[split] = files
+        return shards
+    shards = {}
+    for file in sorted([*root.glob("*.tar"), *root.glob("*/*.tar")]):
+        words = re.split(r"[^A-Za-z]+", str(file.relative_to(root)))
+        split = next((s for s in map(split_name, words) if s), "train")
+        shards.setdefault(split, []).append(file)
+    return {name: shards[name] for name in SPLITS if name in shards}
+
+
+def _split(name: str, files: list[Path], found: Listing) -> Listed:
+    """All samples of a split, from the index of each shard."""
+    tables = []
+    for file in progress(files, f"index of {len(files)} shards ({name})" if any(not _index_file(f).exists() for f in files) else None):
+        table, faults = shard_index(file)
+        found.faults += faults
+        tables.append(table)
+    shard = np.repeat(np.arange(len(files)), [len(t) for t in tables])
+    whole = pa.concat_tables(tables).combine_chunks()
+    keys, captions = Strings(_one(whole["key"])), _one(whole["captions"])
+    start, length, group = (whole[c].to_numpy() for c in ("start", "length", "group"))
+    owner = np.repeat(np.arange(len(whole)), np.diff(captions.offsets.to_numpy()))
+    texts = Strings(captions.flatten())
+    sizes = hashlib.sha256(length.tobytes()).hexdigest()
+    found.content.append((name, [f.name for f in files], digest(keys), digest(texts), sizes))
+    images = Slices(files, shard, start, length, keys)
+    return Listed(images, texts, owner, None if (group < 0).any() else np.unique(group, return_inverse=True)[1].astype(np.int64))
+
+
+def _one(column: pa.ChunkedArray) -> Any:
+    combined = column.combine_chunks()
+    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
+
+
+def _draw(found: Listing, missing: list[str], held_out: int | None) -> None:
+    whole = found.splits.pop("train")
+    found.content.append(("held out", held_out, *missing))
+    for name, images in hold_out(len(whole.images), held_out, missing, found).items():
+        captions, owner = captions_of(images, whole.captions, whole.owner)
+        found.splits[name] = Listed(whole.images.only(images), captions, owner, None if whole.group is None else whole.group[images])
+
+
+# The index of a shard -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Sample:
+    start: int = -1
+    length: int = 0
+    captions: list[str] = field(default_factory=list)
+    group: int = -1
+
+
+def shard_index(file: Path) -> tuple[pa.Table, list[str]]:
+    """Samples of a shard (columns of `_INDEX`), and its faults; read from the cache where the shard is as it was.
+
+    Raises:
+        DataError: the shard cannot be read at all.
+    """
+    place = _index_file(file)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(place.with_suffix(".lock")):
+        if not place.exists():
+            samples, faults = _read_shard(file)
+            columns = {
+                "key": list(samples), "start": [s.start for s in samples.values()], "length": [s.length for s in samples.values()],
+                "captions": [s.captions for s in samples.values()], "group": [s.group for s in samples.values()],
+            }
+            table = pa.table(columns, schema=_INDEX).replace_schema_metadata({"faults": json.dumps(faults)})
+            temporary = place.with_suffix(f".{os.getpid()}")
+            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+            temporary.replace(place)
+    table = pa.ipc.open_file(pa.memory_map(str(place))).read_all()
+    return table, json.loads(table.schema.metadata[b"faults"])
+
+
+def _index_file(file: Path) -> Path:
+    try:
+        known = file.stat()
+    except OSError as error:
+        raise DataError(f"shard {file} cannot be read: {error.strerror}") from None
+    stamp = f"1 {file.resolve()} {known.st_size} {known.st_mtime_ns}"
+    return cache_folder() / "shards" / f"{hashlib.sha256(stamp.encode()).hexdigest()[:24]}.arrow"
+
+
+def _read_shard(file: Path) -> tuple[dict[str, _Sample], list[str]]:
+    """Samples that are whole, and a fault for each that is not."""
+    samples: dict[str, _Sample] = {}
+    faults: list[str] = []
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in _members(tar):
+                fault = _take(member, tar, samples)
+                if fault:
+                    faults.append(f"{file}: {fault}")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        faults.append(f"{file} is damaged or cut off after {len(samples)} samples: {error}")
+    if file.stat().st_size < max((s.start + s.length for s in samples.values()), default=0):
+        faults.append(f"{file} is cut off within its last sample")
+    for key, sample in samples.items():
+        if sample.start < 0 or not (sample.captions or sample.group >= 0):
+            faults.append(f"{file}: {key} has no {'picture' if sample.start < 0 else 'caption'}")
+    return {k: s for k, s in samples.items() if s.start >= 0 and (s.captions or s.group >= 0)}, faults
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Members one at a time; the list that `tarfile` keeps of them is emptied as it grows."""
+    while (member := tar.next()) is not None:
+        tar.members.clear()
+        if member.isfile():
+            yield member
+
+
+def _take(member: tarfile.TarInfo, tar: tarfile.TarFile, samples: dict[str, _Sample]) -> str:
+    """Add what a member says of its sample; returns what is wrong with it."""
+    folder, _, base = member.name.rpartition("/")
+    key, _, kind = base.partition(".")
+    key, kind = f"{folder}/{key}" if folder else key, kind.lower()
+    if kind not in (*PICTURES, "txt", "json"):
+        return ""
+    sample = samples.setdefault(key, _Sample())
+    if kind in PICTURES:
+        if sample.start >= 0:
+            return f"{key} stands there twice"
+        sample.start, sample.length = member.offset_data, member.size
+        return ""
+    stream = tar.extractfile(member)
+    content = stream.read() if stream else b""
+    try:
+        if kind == "txt":
+            sample.captions = [" ".join(content.decode("utf-8").split())]  # wins over the json's, as img2dataset writes both
+        else:
+            _take_json(json.loads(content), sample)
+    except UnicodeDecodeError as error:
+        return f"{member.name}: expected UTF-8, found the byte {error.object[error.start]:#x}"
+    except (ValueError, TypeError, RecursionError) as error:
+        return f"{member.name}: {error}"
+    return ""
+
+
+def _take_json(about: Any, sample: _Sample) -> None:
+    if not isinstance(about, dict):
+        raise ValueError(f"expected an object, found {type(about).__name__}")
+    if isinstance(about.get("group"), int):
+        sample.group = about["group"]
+    texts: Iterable[Any] = about["captions"] if isinstance(about.get("captions"), list) else [about["caption"]] if about.get("caption") else []
+    if not sample.captions:
+        sample.captions = [" ".join(str(t).split()) for t in texts]
