@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from harness.backbones.features import Inputs
+from harness.data.base import DataError
 from methods.base import Batch, Pairs
 
 
@@ -43,9 +44,16 @@ class Fetch(Dataset[Batch]):
 
 
 def load(plans: Iterable[Plan], fetch: Fetch, *, workers: int) -> Iterator[Batch]:
-    """The plans' batches, in order; plans are made lazily, a few ahead where there are workers."""
+    """The plans' batches, in order; plans are made lazily, a few ahead where there are workers.
+
+    Raises:
+        DataError: a picture cannot be decoded; the text names it.
+    """
     if workers == 0:
         for plan in plans:
             yield fetch[plan]
-    else:
+        return
+    try:
         yield from DataLoader(fetch, batch_size=None, sampler=plans, num_workers=workers)
+    except DataError as error:  # from a worker it comes with the traceback as its text, of which the last line is ours
+        raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None

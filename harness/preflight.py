@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ import torch
 from harness.backbones import BACKBONES
 from harness.console import console
 from harness.data import DataError, DataSet, load_dataset
-from harness.noise import make_noise
+from harness.noise import Derangement, FromFile, Hard, Natural, make_noise, read_embedding
 from harness.registry import UnknownName, resolve
 from harness.sampling import PoolTooNarrow, epoch_batches
 from harness.spec import Resources, Sweep, Trial, method_class
+from harness.trial import noise_of
 
 
 def check_sweep(sweep: Sweep, *, cluster: bool = False) -> tuple[list[str], dict[str, DataSet]]:
@@ -35,6 +37,8 @@ def check_sweep(sweep: Sweep, *, cluster: bool = False) -> tuple[list[str], dict
         errors += _check_backbone(trial, data[data_key(trial)]) if data[data_key(trial)] else []
     for key, method in sorted({(data_key(t), t.method) for t in sweep.trials}):
         errors += _check_clean(method, data[key]) if data[key] else []
+    for trial in {(data_key(t), repr(t.noise), t.noise_ratio, t.noise_granularity, t.noise_seed, t.method): t for t in sweep.trials}.values():
+        errors += _check_noise(trial, data[data_key(trial)]) if data[data_key(trial)] else []
     return errors, data
 
 
@@ -53,6 +57,22 @@ def _check_clean(method: str, data: DataSet) -> list[str]:
     return []
 
 
+def _check_noise(trial: Trial, data: DataSet) -> list[str]:
+    """Whether the noise can be made: what comes from a file is looked at, and one group may be too large for a derangement."""
+    if isinstance(trial.noise, Natural) and method_class(trial.method).uses_ground_truth:
+        return [f"method {trial.method!r} needs to know which pairs match, and of noise 'none' (data that is noisy by nature) nobody does"]
+    if not trial.noise_ratio:
+        return []
+    try:
+        if isinstance(trial.noise, Hard):
+            read_embedding(Path(trial.noise.embedding), data["train"])
+        elif isinstance(trial.noise, (FromFile, Derangement)):
+            noise_of(trial, data)
+    except (ValueError, OSError) as error:
+        return [f"noise of {data.name!r} at noise_ratio {trial.noise_ratio:g}: {error}"]
+    return []
+
+
 def data_key(trial: Trial) -> str:
     return f"{trial.dataset} {sorted(trial.dataset_options.items())}"
 
@@ -60,7 +80,9 @@ def data_key(trial: Trial) -> str:
 def check_trial(trial: Trial) -> list[str]:
     """The same for one trial, run by hand: devices are what the launcher gave it."""
     data, errors = _load(trial)
-    return errors or _check_batch(data, largest_batch(trial)) + _check_clean(trial.method, data) + _check_backbone(trial, data)
+    if errors:
+        return errors
+    return _check_batch(data, largest_batch(trial)) + _check_clean(trial.method, data) + _check_backbone(trial, data) + _check_noise(trial, data)
 
 
 def largest_batch(trial: Trial) -> int:

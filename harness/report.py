@@ -81,9 +81,9 @@ def _comparison(frame: pd.DataFrame, folder: Path) -> tuple[list[Table], list[tu
     from harness.figures import degradation
 
     tables, figures = [], []
-    for (dataset, granularity), part in frame.groupby(["dataset", "granularity"], sort=False):
-        where = f"{dataset}, {granularity}-level noise"
-        file = "-".join(["degradation", *re.findall(r"\w+", dataset), granularity])
+    for (dataset, noise), part in frame.groupby(["dataset", "noise"], sort=False):
+        where = f"{dataset}, {noise}"
+        file = "-".join(["degradation", *re.findall(r"\w+", dataset), *re.findall(r"\w+", noise.removesuffix("-level noise"))])
         degradation(part, where, folder / file)
         figures.append((f"rSum over the noise ratio: {where}", f"{file}.png"))
         tables += [
@@ -232,14 +232,19 @@ def _settings(sweep: SweepRecord) -> str:
     return "\n".join([*lines, ""]).replace("_", "\\_")
 
 
+def _realised(part: pd.DataFrame) -> str:
+    share = part["realised_ratio"].mean()
+    return "which pairs mismatch is not known" if pd.isna(share) else f"realised {share:.4f}"
+
+
 def _provenance(sweep: SweepRecord, frame: pd.DataFrame) -> str:
     """What is needed to repeat the numbers; each run in the store carries all of it."""
     tags = [r.tags for r in sweep.records.values() if r.done]
     shown = ("git_commit", "data_fingerprint", "device", "precision", "processes", "threads", "torch", "open_clip_torch", "accelerate", "scikit-learn", "python")
     lines = ["### Provenance", "", f"- protocol version {PROTOCOL_VERSION}"]
     lines += [f"- {key}: {', '.join(sorted({t.get(key, '?') for t in tags}))}" for key in shown if tags]
-    digests = frame[frame["noise_digest"] != ""].groupby(["granularity", "noise_ratio", "noise_seed"])
-    index = [f"{ratio:g}/{seed}: {', '.join(sorted(set(part['noise_digest'])))} (realised {part['realised_ratio'].mean():.4f})"
+    digests = frame[frame["noise_digest"] != ""].groupby(["noise", "noise_ratio", "noise_seed"])
+    index = [f"{ratio:g}/{seed}: {', '.join(sorted(set(part['noise_digest'])))} ({_realised(part)})"
              for (_, ratio, seed), part in digests]
     lines += ["- noise index (ratio/seed: digest): " + "; ".join(index), f"- six recalls: {', '.join(RECALLS)}; every line of `results.csv` names its run"]
     return "\n".join([*lines, ""])

@@ -18,7 +18,7 @@ MEASURES = (*RECALLS, "rsum")
 def tidy(sweep: SweepRecord) -> pd.DataFrame:
     """One line for each planned trial, finished or not.
 
-    Columns: trial, run, status, done, method, row (method and what else varies), data set, granularity, noise_ratio,
+    Columns: trial, run, status, done, method, row (method and what else varies), data set, noise (in words), granularity, noise_ratio,
     seed, noise_seed, the recalls and rsum of the best dev epoch, the same with `last_` of the last epoch, dev_rsum,
     best_epoch, auroc (last epoch), realised ratio, cost, and whether the method uses clean data or the truth.
     """
@@ -36,6 +36,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "method": trial.method,
             "row": labels[trial.id],
             "dataset": trial.dataset_label,
+            "noise": trial.noise_label,
             "granularity": trial.noise_granularity,
             "noise_ratio": trial.noise_ratio,
             "seed": trial.seed,
@@ -79,7 +80,7 @@ def row_labels(trials: tuple[Trial, ...]) -> dict[str, str]:
     for method, members in by_method.items():
         own = [settings(t) for t in members]
         keys = dict.fromkeys(k for s in own for k in s)
-        varied = [k for k in keys if len({s.get(k) for s in own}) > 1 and k not in ("dataset", "noise_granularity")]
+        varied = [k for k in keys if len({s.get(k) for s in own}) > 1 and k not in ("dataset", "noise_granularity") and not k.startswith("noise.")]
         varied = [k for k in varied if not (k == "backbone" and any(v.startswith("backbone.") for v in varied))]
         for trial, values in zip(members, own, strict=True):
             extra = ", ".join(f"{k.removeprefix('backbone.')}={values.get(k, 'default')}" for k in varied)

@@ -33,14 +33,18 @@ def assign(groups: NDArray | None, batches: int, draw: np.random.Generator, coun
     return number
 
 
+SHARDS_AT_ONCE = 16  # shards that an epoch reads from at a time, where the data set comes in shards
+
+
 def epoch_batches(
-    pool: Index, groups: NDArray | None, *, size: int, steps: int, seed: tuple[int | str, ...]
+    pool: Index, groups: NDArray | None, *, size: int, steps: int, seed: tuple[int | str, ...], shards: Index | None = None
 ) -> list[Index]:
     """`steps` batches of exactly `size` pairs drawn from `pool`, without repetition within a cycle.
 
     A cycle goes through the pool once (less what does not fill a batch); a smaller pool takes several
     cycles, so a method that restricts the pairs takes as many steps as one that does not. With
-    `groups` (of all pairs), no batch holds two pairs of one group.
+    `groups` (of all pairs), no batch holds two pairs of one group. With `shards` (of all pairs, the file that each is read
+    from) a cycle takes the files in random order, a few at a time, and shuffles the pairs among those.
 
     Raises:
         PoolTooNarrow: the pool has fewer pairs, or fewer groups, than a batch holds.
@@ -48,7 +52,7 @@ def epoch_batches(
     batches: list[Index] = []
     cycle = 0
     while len(batches) < steps:
-        batches += _cycle(pool, groups, size, numpy_generator(*seed, cycle))
+        batches += _cycle(pool, groups, size, numpy_generator(*seed, cycle), shards)
         cycle += 1
     return batches[:steps]
 
@@ -57,8 +61,11 @@ class PoolTooNarrow(ValueError):
     """Not one batch can be drawn from the pool under the data set's batch rule."""
 
 
-def _cycle(pool: Index, groups: NDArray | None, size: int, draw: np.random.Generator) -> list[Index]:
+def _cycle(pool: Index, groups: NDArray | None, size: int, draw: np.random.Generator, shards: Index | None) -> list[Index]:
     pool = draw.permutation(pool)
+    if shards is not None:
+        turn = draw.permutation(int(shards.max()) + 1) // SHARDS_AT_ONCE
+        pool = pool[np.argsort(turn[shards[pool]], kind="stable")]
     if groups is None:
         count = len(pool) // size
         if count == 0:

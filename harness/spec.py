@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from harness import PROTOCOL_VERSION
 from harness.backbones import BACKBONES
+from harness.noise import MODELS, FromFile, NoiseModel, Partial, Shuffle, misfit
 from harness.registry import UnknownName, resolve, suggest
 from methods import METHODS
 from methods.base import Method
 
-_YOUNGER = ("decay_epochs", "evaluate_every")
+_YOUNGER = ("decay_epochs", "evaluate_every", "noise")
 _HARNESS_SUPPLIES = {"make_backbone", "pairs", "batch_size", "seed", "clean", "truth"}
 
 
@@ -51,6 +52,7 @@ class Trial(_Model):
 
     Attributes:
         hyper: the method's hyper-parameters, defaults filled in.
+        noise: what is injected: a name of `harness.noise.MODELS`, or a mapping with `model` and its settings.
         noise_seed: seed of the noise index; the trial's seed unless the sweep varies it.
         batch_size: pairs in a global batch, over all processes.
         warmup_steps: linear warm-up, by optimizer steps.
@@ -79,7 +81,13 @@ class Trial(_Model):
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     decay_epochs: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     evaluate_every: Annotated[int, Field(ge=1)] = 1
+    noise: NoiseModel = Shuffle()
     hyper: dict[str, Any] = {}
+
+    @field_validator("noise", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
 
     @property
     def id(self) -> str:
@@ -96,13 +104,24 @@ class Trial(_Model):
         fields = self.model_dump(mode="json")
         younger = method_class(self.method).younger
         fields["hyper"] = {k: v for k, v in fields["hyper"].items() if k not in younger or v != younger[k]}
-        return {k: v for k, v in fields.items() if k not in _YOUNGER or v != Trial.model_fields[k].default}
+        return {k: v for k, v in fields.items() if k not in _YOUNGER or getattr(self, k) != Trial.model_fields[k].default}
 
     @property
     def dataset_label(self) -> str:
         """The data set in a few words: its name, and the folder that it is read from."""
         folder = self.dataset_options.get("folder")
         return f"{self.dataset} {Path(str(folder)).name}" if folder else self.dataset
+
+    @property
+    def noise_label(self) -> str:
+        """The noise in a few words: what its ratio is a ratio of."""
+        model = self.noise
+        if isinstance(model, Partial):
+            return f"partial noise ({model.words:g} of the words)"
+        if isinstance(model, FromFile):
+            return f"noise of {Path(model.path).name}"
+        level = f"{self.noise_granularity}-level noise"
+        return {"shuffle": level, "derangement": f"{level} without fixed points", "hard": "hard noise", "none": "its own noise"}[model.model]
 
     @property
     def backbone_label(self) -> str:
@@ -263,6 +282,9 @@ def _trial(values: dict[str, Any], file: SweepFile, errors: list[str]) -> Trial 
     except ValidationError as error:
         errors += [_describe(e, _trial_keys()) for e in error.errors() if e["loc"] != ("noise_seed",) or "noise_seed" in values]
         return None
+    fault = misfit(trial.noise, trial.noise_ratio, trial.noise_granularity)
+    if fault:
+        errors.append(fault)
     return trial if len(errors) == before else None
 
 
@@ -333,6 +355,9 @@ def _describe(error: Any, allowed: list[str], prefix: str = "") -> str:
         return f"unknown key {path!r}{suggest(str(error['loc'][-1]), allowed) if len(error['loc']) == 1 else ''}"
     if error["type"] == "missing":
         return f"{path} is missing"
+    if error["type"] == "union_tag_invalid":
+        given = error["input"]["model"]
+        return f"{path}: unknown noise model {given!r}{suggest(str(given), list(MODELS))}"
     message = re.sub(r"^Input should be", "expected", error["msg"])
     return f"{path} = {error['input']!r}: {message}"
 

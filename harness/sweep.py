@@ -23,6 +23,7 @@ from harness.report import print_summary, write_report
 from harness.schedule import ClusterError, Finished, run_trials, start_ray
 from harness.spec import BadInput, Sweep, Trial, load_sweep
 from harness.tracking import Place, Store, StoreError
+from harness.trial import fingerprint
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(error.errors)
     except (DataError, ClusterError) as error:
         return fail([str(error)])
-    fingerprints = {t.id: data[data_key(t)].fingerprint for t in sweep.trials}
+    fingerprints = {t.id: fingerprint(t, data[data_key(t)]) for t in sweep.trials}
     place = store.open_sweep(sweep, fingerprints)
     known = store.records(place, sweep.trials, fingerprints)
     done = {i for i, r in known.items() if r.done}

@@ -272,20 +272,23 @@ class MlflowRecorder:
         noise = setup.noise
         tags = {
             **setup.environment,
-            "data_fingerprint": setup.data.fingerprint,
+            "data_fingerprint": setup.fingerprint,
             "noise_digest": noise.digest,
             "noise_kind": noise.granularity,
+            "noise_model": noise.model,
             "uses_clean_data": str(setup.uses_clean_data).lower(),
             "uses_ground_truth": str(setup.uses_ground_truth).lower(),
         }
         run = self.client.get_run(self.run_id)
         for old in {"failure"} & set(run.data.tags):
             self.client.delete_tag(self.run_id, old)
-        metrics = {"noise/realised_ratio": noise.realised, "cost/parameters": float(setup.parameters)}
+        metrics = {"cost/parameters": float(setup.parameters), "noise/ambiguous": float(noise.ambiguous)}
+        metrics |= {} if noise.matched is None else {"noise/realised_ratio": noise.realised}
+        metrics |= {f"skipped/{split}_images": float(count) for split, count in setup.data.skipped.items()}
         self._log(metrics, step=0, tags=tags)
         if not run.inputs or not run.inputs.dataset_inputs:
-            profile = json.dumps({"pairs": len(noise.image), "nominal": noise.nominal, "realised": noise.realised})
-            source = json.dumps({"seed": noise.seed, "granularity": noise.granularity, "data": setup.data.fingerprint})
+            profile = json.dumps({"pairs": len(noise.image), "nominal": noise.nominal, "realised": None if noise.matched is None else noise.realised})
+            source = json.dumps({"seed": noise.seed, "granularity": noise.granularity, "model": noise.model, "data": setup.fingerprint})
             name = f"{setup.data.name} noise {noise.nominal:g} {noise.granularity} seed {noise.seed}"
             index = Dataset(name=name, digest=noise.digest, source_type="noise index", source=source, profile=profile)
             self._log_input(DatasetInput(index, [InputTag("mlflow.data.context", "train")]))
@@ -329,8 +332,10 @@ class MlflowRecorder:
 def parameters(trial: Trial) -> dict[str, Any]:
     """A trial as flat MLflow parameters; hyper-parameters as `METHOD.KEY`, the words of a sweep file."""
     fields = trial.model_dump(mode="json")
-    hyper, backbone, options = fields.pop("hyper"), fields.pop("backbone"), fields.pop("dataset_options")
+    hyper, backbone, options, noise = (fields.pop(k) for k in ("hyper", "backbone", "dataset_options", "noise"))
     fields["backbone"] = trial.backbone_label
+    if trial.noise != Trial.model_fields["noise"].default:
+        fields |= {f"noise.{k}": v for k, v in noise.items()}
     for prefix, nested in ((f"{trial.method.rpartition(':')[2]}.", hyper), ("backbone.", backbone), ("dataset.", options)):
         fields |= {f"{prefix}{k}": v for k, v in nested.items()}
     return fields

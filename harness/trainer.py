@@ -135,6 +135,7 @@ class Trainer:
         self.dtype = torch.float64 if settings.precision == "fp64" else torch.float32
         self.method = method.to(accelerator.device, self.dtype)
         self.groups = data["train"].image_group[noise.image] if data.distinct_groups else None
+        self.shards = None if data.shard is None else data.shard[noise.image]
         self.steps = len(noise.image) // settings.batch_size
         self.optimizers = Optimizers(
             method.groups(),
@@ -213,7 +214,7 @@ class Trainer:
         pool = everything if selected is None else selected.cpu().numpy()
         scale = self.method.batch_scale(epoch)
         arguments: dict[str, Any] = {"size": self.settings.batch_size * scale, "steps": max(1, self.steps // scale)}
-        arguments["seed"] = (self.settings.seed, "order", epoch, network)
+        arguments |= {"seed": (self.settings.seed, "order", epoch, network), "shards": self.shards}
         try:
             return epoch_batches(pool, self.groups, **arguments), False
         except PoolTooNarrow:
@@ -329,7 +330,8 @@ class Trainer:
             return None
         # A process writes what its step computes on the global batch, so every process has all of it.
         values = confidence.detach().float().cpu().numpy().copy()
-        metrics |= {f"detection/{k}": v for k, v in detection(values, self.noise.matched).items()}
+        if self.noise.matched is not None:
+            metrics |= {f"detection/{k}": v for k, v in detection(values, self.noise.matched).items()}
         return values
 
     def _test(self) -> Outcome:

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,8 +15,9 @@ import torch
 
 from harness import PROTOCOL_VERSION
 from harness.backbones import BACKBONES
+from harness.cache import file_digest
 from harness.data import DataSet, load_dataset
-from harness.noise import NoiseIndex, make_noise
+from harness.noise import NoiseIndex, make_noise, source_files
 from harness.registry import resolve
 from harness.spec import Trial, method_class
 from harness.trainer import Accelerator, EpochRecord, Outcome, Settings, Trainer, make_accelerator
@@ -32,6 +33,7 @@ class Setup:
     trial: Trial
     data: DataSet
     noise: NoiseIndex
+    fingerprint: str
     uses_clean_data: bool
     uses_ground_truth: bool
     n_networks: int
@@ -57,7 +59,7 @@ def run_trial(
     """
     accelerator = accelerator or make_accelerator(trial.precision)
     data = load_dataset(trial.dataset, **trial.dataset_options)
-    noise = make_noise(data["train"], ratio=trial.noise_ratio, granularity=trial.noise_granularity, seed=trial.noise_seed)
+    noise = noise_of(trial, data)
     trainer = build_trainer(trial, data, noise, accelerator, folder=storage and storage / trial.id, workers=workers)
     main = accelerator.is_main_process
     if main:
@@ -71,10 +73,24 @@ def run_trial(
     return outcome
 
 
+def noise_of(trial: Trial, data: DataSet) -> NoiseIndex:
+    """The noise index of a trial. Raises what `make_noise` raises."""
+    return make_noise(
+        data["train"], ratio=trial.noise_ratio, granularity=trial.noise_granularity, seed=trial.noise_seed, model=trial.noise
+    )
+
+
+def fingerprint(trial: Trial, data: DataSet) -> str:
+    """What a trial's numbers follow from beside its settings: the data set, and the files that its noise is made from."""
+    files = source_files(trial.noise, trial.noise_ratio, trial.noise_seed)
+    return "+".join([data.fingerprint, *(file_digest(f)[:16] for f in files)])
+
+
 def build_trainer(
     trial: Trial, data: DataSet, noise: NoiseIndex, accelerator: Accelerator, *, folder: Path | None = None, workers: int = 0
 ) -> Trainer:
     """The method with its networks, and the loop around it. The truth and the clean set go to those that declare them."""
+    data = replace(data, splits={**data.splits, "train": noise.words_of(data["train"])})
     kind = resolve("backbone", trial.backbone["kind"], BACKBONES)
     backbone = kind(kind.Config.model_validate(trial.backbone))
     cls = method_class(trial.method)
@@ -83,6 +99,8 @@ def build_trainer(
         inputs = {s: backbone.inputs(data, s, device=accelerator.device) for s in splits}
     given: dict[str, Any] = {}
     if cls.uses_ground_truth:
+        if noise.matched is None:
+            raise ValueError(f"method {trial.method!r} needs to know which pairs match, and of this noise nobody does")
         given["truth"] = torch.from_numpy(noise.matched)
     if cls.uses_clean_data:
         meta = data["meta"]
@@ -128,7 +146,7 @@ def _describe(trial: Trial, data: DataSet, noise: NoiseIndex, trainer: Trainer) 
         "threads": str(torch.get_num_threads()),
     }
     return Setup(
-        trial, data, noise, method.uses_clean_data, method.uses_ground_truth, method.n_networks,
+        trial, data, noise, fingerprint(trial, data), method.uses_clean_data, method.uses_ground_truth, method.n_networks,
         sum(p.numel() for p in method.parameters() if p.requires_grad), environment,
     )
 

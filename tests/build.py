@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.loading import load
-from harness.noise import make_noise
 from harness.trainer import Trainer, make_accelerator
-from harness.trial import build_trainer
+from harness.trial import build_trainer, noise_of
 from methods.base import Batch, Method
 from tests import small
 
@@ -18,7 +17,7 @@ def trainer(name: str, *, folder: Path | None = None, hyper: dict[str, Any] | No
     if hyper:
         trial = trial.model_copy(update={"hyper": {**trial.hyper, **hyper}})
     data = small.regions() if trial.backbone["kind"] == "sgraf" else small.load()
-    noise = make_noise(data["train"], ratio=trial.noise_ratio, granularity=trial.noise_granularity, seed=trial.noise_seed)
+    noise = noise_of(trial, data)
     if scramble_truth:
         noise.matched[:] = ~noise.matched
     return build_trainer(trial, data, noise, make_accelerator(trial.precision), folder=folder)

@@ -1,6 +1,6 @@
 """Data sets. A new one is a file here with a `load(**options) -> DataSet`, and a line in `DATASETS`.
 
-Those that are read from a folder are layouts: they have a `listing(options)` and a `recognise(folder)` too, and a line in `LAYOUTS`.
+Those that are read from a folder are layouts: they have `OPTIONS`, `listing(options)` and `recognise(folder)` too, and a name in `LAYOUTS`.
 """
 
 from __future__ import annotations

@@ -32,13 +32,16 @@ class KarpathyOptions(PictureOptions):
     images: str | None = None
 
 
+OPTIONS = KarpathyOptions
+
+
 def load(**options: Any) -> DataSet:
     """Read the data set; see `KarpathyOptions`.
 
     Raises:
         DataError: an option or a file is wrong, an image is missing or has fewer than five captions.
     """
-    given = read_options(KarpathyOptions, options)
+    given = read_options(OPTIONS, options)
     return listing(given).dataset(given)
 
 

@@ -21,13 +21,16 @@ from harness.data.pictures import Files
 SUBFOLDER = Path("annotations") / "scan_split"
 
 
+OPTIONS = PictureOptions
+
+
 def load(**options: Any) -> DataSet:
     """Read the data set; `dataset_options` are those of `PictureOptions`.
 
     Raises:
         DataError: an option or a file is wrong, ids and captions do not fit together, or an image is missing.
     """
-    given = read_options(PictureOptions, options)
+    given = read_options(OPTIONS, options)
     return listing(given).dataset(given)
 
 

@@ -18,6 +18,8 @@ from harness.data.base import DataError, Strings
 
 MAX_PIXELS = 89_478_485  # PIL's own bound: a small file that unpacks to more is taken for a decompression bomb
 
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
 
 class BadPicture(DataError):
     """A picture that is missing or cannot be decoded; the text names it."""
@@ -92,7 +94,7 @@ class Files(Pictures):
         return str(self.folder / self.paths[i])
 
     def read(self, i: int) -> bytes:
-        return (self.folder / self.paths[i]).read_bytes()
+        return Path(self.folder, str(self.paths[i])).read_bytes()
 
     def only(self, rows: NDArray[np.int64]) -> Files:
         return Files(self.folder, self.paths.only(rows))

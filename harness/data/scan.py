@@ -41,6 +41,9 @@ class Regions(Sequence[NDArray[np.float32]]):
         return Regions(self.features, self.rows[kept])
 
 
+OPTIONS = Options
+
+
 def load(**options: Any) -> DataSet:
     """Read a folder in this layout; see `Options`.
 
@@ -48,7 +51,7 @@ def load(**options: Any) -> DataSet:
         DataError: an option is wrong; a file is missing or its shape does not fit; the text names it, what was
             expected and what was found.
     """
-    given = read_options(Options, options)
+    given = read_options(OPTIONS, options)
     return listing(given).dataset(given)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-
 from harness.data.base import DataSet, Strings
 from harness.data.layout import SPLITS, HeldOut, Listing, by_image, captions_of, hold_out, read_options, split_name
 from harness.data.pictures import Files
@@ -38,13 +37,16 @@ class TableOptions(HeldOut):
     columns: dict[str, str] = {}
 
 
+OPTIONS = TableOptions
+
+
 def load(**options: Any) -> DataSet:
     """Read the data set; see `TableOptions`.
 
     Raises:
         DataError: an option or a table is wrong, or an image is missing.
     """
-    given = read_options(TableOptions, options)
+    given = read_options(OPTIONS, options)
     return listing(given).dataset(given)
 
 

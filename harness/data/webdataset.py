@@ -25,9 +25,8 @@ from harness.cache import cache_folder
 from harness.console import progress
 from harness.data.base import DataError, DataSet, Strings
 from harness.data.layout import SPLITS, HeldOut, Listed, Listing, captions_of, digest, hold_out, read_options, split_name
-from harness.data.pictures import Slices
+from harness.data.pictures import PICTURE_SUFFIXES, Slices
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
 ABOUT = "dataset.json"  # beside the shards of `harness.data prepare`: what they were made from
 _INDEX = pa.schema({"key": pa.large_string(), "start": pa.int64(), "length": pa.int64(), "captions": pa.list_(pa.large_string()), "group": pa.int64()})
 
@@ -43,13 +42,16 @@ class ShardOptions(HeldOut):
     shards: dict[str, str] = {}
 
 
+OPTIONS = ShardOptions
+
+
 def load(**options: Any) -> DataSet:
     """Read the data set; see `ShardOptions`.
 
     Raises:
         DataError: an option is wrong, a shard is damaged, or a sample lacks its picture or its caption.
     """
-    given = read_options(ShardOptions, options)
+    given = read_options(OPTIONS, options)
     return listing(given).dataset(given)
 
 
@@ -207,7 +209,7 @@ def _read_shard(file: Path) -> tuple[dict[str, _Sample], list[str]]:
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Members one at a time; the list that `tarfile` keeps of them is emptied as it grows."""
     while (member := tar.next()) is not None:
-        tar.members.clear()
+        tar.members.clear()  # type: ignore[attr-defined]
         if member.isfile():
             yield member
 
@@ -217,10 +219,11 @@ def _take(member: tarfile.TarInfo, tar: tarfile.TarFile, samples: dict[str, _Sam
     folder, _, base = member.name.rpartition("/")
     key, _, kind = base.partition(".")
     key, kind = f"{folder}/{key}" if folder else key, kind.lower()
-    if kind not in (*PICTURES, "txt", "json"):
+    picture = f".{kind}" in PICTURE_SUFFIXES
+    if not picture and kind not in ("txt", "json"):
         return ""
     sample = samples.setdefault(key, _Sample())
-    if kind in PICTURES:
+    if picture:
         if sample.start >= 0:
             return f"{key} stands there twice"
         sample.start, sample.length = member.offset_data, member.size

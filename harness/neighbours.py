@@ -1,0 +1,40 @@
+"""Nearest neighbours by cosine, in blocks that bound the memory, kept in the cache."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from harness.cache import cache_folder
+
+_BLOCK = 2048
+
+
+def nearest(embedding: NDArray[Any], width: int, *, key: str) -> NDArray[np.int32]:
+    """int32 [R, width]: for each row the nearest others, nearest first. `key` names the embedding's content in the cache."""
+    file = cache_folder() / "neighbours" / f"{key[:24]}-{width}.npy"
+    try:
+        found: NDArray[np.int32] = np.load(file, allow_pickle=False)
+        if found.shape == (len(embedding), width):
+            return found
+    except (OSError, ValueError, EOFError):
+        pass
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = F.normalize(torch.from_numpy(np.array(embedding, np.float32)), dim=1).to(device)
+    parts = []
+    for start in range(0, len(rows), _BLOCK):
+        scores = rows[start : start + _BLOCK] @ rows.T
+        own = torch.arange(len(scores), device=device)
+        scores[own, own + start] = -torch.inf
+        parts.append(scores.topk(width, dim=1).indices.to("cpu", torch.int32))
+    found = torch.cat(parts).numpy()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}.npy")
+    np.save(temporary, found)
+    temporary.replace(file)
+    return found
