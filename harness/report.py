@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness import PROTOCOL_VERSION
+from harness.coco import ECCV_MEASURES
 from harness.console import console, fail
 from harness.metrics import RECALLS
 from harness.registry import UnknownName
@@ -23,6 +24,7 @@ from harness.tables import Cell, Table
 from harness.tracking import Store, StoreError, SweepRecord
 
 _HEADINGS = {f"{d}_r{k}": f"{d} R@{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": "rSum"}
+_ECCV = {"map_at_r": "mAP@R", "rprecision": "R-Precision", "r1": "R@1"}
 _MEAN = "Mean ± sd over seeds (ddof 1)"
 
 
@@ -49,7 +51,7 @@ def write_report(store: Store, name: str, folder: Path) -> Path:
     frame = tidy(sweep)
     folder.mkdir(parents=True, exist_ok=True)
     if sweep.select:  # test plays no part in a search
-        frame = frame.drop(columns=[c for c in frame if c.removeprefix("last_") in MEASURES])
+        frame = frame.drop(columns=[c for c in frame if c.removeprefix("last_") in MEASURES or c.startswith(("1k_", "eccv_"))])
     frame.to_csv(folder / "results.csv", index=False, float_format="%.6g")
     tables, figures = _selection(sweep, frame) if sweep.select else _comparison(frame, folder)
     text = [f"# {sweep.name}", "", sweep.description, "", _state(frame), ""]
@@ -89,6 +91,7 @@ def _comparison(frame: pd.DataFrame, folder: Path) -> tuple[list[Table], list[tu
         tables += [
             _by_ratio(part, "rsum", f"rSum by noise ratio: {where}", "Test rSum of the epoch that is best on dev"),
             _recalls(part, where),
+            *_coco(part, where),
             *([_stability(part, where)] if part["noise_ratio"].nunique() > 1 else []),
             _by_ratio(part, "last_rsum", f"rSum of the last epoch: {where}", "Test rSum after the last epoch, nothing selected"),
         ]
@@ -113,6 +116,20 @@ def _by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digit
     planned = int(found["planned"].max())
     caption = f"{what}. {_MEAN}, n = {planned} seeds a cell unless marked. {_LEGEND}"
     return Table(title, caption, ["method", *(f"noise {r:g}" for r in ratios)], rows)
+
+
+def _coco(frame: pd.DataFrame, where: str) -> list[Table]:
+    """MS-COCO's 1K protocol and ECCV Caption, where the trials have them."""
+    tables = []
+    if "1k_rsum" in frame and frame["1k_rsum"].notna().any():
+        renamed = frame.drop(columns=list(MEASURES)).rename(columns={f"1k_{m}": m for m in MEASURES})
+        tables.append(_recalls(renamed, f"{where}, 1K (mean of five folds of 1,000 images)"))
+    for measure in ECCV_MEASURES:
+        if measure in frame and frame[measure].notna().any():
+            _, direction, name = measure.split("_", 2)
+            title = f"ECCV Caption {direction} {_ECCV[name]}: {where}"
+            tables.append(_by_ratio(frame, measure, title, f"{_ECCV[name]} in percent with ECCV Caption's judgements of MS-COCO's test images"))
+    return tables
 
 
 def _recalls(frame: pd.DataFrame, where: str) -> Table:

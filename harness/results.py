@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.coco import ECCV_MEASURES, FOLD_MEASURES
 from harness.metrics import RECALLS
 from harness.spec import Trial, method_class
 from harness.tracking import SweepRecord, parameters
@@ -19,7 +20,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
     """One line for each planned trial, finished or not.
 
     Columns: trial, run, status, done, method, row (method and what else varies), data set, noise (in words), granularity, noise_ratio,
-    seed, noise_seed, the recalls and rsum of the best dev epoch, the same with `last_` of the last epoch, dev_rsum,
+    seed, noise_seed, the recalls and rsum of the best dev epoch (of MS-COCO also `1k_` and `eccv_` ones), the same with `last_` of the last epoch, dev_rsum,
     best_epoch, auroc (last epoch), realised ratio, cost, and whether the method uses clean data or the truth.
     """
     labels = row_labels(sweep.planned)
@@ -45,6 +46,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "ground_truth": cls.uses_ground_truth,
         }
         line |= {m: found.get(f"test/{m}", np.nan) for m in MEASURES}
+        line |= {m: found[f"test/{m}"] for m in (*FOLD_MEASURES, *ECCV_MEASURES) if f"test/{m}" in found}
         line |= {f"last_{m}": found.get(f"last/{m}", np.nan) for m in MEASURES}
         line |= {
             "dev_rsum": found.get("dev/best_rsum", np.nan),

@@ -26,6 +26,7 @@ from accelerate.utils import AutocastKwargs
 from torch import Tensor
 
 from harness.backbones.features import Inputs
+from harness.coco import coco_metrics
 from harness.data.base import DataSet, Split
 from harness.loading import Fetch, Plan, load
 from harness.metrics import Ranking, detection, rank_queries, recalls
@@ -287,8 +288,8 @@ class Trainer:
         return {f"dev/{k}": v for k, v in found.items()}
 
     @torch.no_grad()
-    def evaluate(self, split: str) -> tuple[Ranking, Ranking]:
-        """Image-to-text and text-to-image rankings of a split, ties against the model."""
+    def similarities(self, split: str) -> np.ndarray:
+        """What the method ranks a split by: [images, captions]."""
         self.method.eval()
         pairs, source = self.data[split], self.inputs[split]
         scores = torch.zeros(len(pairs.images), len(pairs.captions), dtype=self.dtype)
@@ -303,7 +304,11 @@ class Trainer:
                     scores[rows[:, None], at] += tile.cpu() / self.method.n_networks
         if processes > 1:
             scores = self._sum(scores.to(self.accelerator.device)).cpu()
-        return rank_both(scores.numpy(), pairs)
+        return scores.numpy()
+
+    def evaluate(self, split: str) -> tuple[Ranking, Ranking]:
+        """Image-to-text and text-to-image rankings of a split, ties against the model."""
+        return rank_both(self.similarities(split), self.data[split])
 
     def _encode_images(self, net: Any, source: Inputs, count: int) -> Tensor:
         """Embeddings [count, ...]; chunks are shared out over processes."""
@@ -336,15 +341,19 @@ class Trainer:
 
     def _test(self) -> Outcome:
         with self._clock("evaluation"):
-            i2t, t2i = self.evaluate("test")
-            last = recalls(i2t, t2i)
+            found, i2t, t2i = self._test_scores()
+            last = found
             if self.state.best_epoch < self.state.epoch - 1:
                 self.method.load_state_dict(self.state.best_weights)
-                i2t, t2i = self.evaluate("test")
-        metrics = {f"test/{k}": v for k, v in recalls(i2t, t2i).items()}
-        metrics |= {f"last/{k}": v for k, v in last.items()}
+                found, i2t, t2i = self._test_scores()
+        metrics = {f"test/{k}": v for k, v in found.items()} | {f"last/{k}": v for k, v in last.items()}
         metrics |= {"dev/best_epoch": self.state.best_epoch, "dev/best_rsum": self.state.best_rsum}
         return Outcome(metrics | self._cost(), i2t, t2i)
+
+    def _test_scores(self) -> tuple[dict[str, float], Ranking, Ranking]:
+        scores = self.similarities("test")
+        i2t, t2i = rank_both(scores, self.data["test"])
+        return recalls(i2t, t2i) | coco_metrics(scores, self.data), i2t, t2i
 
     def _cost(self) -> dict[str, float]:
         seconds = self.state.seconds

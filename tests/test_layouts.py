@@ -68,5 +68,5 @@ def test_a_table_without_splits_is_divided_by_image(tmp_path):
     assert load_dataset("table", folder=str(root), held_out=5).fingerprint != data.fingerprint
     with pytest.raises(DataError, match="no dev and no test split was found: name its file, or draw it from train with held_out"):
         load_dataset("table", folder=str(root))
-    with pytest.raises(DataError, match="held_out = 19 .*38 images"):
+    with pytest.raises(DataError, match=r"held_out = 19 .*38 images"):
         load_dataset("table", folder=str(root), held_out=19)

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,12 +112,36 @@ def check_towers(*, model: str, pretrained: str) -> str | None:
         return f"model config {model} does not exist"
     if pretrained == "packages":
         return None if model == "effnet_minilm" else "weights 'packages' belong to the model effnet_minilm"
-    if pretrained == "none" or Path(pretrained).is_file():
+    if pretrained == "none":
         return None
+    if Path(pretrained).is_file():
+        return _wrong_activation(model, pretrained) if _is_openai_archive(Path(pretrained)) else None
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained in tags:
-        return None
+        return _wrong_activation(model, pretrained)
     return f"weights {pretrained!r} of {model!r} are neither a file nor a tag{suggest(pretrained, [*tags, 'none'])}"
+
+
+def _wrong_activation(model: str, pretrained: str) -> str | None:
+    """OpenAI's and some other weights were trained with QuickGELU; open_clip only warns where a model's activation is another, and every number is worse."""
+    import open_clip
+
+    config = open_clip.get_model_config(model) or {}
+    tag = open_clip.pretrained.get_pretrained_cfg(model, pretrained) or {}
+    wanted = bool(tag.get("quick_gelu", False)) or Path(pretrained).is_file()
+    if wanted == bool(config.get("quick_gelu", False)):
+        return None
+    other = f"{model}-quickgelu" if wanted else model.removesuffix("-quickgelu")
+    return f"weights {pretrained!r} were trained {'with' if wanted else 'without'} QuickGELU, and {model!r} is {'without' if wanted else 'with'}: use the model {other!r}"
+
+
+def _is_openai_archive(file: Path) -> bool:
+    """Whether a checkpoint is one of OpenAI's own files: a TorchScript archive (open_clip's are not)."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def weights_identity(*, model: str, pretrained: str) -> str:

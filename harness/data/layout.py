@@ -72,10 +72,10 @@ class HeldOut(PictureOptions):
     held_out: Annotated[int, Field(ge=1)] | None = None
 
 
-O = TypeVar("O", bound=Options)
+Kind = TypeVar("Kind", bound=Options)
 
 
-def read_options(kind: type[O], given: Mapping[str, Any]) -> O:
+def read_options(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
     """Checked options. Raises DataError naming every option that is wrong, and those there are."""
     try:
         options = kind.model_validate(dict(given))

@@ -14,6 +14,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def prepare(data: DataSet, folder: Path, *, size: int, form: str = "jpeg", threa
         _write_split(part, name, split, size, form, threads or os.cpu_count() or 1)
     about: dict[str, Any] = {
         "name": data.name, "note": data.note, "published": published,
-        "made from": data.fingerprint, "size": size, "format": form, "pillow": Image.__version__,
+        "made from": data.fingerprint, "size": size, "format": form, "pillow": version("Pillow"),
     }
     if data.coco_ids is not None:
         about["coco_ids"] = [ids.tolist() for ids in data.coco_ids]

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from harness.data.base import DataSet, Strings
 from harness.data.layout import SPLITS, HeldOut, Listing, by_image, captions_of, hold_out, read_options, split_name
 from harness.data.pictures import Files
@@ -34,7 +36,7 @@ class TableOptions(HeldOut):
 
     captions: str | dict[str, str] | None = None
     images: str | None = None
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
 
 
 OPTIONS = TableOptions

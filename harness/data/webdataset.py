@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
+from pydantic import Field
 
 from harness.cache import cache_folder
 from harness.console import progress
@@ -39,7 +40,7 @@ class ShardOptions(HeldOut):
             (`train-000000.tar` or `train/000000.tar`), and those that name no split are train.
     """
 
-    shards: dict[str, str] = {}
+    shards: dict[str, str] = Field(default_factory=dict)
 
 
 OPTIONS = ShardOptions
