@@ -11,17 +11,15 @@ import os
 import sys
 import time
 import warnings
-from collections import Counter
 from pathlib import Path
-
-from rich.table import Table
 
 from harness.console import bar, console, fail
 from harness.data import DataError, DataSet
+from harness.plan import label, show_plan
 from harness.preflight import check_address, check_sweep, data_key, prepare_features
 from harness.report import print_summary, write_report
 from harness.schedule import ClusterError, Finished, run_trials, start_ray
-from harness.spec import BadInput, Sweep, Trial, load_sweep
+from harness.spec import BadInput, Sweep, load_sweep
 from harness.tracking import Place, Store, StoreError
 from harness.trial import fingerprint
 
@@ -33,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         sweep, data, store = _check(options)
         if options.dry_run:
             known = store.find_records(sweep)
-            _show_plan(sweep, {i for i, r in known.items() if r.done}, {i for i, r in known.items() if r.status == "FAILED"})
+            failed = {i for i, r in known.items() if r.status == "FAILED"}
+            show_plan(sweep, data, store.speeds(), done={i for i, r in known.items() if r.done}, failed=failed)
             return 0
         prepare_features(sweep.trials, data)
         start_ray(sweep.file.resources, options.address)
@@ -89,10 +88,6 @@ def _finish(store: Store, place: Place, sweep: Sweep, fingerprints: dict[str, st
     return 1 if missing else 0
 
 
-def label(trial: Trial) -> str:
-    return f"{trial.method} {trial.dataset} noise={trial.noise_ratio:g} seed={trial.seed}"
-
-
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m harness.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="the sweep file (YAML)")
@@ -112,20 +107,6 @@ def _quiet() -> None:
     logging.getLogger().setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-
-
-def _show_plan(sweep: Sweep, done: set[str], failed: set[str]) -> None:
-    table = Table(title=f"sweep {sweep.name}: {len(sweep.trials)} trials, {len(done)} done, {len(failed)} failed before")
-    for column in ("method", "data set", "noise", "seeds", "to run"):
-        table.add_column(column)
-    cells = Counter((t.method, t.dataset, t.noise_ratio) for t in sweep.trials)
-    for (method, dataset, ratio), count in cells.items():
-        left = sum((t.method, t.dataset, t.noise_ratio) == (method, dataset, ratio) and t.id not in done for t in sweep.trials)
-        table.add_row(method, dataset, f"{ratio:g}", str(count), str(left))
-    console.print(table)
-    for trial in sweep.trials:
-        if trial.id not in done:
-            print(trial.id, label(trial))
 
 
 class _Progress:

@@ -68,6 +68,18 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How fast a finished trial trained."""
+
+    method: str
+    backbone: dict[str, Any]
+    batch_size: int
+    steps_per_second: float
+    device: str
+    processes: str
+
+
+@dataclass(frozen=True)
 class SweepRecord:
     """The plan of a sweep, and what the store holds of it: at most one record for each planned trial."""
 
@@ -194,6 +206,22 @@ class Store:
         """Records of a sweep's trials without opening it: empty if it was never started."""
         experiment = self.client.get_experiment_by_name(sweep.name)
         return self.records(Place(self.uri, experiment.experiment_id, ""), sweep.trials) if experiment else {}
+
+    def speeds(self) -> list[Speed]:
+        """Of every finished trial in the store that the plan of its sweep still names."""
+        found = []
+        for experiment in self.client.search_experiments():
+            for parent in self._search(experiment.experiment_id, "tags.kind = 'sweep'"):
+                plan = json.loads(self._read_artifact(parent.info.run_id, "plan.json"))
+                if plan["protocol_version"] != PROTOCOL_VERSION:
+                    continue
+                trials = [Trial.model_validate(t) for t in plan["trials"]]
+                for r in self.records(Place(self.uri, experiment.experiment_id, parent.info.run_id), trials).values():
+                    pairs = r.metrics.get("cost/pairs_per_second")
+                    if r.done and pairs:
+                        t, tags = r.trial, r.tags
+                        found.append(Speed(t.method, t.backbone, t.batch_size, pairs / t.batch_size, tags.get("device", "?"), tags.get("processes", "?")))
+        return found
 
     def read_array(self, run_id: str, path: str) -> Mapping[str, np.ndarray]:
         """An `.npz` artifact of a run."""

@@ -1,0 +1,83 @@
+"""What a sweep would do and cost: `--dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from rich.table import Table
+
+from harness.console import console
+from harness.data import DataSet
+from harness.preflight import data_key
+from harness.spec import Sweep, Trial
+from harness.tracking import Speed
+
+
+def show_plan(sweep: Sweep, data: Mapping[str, DataSet], speeds: Sequence[Speed], *, done: set[str], failed: set[str]) -> None:
+    """The cells of the grid with their trials and what each would cost; then every trial that is left, with its id.
+
+    Costs come from the steps a second of finished trials in the store with the same method, backbone and batch size, if there are any.
+    """
+    title = f"sweep {sweep.name}: {len(sweep.trials)} trials, {len(done)} done, {len(failed)} failed before"
+    settings = {(t.dataset_label, t.noise_label) for t in sweep.trials}
+    several = len(settings) > 1
+    table = Table(*(["data and noise"] if several else []), "method", "ratio", "seeds", "to run", "steps", "steps/s", "a trial", "in all",
+                  title=title, caption="" if several else ", ".join(*settings))
+    cells: dict[tuple[str, str, str, float], list[Trial]] = {}
+    for trial in sweep.trials:
+        cells.setdefault((trial.method, trial.dataset_label, trial.noise_label, trial.noise_ratio), []).append(trial)
+    total, unknown, devices = 0.0, 0, set()
+    for (method, dataset, noise, ratio), trials in cells.items():
+        left = [t for t in trials if t.id not in done]
+        known = [_seconds(t, data[data_key(t)], speeds) for t in left]
+        seconds = [k[0] for k in known if k]
+        devices |= {k[1] for k in known if k}
+        total, unknown = total + sum(seconds), unknown + len(left) - len(seconds)
+        steps = sorted({steps_of(t, data[data_key(t)]) for t in trials})
+        each = median(seconds) if seconds else None
+        rates = {f"{steps_of(t, data[data_key(t)]) / k[0]:.3g}" for t, k in zip(left, known, strict=True) if k}
+        table.add_row(
+            *([f"{dataset}, {noise}"] if several else []), method, f"{ratio:g}", str(len(trials)), str(len(left)), " or ".join(f"{s:,}" for s in steps),
+            ", ".join(sorted(rates)) or "–", duration(each), duration(sum(seconds) if len(seconds) == len(left) else None),
+        )
+    console.print(table)
+    if devices:
+        console.print(f"training time of what is left: {duration(total)} one after another, as measured on {', '.join(sorted(devices))}"
+                      f"{f'; {unknown} trials have no measurement' if unknown else ''} (evaluation comes on top)", markup=False)
+    elif unknown:
+        console.print("no finished trial of these methods on this backbone is in the store, so the cost is not known: run one of them "
+                      "(python -m harness.train FILE --trial ID measures, a sweep keeps what it measured)", markup=False)
+    for trial in sweep.trials:
+        if trial.id not in done:
+            print(trial.id, label(trial))
+
+
+def label(trial: Trial) -> str:
+    """A trial in a line."""
+    model = "" if trial.noise.model == "shuffle" else f" ({trial.noise_label})"
+    return f"{trial.method} {trial.dataset_label} noise={trial.noise_ratio:g}{model} seed={trial.seed}"
+
+
+def steps_of(trial: Trial, data: DataSet) -> int:
+    """Optimizer steps of a trial, over its networks."""
+    return trial.epochs * (len(data["train"].captions) // trial.batch_size) * int(trial.hyper.get("n_networks", 1))
+
+
+def _seconds(trial: Trial, data: DataSet, speeds: Sequence[Speed]) -> tuple[float, str] | None:
+    """Training time of a trial and the device it was measured on; None where nothing like it was measured."""
+    like = [s for s in speeds if (s.method, s.backbone, s.batch_size) == (trial.method, trial.backbone, trial.batch_size)]
+    if not like:
+        return None
+    per_second = median(s.steps_per_second for s in like)
+    return steps_of(trial, data) / per_second, f"{like[0].device}, {like[0].processes} process{'es' if like[0].processes != '1' else ''}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words: `3.2 h`."""
+    if seconds is None:
+        return "?"
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
