@@ -1,5 +1,6 @@
 """`python -m harness.bench`: what a step of each method costs, as a ratio to the cheapest, measured in one run; or, as
-`python -m harness.bench sgraf`, what SGR's tiles gain over going caption by caption.
+`python -m harness.bench sgraf`, what SGR's tiles gain over going caption by caption; or, as `python -m harness.bench loader [FOLDER]`, whether
+reading and decoding pictures keeps a trainer busy.
 
 Methods take turns, step by step, so that a machine whose speed drifts slows all of them alike. Absolute times belong to this
 machine; the ratios are what to quote.
@@ -8,6 +9,7 @@ machine; the ratios are what to quote.
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 import sys
 import time
@@ -28,17 +30,26 @@ from methods import METHODS
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["methods", "sgraf"], default="methods")
-    parser.add_argument("--steps", type=int, help="measured steps of each (default: 30 of methods, 3 of sgraf)")
+    parser.add_argument("what", nargs="?", choices=["methods", "sgraf", "loader"], default="methods")
+    parser.add_argument("folder", nargs="?", help="loader: a data set's folder (default: pictures of Flickr30K's size, made here)")
+    parser.add_argument("--model", default="ViT-B-32", help="loader: the open_clip model whose trainer is measured (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="loader: worker processes (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="measured steps of each (default: 30 of methods, 3 of sgraf and of loader's trainer)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of random weights, which are meant here
     if options.what == "sgraf":
         from harness.bench_sgraf import bench_sgraf
 
         bench_sgraf(options.steps or 3)
+        return 0
+    if options.what == "loader":
+        from harness.bench_loader import bench_loader
+
+        bench_loader(options.folder, model=options.model, batch_size=options.batch_size, workers=options.workers, steps=options.steps or 3)
         return 0
     trainers = {name: _trainer(name, options) for name in METHODS if method_class(name).trains}
     seconds = _interleaved(trainers, options.steps or 30)

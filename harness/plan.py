@@ -10,7 +10,7 @@ from rich.table import Table
 from harness.console import console
 from harness.data import DataSet
 from harness.preflight import data_key
-from harness.spec import Sweep, Trial
+from harness.spec import Sweep, Trial, method_class
 from harness.tracking import Speed
 
 
@@ -32,11 +32,11 @@ def show_plan(sweep: Sweep, data: Mapping[str, DataSet], speeds: Sequence[Speed]
         left = [t for t in trials if t.id not in done]
         known = [_seconds(t, data[data_key(t)], speeds) for t in left]
         seconds = [k[0] for k in known if k]
-        devices |= {k[1] for k in known if k}
+        devices |= {k[1] for k in known if k and k[1]}
         total, unknown = total + sum(seconds), unknown + len(left) - len(seconds)
         steps = sorted({steps_of(t, data[data_key(t)]) for t in trials})
         each = median(seconds) if seconds else None
-        rates = {f"{steps_of(t, data[data_key(t)]) / k[0]:.3g}" for t, k in zip(left, known, strict=True) if k}
+        rates = {f"{steps_of(t, data[data_key(t)]) / k[0]:.3g}" for t, k in zip(left, known, strict=True) if k and k[0]}
         table.add_row(
             *([f"{dataset}, {noise}"] if several else []), method, f"{ratio:g}", str(len(trials)), str(len(left)), " or ".join(f"{s:,}" for s in steps),
             ", ".join(sorted(rates)) or "–", duration(each), duration(sum(seconds) if len(seconds) == len(left) else None),
@@ -60,12 +60,16 @@ def label(trial: Trial) -> str:
 
 
 def steps_of(trial: Trial, data: DataSet) -> int:
-    """Optimizer steps of a trial, over its networks."""
+    """Optimizer steps of a trial, over its networks; none where the method does not train."""
+    if not method_class(trial.method).trains:
+        return 0
     return trial.epochs * (len(data["train"].captions) // trial.batch_size) * int(trial.hyper.get("n_networks", 1))
 
 
 def _seconds(trial: Trial, data: DataSet, speeds: Sequence[Speed]) -> tuple[float, str] | None:
     """Training time of a trial and the device it was measured on; None where nothing like it was measured."""
+    if not steps_of(trial, data):
+        return 0.0, ""
     like = [s for s in speeds if (s.method, s.backbone, s.batch_size) == (trial.method, trial.backbone, trial.batch_size)]
     if not like:
         return None

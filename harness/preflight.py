@@ -19,12 +19,12 @@ from harness.spec import Resources, Sweep, Trial, method_class
 from harness.trial import noise_of
 
 
-def check_sweep(sweep: Sweep, *, cluster: bool = False) -> tuple[list[str], dict[str, DataSet]]:
+def check_sweep(sweep: Sweep, *, elsewhere: bool = False) -> tuple[list[str], dict[str, DataSet]]:
     """Everything that would stop a trial, and the data sets by their options.
 
-    `cluster`: devices belong to a Ray cluster and are checked there.
+    `elsewhere`: the devices are not this machine's (a Ray cluster's are checked there).
     """
-    errors = [] if cluster else _check_devices(sweep.file.resources)
+    errors = [] if elsewhere else check_devices(sweep.file.resources)
     data: dict[str, DataSet] = {}
     for trial in sweep.trials:
         key = data_key(trial)
@@ -112,7 +112,8 @@ def _check_batch(data: DataSet, size: int) -> list[str]:
     return []
 
 
-def _check_devices(resources: Resources) -> list[str]:
+def check_devices(resources: Resources) -> list[str]:
+    """What this machine lacks of them."""
     errors = []
     have = torch.cuda.device_count()
     wanted = resources.gpus * resources.processes

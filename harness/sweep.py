@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.console import bar, console, fail
 from harness.data import DataError, DataSet
 from harness.plan import label, show_plan
-from harness.preflight import check_address, check_sweep, data_key, prepare_features
+from harness.preflight import check_address, check_devices, check_sweep, data_key, prepare_features
 from harness.report import print_summary, write_report
 from harness.schedule import ClusterError, Finished, run_trials, start_ray
 from harness.spec import BadInput, Sweep, load_sweep
@@ -62,7 +62,9 @@ def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, DataSet], Stor
         BadInput: with all that is wrong.
     """
     sweep = load_sweep(options.file)
-    errors, data = check_sweep(sweep, cluster=bool(options.address))
+    errors, data = check_sweep(sweep, elsewhere=bool(options.address) or options.dry_run)
+    if options.dry_run and not options.address:
+        console.print(*(f"note: {fault}" for fault in check_devices(sweep.file.resources)), sep="\n", end="", markup=False)
     if options.address:
         errors += check_address(options.address)
     store = None

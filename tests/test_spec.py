@@ -158,4 +158,4 @@ def test_the_sweeps_that_ship_are_valid():
     files = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
     assert {"quickstart.yaml", "emoji.yaml", "tune_emoji.yaml"} <= {f.name for f in files}
     run = {t.method for file in files for t in load_sweep(file).trials}
-    assert run == set(METHODS) - {"zero_shot"}
+    assert run == set(METHODS)

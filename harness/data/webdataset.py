@@ -114,7 +114,7 @@ def _shards(root: Path, given: dict[str, str], found: Listing) -> dict[str, list
 def _split(name: str, files: list[Path], found: Listing) -> Listed:
     """All samples of a split, from the index of each shard."""
     tables = []
-    for file in progress(files, f"index of {len(files)} shards ({name})" if any(not _index_file(f).exists() for f in files) else None):
+    for file in progress(files, f"index of {len(files)} shards ({name})" if len(files) > 8 and not all(_index_file(f).exists() for f in files) else None):
         table, faults = shard_index(file)
         found.faults += faults
         tables.append(table)

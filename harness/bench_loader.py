@@ -1,0 +1,137 @@
+"""Whether decoding is the bottleneck: loader images a second, raw and prepared, beside what the trainer of a model takes."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.table import Table
+
+from harness.backbones.features import LiveInputs
+from harness.backbones.towers import build_towers
+from harness.console import console
+from harness.data import DataSet, load_dataset, recognise
+from harness.data.base import Split, Strings
+from harness.data.pictures import Files
+from harness.data.prepare import FORMATS, prepare
+from harness.loading import Fetch, Plan, load
+from harness.noise import make_noise
+from harness.sampling import epoch_batches
+from harness.spec import parse_sweep
+from harness.trainer import make_accelerator
+from harness.trial import build_trainer
+from methods.base import Pairs
+
+MADE = 512  # pictures where no data set is named
+
+
+def bench_loader(folder: str | None, *, model: str, batch_size: int, workers: int, steps: int) -> None:
+    """Print images a second of a data set's pictures as they are and prepared in each format, and of the trainer.
+
+    `folder`: a data set's; without one, 500 x 375 JPEGs (Flickr30K's size) are made from the pictures of `emoji`.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        data = _first(load_dataset(recognise(Path(folder)), folder=folder), MADE) if folder else _made(Path(temporary) / "raw")
+        towers = build_towers(model=model, pretrained="none", image_size=None)
+        size = _input_size(towers)
+        table = Table("pictures", "MB", "images/s", "ratio", title=f"{len(data['train'].images)} pictures, {size} pixels, {workers or 'no'} workers")
+        rates: dict[str, float] = {}
+        rates["raw"] = _rate(data, towers, batch_size, workers)
+        table.add_row("as they are", f"{_bytes(data['train']) / 2**20:.1f}", f"{rates['raw']:.0f}", "1.00")
+        for form in FORMATS:
+            out = Path(temporary) / form
+            prepare(data, out, size=size, form=form)
+            prepared = load_dataset("webdataset", folder=str(out))
+            rates[form] = _rate(prepared, towers, batch_size, workers)
+            table.add_row(f"prepared, {form}", f"{_bytes(prepared['train']) / 2**20:.1f}", f"{rates[form]:.0f}", f"{rates[form] / rates['raw']:.2f}")
+        need, device = _trainer_rate(data, model, batch_size, steps)
+        table.add_row(f"the trainer of {model} takes", "", f"{need:.0f}", f"{need / rates['raw']:.2f}")
+        console.print(table)
+        console.print(f"trainer: one process on {device}, batch {batch_size}, inputs in memory. {_verdict(rates, need)}", markup=False)
+
+
+def _verdict(rates: dict[str, float], need: float) -> str:
+    best = max((f for f in rates if f != "raw"), key=rates.__getitem__)
+    if rates["raw"] >= need:
+        return "The pictures as they are keep it busy."
+    if rates[best] >= need:
+        return f"The pictures as they are do not keep it busy, prepared ones ({best}) do."
+    return f"Neither keeps it busy: prepared ones ({best}) need {need / rates[best]:.1f} times the workers."
+
+
+def _made(folder: Path) -> DataSet:
+    """500 x 375 JPEGs with the detail of photographs: emoji, enlarged, with grain."""
+    folder.mkdir(parents=True)
+    source = load_dataset("emoji")["train"]
+    draw = np.random.default_rng(0)
+    for i in range(MADE):
+        picture = np.asarray(source.images[i * len(source.images) // MADE].resize((500, 375), Image.Resampling.BICUBIC), np.int16)
+        grain = picture + draw.integers(-12, 13, picture.shape)
+        Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg", quality=90)
+    one = np.arange(MADE)
+    split = Split(Files(folder, Strings(f"{i}.jpg" for i in one)), [f"picture {i}" for i in one], one, one)
+    return _first(DataSet("made", {"train": split}, "made"), MADE)
+
+
+def _first(data: DataSet, count: int) -> DataSet:
+    number = np.arange(len(data["train"].images))
+    train, few = (data["train"].only(np.asarray(number < n, bool)) for n in (count, 8))
+    return DataSet(data.name, {"train": train, "dev": few, "test": few}, data.fingerprint)
+
+
+def _input_size(towers: object) -> int:
+    size = towers.model.visual.image_size  # type: ignore[attr-defined]
+    return int(size[0] if isinstance(size, tuple) else size)
+
+
+def _bytes(split: Split) -> int:
+    return sum(len(split.images.read(i)) for i in range(len(split.images)))  # type: ignore[attr-defined]
+
+
+def _rate(data: DataSet, towers: object, batch_size: int, workers: int) -> float:
+    """Images a second of the trainer's own loader over one epoch, after a warm-up batch for each worker."""
+    train = data["train"]
+    inputs = {"train": LiveInputs(train, towers.transform, towers.tokenize)}  # type: ignore[attr-defined]
+    size = min(batch_size, max(1, len(train.captions) // (2 * max(1, workers) + 2)))
+    steps = len(train.captions) // size
+    order = epoch_batches(np.arange(len(train.captions)), None, size=size, steps=steps, seed=(0,))
+    plans = (Plan(torch.from_numpy(b), Pairs(torch.from_numpy(train.owner[b]), torch.from_numpy(b))) for b in order)
+    batches = load(plans, Fetch(inputs), workers=workers)
+    for _ in range(max(1, workers)):
+        next(batches)
+    began, seen = time.perf_counter(), 0
+    for batch in batches:
+        seen += len(batch.images)
+    return seen / (time.perf_counter() - began)
+
+
+def _trainer_rate(data: DataSet, model: str, batch_size: int, steps: int) -> tuple[float, str]:
+    """Images a second of CLIP training of the whole model, with the inputs at hand."""
+    size = min(batch_size, len(data["train"].captions))
+    backbone = {"model": model, "pretrained": "none", "locked": False, "head": None, "temperature": None}
+    fixed = {"backbone": backbone, "batch_size": size, "dataset": "emoji", "noise_ratio": 0, "seed": 0}
+    trial = parse_sweep({"name": "bench", "grid": {"method": ["clip"]}, "fixed": fixed}).trials[0]
+    noise = make_noise(data["train"], ratio=0, granularity="caption", seed=0)
+    trainer = build_trainer(trial, data, noise, make_accelerator("auto"))
+    batches, _ = trainer._batches(0, 0)
+    batch = next(iter(load(trainer._plans(batches[:1], 0, 0), trainer._fetch(), workers=0))).to(trainer.accelerator.device, trainer.dtype)
+    trainer.method.train()
+    for step in range(steps + 1):
+        if step == 1:
+            _wait()
+            began = time.perf_counter()
+        trainer.optimizers.at_step(step)
+        with trainer.accelerator.autocast():
+            trainer.method.step(batch, trainer.optimizers, 0)
+    _wait()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"a CPU with {torch.get_num_threads()} threads"
+    return steps * size / (time.perf_counter() - began), device
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
