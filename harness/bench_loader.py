@@ -16,7 +16,7 @@ from harness.backbones.towers import build_towers
 from harness.console import console
 from harness.data import DataSet, load_dataset, recognise
 from harness.data.base import Split, Strings
-from harness.data.pictures import Files
+from harness.data.pictures import Files, Pictures
 from harness.data.prepare import FORMATS, prepare
 from harness.loading import Fetch, Plan, load
 from harness.noise import make_noise
@@ -89,7 +89,8 @@ def _input_size(towers: object) -> int:
 
 
 def _bytes(split: Split) -> int:
-    return sum(len(split.images.read(i)) for i in range(len(split.images)))  # type: ignore[attr-defined]
+    pictures: Pictures = split.images  # type: ignore[assignment]
+    return sum(len(pictures.read(i)) for i in range(len(pictures)))
 
 
 def _rate(data: DataSet, towers: object, batch_size: int, workers: int) -> float:
