@@ -83,7 +83,7 @@ def test_one_table_may_name_the_split_of_each_line(tmp_path):
     data = load_dataset("table", folder=str(root))
     assert {n: len(s.images) for n, s in data.splits.items()} == layouts.SIZES
     (root / "captions.csv").write_text("\n".join(lines).replace("validation", "third"))
-    with pytest.raises(DataError, match=r"unknown split 'third' \(allowed: train, dev, test\)"):
+    with pytest.raises(DataError, match=r"unknown split 'third' \(allowed: train, dev, test, meta\)"):
         load_dataset("table", folder=str(root))
 
 

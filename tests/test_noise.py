@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.data import load_dataset
-from harness.noise import make_noise
+from harness.data import DataError, Split, load_dataset
+from harness.noise import Derangement, FromFile, Hard, Natural, Partial, make_noise
+from harness.noise_files import write_index
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,111 @@ def test_bad_ratio_is_refused(train, ratio):
 def test_bad_granularity_is_refused(train):
     with pytest.raises(ValueError, match="expected one of caption, image"):
         make_noise(train, ratio=0.1, granularity="word", seed=0)
+
+
+@pytest.mark.parametrize("granularity", ["caption", "image"])
+@pytest.mark.parametrize("ratio", [0.2, 0.6, 0.99])
+def test_a_derangement_has_no_fixed_points(train, ratio, granularity):
+    noise = make_noise(train, ratio=ratio, granularity=granularity, seed=1, model=Derangement())
+    assert (np.bincount(noise.image) == np.bincount(train.owner)).all()
+    drawn = int(ratio * len(train.captions)) if granularity == "caption" else 5 * int(ratio * len(train.images))
+    assert (~noise.matched).sum() == (noise.image != train.owner).sum() == drawn
+    others = [make_noise(train, ratio=ratio, granularity=granularity, seed=s, model=Derangement()).digest for s in (1, 2)]
+    assert others[0] == noise.digest != others[1]
+
+
+def test_a_derangement_goes_everywhere():
+    """Of four captions three are drawn (four ways), and three have two derangements: each comes about as often as any."""
+    split = Split(range(4), ["a", "b", "c", "d"], np.arange(4), np.arange(4))
+    found = [tuple(make_noise(split, ratio=0.99, granularity="caption", seed=s, model=Derangement()).image) for s in range(400)]
+    counts = [found.count(f) for f in set(found)]
+    assert len(counts) == 8
+    assert min(counts) > 25
+
+
+def test_a_derangement_that_cannot_be_is_told():
+    split = Split(range(4), ["a", "b", "c", "d"], np.arange(4), np.array([0, 0, 0, 1]))
+    with pytest.raises(ValueError, match="no derangement: of the 3 that were drawn, [23] are of one group"):
+        make_noise(split, ratio=0.99, granularity="caption", seed=0, model=Derangement())
+
+
+def unit(rows, width=8, seed=0):
+    return np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rows", ["captions", "images"])
+def test_hard_noise_swaps_with_near_neighbours_of_another_group(train, rows, tmp_path):
+    part = train.only(train.image_group < 200)
+    embedding = unit(len(getattr(part, rows)))
+    np.save(tmp_path / "e.npy", embedding)
+    noise = make_noise(part, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy")))
+    wanted = 2 * (int(0.3 * len(part.captions)) // 2)
+    moved = np.flatnonzero(noise.image != part.owner)
+    assert noise.realised == wanted / len(part.captions)
+    assert len(moved) == wanted
+    assert (np.bincount(noise.image) == np.bincount(part.owner)).all()
+    # Near: the images that captions went to are far nearer than random ones.
+    unit_rows = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    if rows == "images":
+        near = (unit_rows[noise.image[moved]] * unit_rows[part.owner[moved]]).sum(1)
+        assert near.mean() > 0.6
+    again = make_noise(part, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy")))
+    assert again.digest == noise.digest != make_noise(part, ratio=0.3, granularity="caption", seed=1, model=Hard(embedding=str(tmp_path / "e.npy"))).digest
+
+
+def test_hard_noise_widens_its_search_until_the_ratio_is_reached(tmp_path):
+    """Two tight clusters of one group each: the nearest sixteen are all of the own group."""
+    group = np.repeat([0, 1], 30)
+    split = Split(range(60), [str(i) for i in range(60)], np.arange(60), group)
+    np.save(tmp_path / "e.npy", np.eye(2, dtype=np.float32)[group] + 0.01 * unit(60, 2))
+    noise = make_noise(split, ratio=0.8, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy")))
+    assert noise.realised == 0.8
+    alone = Split(split.images, split.captions, split.owner, np.zeros(60, np.int64))
+    with pytest.raises(ValueError, match="no partners of another group are left after 0 of 48 captions"):
+        make_noise(alone, ratio=0.8, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy")))
+
+
+def test_an_embedding_that_does_not_fit_is_refused(train, tmp_path):
+    np.save(tmp_path / "e.npy", unit(7))
+    for file, message in (("e.npy", r"rows for the 17235 captions or the 3447 images of train, found float32 \(7, 8\)"), ("none.npy", "cannot be read")):
+        with pytest.raises(DataError, match=message):
+            make_noise(train, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / file)))
+
+
+def test_partial_noise_replaces_a_share_of_the_words(train):
+    noise = make_noise(train, ratio=0.4, granularity="caption", seed=0, model=Partial(words=0.5))
+    assert (noise.image == train.owner).all()
+    changed = np.flatnonzero(~noise.matched)
+    assert noise.realised == pytest.approx(0.4, abs=0.002)
+    for c in changed[:300]:
+        old, new = train.captions[c].split(), noise.captions[c].split()
+        assert len(new) == len(old)
+        assert 1 <= sum(a != b for a, b in zip(old, new, strict=True)) <= max(1, round(0.5 * len(old)))
+    kept = np.flatnonzero(noise.matched)
+    assert all(noise.captions[c] == train.captions[c] for c in kept)
+    split = noise.words_of(train)
+    assert split.captions[changed[0]] == noise.captions[changed[0]]
+    assert split.altered == noise.digest != make_noise(train, ratio=0.4, granularity="caption", seed=1, model=Partial()).digest
+
+
+def test_of_natural_noise_nothing_is_known(train):
+    noise = make_noise(train, ratio=0, granularity="caption", seed=0, model=Natural())
+    assert (noise.image == train.owner).all()
+    assert noise.matched is None
+    assert np.isnan(noise.realised)
+    with pytest.raises(ValueError, match="noise_ratio must be 0, not 0.2"):
+        make_noise(train, ratio=0.2, granularity="caption", seed=0, model=Natural())
+
+
+def test_a_file_is_the_noise_that_it_was_written_from(train, tmp_path):
+    ours = make_noise(train, ratio=0.4, granularity="caption", seed=3)
+    write_index(ours.image, train, tmp_path / "caption_0.4_seed3.npy", "caption")
+    model = FromFile(path=str(tmp_path / "caption_{ratio}_seed{seed}.npy"))
+    noise = make_noise(train, ratio=0.4, granularity="caption", seed=3, model=model)
+    assert (noise.digest, noise.realised, noise.granularity) == (ours.digest, ours.realised, "caption")
+    assert make_noise(train, ratio=0, granularity="caption", seed=3, model=model).granularity == "none"
+    with pytest.raises(DataError, match=r"caption_0.2_seed3.npy cannot be read"):
+        make_noise(train, ratio=0.2, granularity="caption", seed=3, model=model)
+    write_index(ours.image, train, tmp_path / "caption_0.2_seed3.npy", "caption")
+    with pytest.raises(DataError, match=r"0.39\d+ of its pairs mismatch in this data set, and the trial's noise_ratio is 0.2"):
+        make_noise(train, ratio=0.2, granularity="caption", seed=3, model=model)

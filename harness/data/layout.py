@@ -29,7 +29,9 @@ from methods.seeding import numpy_generator
 
 SHOWN = 8  # faults that an error names; `check` lists all
 SPLITS = ("train", "dev", "test")
-_ALIASES = {"train": "train", "training": "train", "restval": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
+WORDS = (*SPLITS, "meta")
+"""What files may say of a split: the three that a data set has, and a clean set beside them."""
+_ALIASES = {"meta": "meta", "train": "train", "training": "train", "restval": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
 
 
 class Options(BaseModel):
@@ -230,7 +232,7 @@ def meta_from_dev(splits: Mapping[str, Split], share: float, *, leak: bool) -> d
 
 
 def split_name(word: str) -> str | None:
-    """train, dev or test for what the field calls them (val, restval, ...); None for anything else."""
+    """One of `WORDS` for what the field calls it (val, restval, ...); None for anything else."""
     return _ALIASES.get(word.strip().lower())
 
 

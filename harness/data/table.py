@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from harness.data.base import DataSet, Strings
-from harness.data.layout import SPLITS, HeldOut, Listing, by_image, captions_of, hold_out, read_options, split_name
+from harness.data.layout import WORDS, HeldOut, Listing, by_image, captions_of, hold_out, read_options, split_name
 from harness.data.pictures import Files
 
 COLUMNS = {
@@ -98,7 +98,7 @@ def _given_tables(root: Path, given: str | dict[str, str], found: Listing) -> di
     for word, file in named.items():
         split = split_name(word) if word else ""
         if split is None:
-            found.faults.append(f"dataset_options.captions: unknown split {word!r} (allowed: train, dev, test)")
+            found.faults.append(f"dataset_options.captions: unknown split {word!r} (allowed: {', '.join(WORDS)})")
         elif not (root / file).is_file():
             found.faults.append(f"{root / file} does not exist")
         else:
@@ -180,9 +180,9 @@ def _divide(found: Listing, folder: Path, rows: Rows, held_out: int | None) -> N
     """One table: by its split column, or by drawing images for dev and test."""
     paths, captions, words = rows
     if any(words):
-        found.faults += [f"unknown split {w!r} (allowed: train, dev, test)" for w in sorted(set(words)) if split_name(w) is None]
+        found.faults += [f"unknown split {w!r} (allowed: {', '.join(WORDS)})" for w in sorted(set(words)) if split_name(w) is None]
         of = [split_name(w) for w in words]
-        for name in [n for n in SPLITS if n in of]:
+        for name in [n for n in WORDS if n in of]:
             mine = [k for k, word in enumerate(of) if word == name]
             distinct, owner = by_image(paths[k] for k in mine)
             found.add(name, Files(folder, Strings(distinct)), Strings(captions[k] for k in mine), owner)

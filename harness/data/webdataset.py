@@ -2,7 +2,8 @@
 
 The shards are read in place. Their index (shard, first byte and length of each picture) is made once, kept in the cache, and read from there
 as a memory map; a picture is then one read at its place, so pairs can be addressed, and any noise model and method works as on any other data
-set. An epoch goes through the shards a few at a time in a seeded order (see `harness.sampling`).
+set. An epoch goes through the shards a few at a time in a seeded order (see `harness.sampling`), and through those of `harness.data prepare` in
+any order, so that a trial on them differs from one on the originals in nothing but the pictures.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pydantic import Field
 from harness.cache import cache_folder
 from harness.console import progress
 from harness.data.base import DataError, DataSet, Strings
-from harness.data.layout import SPLITS, HeldOut, Listed, Listing, captions_of, digest, hold_out, read_options, split_name
+from harness.data.layout import WORDS, HeldOut, Listed, Listing, captions_of, digest, hold_out, read_options, split_name
 from harness.data.pictures import PICTURE_SUFFIXES, Slices
 
 ABOUT = "dataset.json"  # beside the shards of `harness.data prepare`: what they were made from
@@ -71,7 +72,7 @@ def listing(options: ShardOptions) -> Listing:
     missing = [n for n in ("dev", "test") if n not in shards]
     if missing and "train" in shards and not found.faults:
         _draw(found, missing, options.held_out)
-    if "train" in found.splits:
+    if "train" in found.splits and not about:  # prepared pictures are small, and read in any order
         found.extra["shard"] = found.splits["train"].images.file
     found.name = about.get("name", found.name)
     found.note, found.published = about.get("note", ""), about.get("published", "")
@@ -98,7 +99,7 @@ def _shards(root: Path, given: dict[str, str], found: Listing) -> dict[str, list
         for word, pattern in given.items():
             split, files = split_name(word), sorted(root.glob(pattern))
             if split is None or not files:
-                reason = f"no shard in {root} is called {pattern!r}" if split else f"unknown split {word!r} (allowed: train, dev, test)"
+                reason = f"no shard in {root} is called {pattern!r}" if split else f"unknown split {word!r} (allowed: {', '.join(WORDS)})"
                 found.faults.append(f"dataset_options.shards: {reason}")
             else:
                 shards[split] = files
@@ -108,7 +109,7 @@ def _shards(root: Path, given: dict[str, str], found: Listing) -> dict[str, list
         words = re.split(r"[^A-Za-z]+", str(file.relative_to(root)))
         split = next((s for s in map(split_name, words) if s), "train")
         shards.setdefault(split, []).append(file)
-    return {name: shards[name] for name in SPLITS if name in shards}
+    return {name: shards[name] for name in WORDS if name in shards}
 
 
 def _split(name: str, files: list[Path], found: Listing) -> Listed:

@@ -1,0 +1,207 @@
+"""Tar shards and prepared pictures: an epoch goes through every pair once, shard by shard; what is prepared trains as the original does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.data import DataError, load_dataset
+from harness.data.__main__ import main
+from harness.data.prepare import FORMATS, prepare
+from harness.sampling import SHARDS_AT_ONCE, epoch_batches
+from harness.trainer import make_accelerator
+from harness.trial import build_trainer, noise_of, run_trial
+from tests import layouts, small
+from tests.test_layouts import Kept, trial
+
+ROOT = Path(__file__).parents[1]
+SIZE = json.loads(Path(small.TINY_MODEL).read_text())["vision_cfg"]["image_size"]
+
+
+def test_an_epoch_sees_every_pair_once_and_few_shards_at_a_time():
+    shards = np.arange(6400) // 100  # 64 shards
+    orders = []
+    for epoch in (0, 1):
+        batches = epoch_batches(np.arange(6400), None, size=32, steps=200, seed=(3, "order", epoch), shards=shards)
+        order = np.concatenate(batches)
+        assert sorted(order) == list(range(6400))
+        orders.append(order)
+        for window in order.reshape(64 // SHARDS_AT_ONCE, -1):
+            assert len(np.unique(shards[window])) == SHARDS_AT_ONCE
+        inside = np.diff(order[: SHARDS_AT_ONCE * 100])
+        assert (inside == 1).mean() < 0.05  # shuffled among them, not read in order
+    assert (orders[0] != orders[1]).mean() > 0.9
+    again = epoch_batches(np.arange(6400), None, size=32, steps=200, seed=(3, "order", 0), shards=shards)
+    assert (np.concatenate(again) == orders[0]).all()
+
+
+def test_noise_and_batches_follow_the_shards_of_the_pictures(tmp_path):
+    root = layouts.shards(tmp_path / "shards")
+    setting = trial("webdataset", root).model_copy(update={"batch_size": 4})
+    data = load_dataset("webdataset", folder=str(root))
+    noise = noise_of(setting, data)
+    trainer = build_trainer(setting, data, noise, make_accelerator("fp32"))
+    assert (trainer.shards == data.shard[noise.image]).all()
+    batches, _ = trainer._batches(0, 0)
+    assert sorted(np.concatenate(batches)) == list(range(24))
+
+
+def test_a_trial_on_shards_resumes_bit_for_bit(tmp_path):
+    root = layouts.shards(tmp_path / "shards")
+    setting = trial("webdataset", root).model_copy(update={"epochs": 3, "batch_size": 8})
+    whole = run_trial(setting, Kept())
+
+    class Stops(Kept):
+        def epoch(self, record):
+            if record.epoch == 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(setting, Stops(), storage=tmp_path / "state")
+    resumed = run_trial(setting, Kept(), storage=tmp_path / "state")
+    kept = {k: v for k, v in whole.metrics.items() if not k.startswith("cost/")}
+    assert kept == {k: v for k, v in resumed.metrics.items() if not k.startswith("cost/")}
+
+
+def test_captions_of_the_text_win_over_the_json_and_json_alone_serves(tmp_path):
+    root = layouts.shards(tmp_path / "shards")
+    data = load_dataset("webdataset", folder=str(root))
+    assert "of the json" not in list(data["train"].captions)
+    for file in root.glob("*.tar"):
+        with tarfile.open(file) as old:
+            members = [(m.name, old.extractfile(m).read()) for m in old.getmembers()]
+        with tarfile.open(file, "w") as new:
+            for name, content in members:
+                if not name.endswith(".txt"):
+                    layouts.add(new, name, content)
+    assert set(load_dataset("webdataset", folder=str(root))["train"].captions) == {"of the json"}
+
+
+def test_shards_named_by_pattern_and_held_out(tmp_path):
+    root = layouts.shards(tmp_path / "shards")
+    for file in sorted(root.glob("*.tar")):
+        file.rename(root / file.name.replace("train", "part").replace("dev", "part9").replace("test", "part8"))
+    data = load_dataset("webdataset", folder=str(root), held_out=4)
+    assert {n: len(s.images) for n, s in data.splits.items()} == {"train": 30, "dev": 4, "test": 4}
+    assert len({s.images.keys[i] for s in data.splits.values() for i in range(len(s.images))}) == 38
+    named = load_dataset("webdataset", folder=str(root), shards={"train": "part-*.tar", "val": "part9-*.tar", "test": "part8-*.tar"})
+    assert {n: len(s.images) for n, s in named.splits.items()} == layouts.SIZES
+    with pytest.raises(DataError, match=r"no shard in \S+ is called 'x\*'; dataset_options.shards: unknown split 'tst'"):
+        load_dataset("webdataset", folder=str(root), shards={"train": "x*", "tst": "part*"})
+
+
+MEASURE = """
+import sys
+from harness.data import load_dataset
+def used(): return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) / 1024
+layout, small, large = sys.argv[1:]
+load_dataset(layout, folder=small)
+before = used()
+print(len(load_dataset(layout, folder=large)["train"].captions), used() - before)
+"""
+CAPTION = "a caption of about the length that captions from the web have, number"
+
+
+def many_files(root, count):
+    """Pictures by hard link (ext4 allows 65,000 to a file) and their table."""
+    (root / "images").mkdir(parents=True)
+    lines = []
+    for i in range(count):
+        folder, source = root / "images" / f"{i // 5000:05}", root / f"{i // 50_000}.jpg"
+        if not i % 5000:
+            folder.mkdir()
+        if not i % 50_000:
+            source.write_bytes(b"picture")
+        (folder / f"{i:09}.jpg").hardlink_to(source)
+        lines.append(f"{folder.name}/{i:09}.jpg\t{CAPTION} {i}\n")
+    (root / "train.tsv").write_text("".join(lines))
+    for split in ("dev", "test"):
+        (root / "images" / f"{split}.jpg").write_bytes(b"picture")
+        (root / f"{split}.tsv").write_text(f"{split}.jpg\t{CAPTION}\n")
+
+
+def many_samples(root, count):
+    root.mkdir()
+    for split, size in (("train", count), ("dev", 1), ("test", 1)):
+        with tarfile.open(root / f"{split}.tar", "w") as tar:
+            for i in range(size):
+                layouts.add(tar, f"{i:09}.jpg", b"picture")
+                layouts.add(tar, f"{i:09}.txt", f"{CAPTION} {i}".encode())
+
+
+@pytest.mark.parametrize(("layout", "make", "count"), [("table", many_files, 100_000), ("webdataset", many_samples, 20_000)])
+def test_the_index_of_a_million_pairs_stays_under_a_gigabyte(tmp_path, layout, make, count):
+    """Peak memory of a process that loads a part of that, beyond what loading a few pairs takes, times what is missing to a million."""
+    make(tmp_path / "small", 10)
+    make(tmp_path / "large", count)
+    command = [sys.executable, "-c", MEASURE, layout, str(tmp_path / "small"), str(tmp_path / "large")]
+    pairs, megabytes = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    assert int(pairs) == count
+    assert float(megabytes) * 1_000_000 / count < 1000
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    root = layouts.karpathy_coco(tmp_path_factory.mktemp("raw") / "coco")
+    data = load_dataset("karpathy", folder=str(root))
+    folders = {}
+    for form in FORMATS:
+        folders[form] = tmp_path_factory.mktemp("prepared") / form
+        prepare(data, folders[form], size=SIZE, form=form)
+    return root, folders
+
+
+def test_what_is_prepared_holds_the_same_captions_and_numbers(prepared):
+    root, folders = prepared
+    raw = load_dataset("karpathy", folder=str(root))
+    for form, folder in folders.items():
+        data = load_dataset("webdataset", folder=str(folder))
+        assert data.name == "coco"
+        assert [ids.tolist() for ids in data.coco_ids] == [ids.tolist() for ids in raw.coco_ids]
+        for split, found in data.splits.items():
+            assert list(found.captions) == list(raw[split].captions)
+            assert found.owner.tolist() == raw[split].owner.tolist()
+            assert {found.images[i].size for i in range(len(found.images))} == {(SIZE, SIZE)}
+        assert data.fingerprint != raw.fingerprint, form
+
+
+def test_png_gives_a_trial_the_same_numbers_bit_for_bit(prepared):
+    root, folders = prepared
+    given = (("karpathy", root), ("webdataset", folders["png"]), ("webdataset", folders["jpeg"]))
+    weights = []
+    for layout, folder in given:
+        setting = trial(layout, folder)
+        data = load_dataset(layout, folder=str(folder))
+        trainer = build_trainer(setting, data, noise_of(setting, data), make_accelerator("fp32"))
+        trainer.fit()
+        weights.append(torch.cat([p.flatten() for p in trainer.method.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_groups_and_images_without_captions_survive(tmp_path):
+    data = small.load()
+    prepare(data, tmp_path / "small", size=32, form="png")
+    found = load_dataset("webdataset", folder=str(tmp_path / "small"))
+    assert found.distinct_groups
+    for split in ("train", "dev", "test"):
+        assert found[split].image_group.tolist() == data[split].image_group.tolist()
+        assert found[split].owner.tolist() == data[split].owner.tolist()
+
+
+def test_preparing_is_all_or_nothing(tmp_path, capsys):
+    root = layouts.npc(tmp_path / "flickr")
+    assert main(["prepare", str(root), "--out", str(tmp_path / "small"), "--size", "16", "--format", "webp"]) == 0
+    assert "read it with `dataset: [webdataset]`" in " ".join(capsys.readouterr().err.split())
+    assert main(["prepare", str(root), "--out", str(tmp_path / "small")]) == 2
+    (root / "images" / "1003.jpg").write_bytes(b"no picture")
+    assert main(["prepare", str(root), "--out", str(tmp_path / "other")]) == 2
+    assert "1003.jpg cannot be decoded" in capsys.readouterr().err.replace("\n", "")
+    assert not (tmp_path / "other").exists()
