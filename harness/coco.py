@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,11 @@ def coco_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float
 
     `1k_...`: means over the folds. `eccv_...`: where the package is installed and the data set knows MS-COCO's numbers.
     """
-    return _folds(scores, data) | _eccv(scores, data)
+    return fold_metrics(scores, data) | eccv_metrics(scores, data)
 
 
-def _folds(scores: NDArray[np.floating], data: DataSet) -> dict[str, float]:
+def fold_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float]:
+    """`1k_...`: recalls, means over the data set's folds of test; empty where it has none."""
     test, folds = data["test"], data.folds
     found = []
     for fold in range(folds):
@@ -41,10 +43,13 @@ def _folds(scores: NDArray[np.floating], data: DataSet) -> dict[str, float]:
     return {f"1k_{k}": float(np.mean([f[k] for f in found])) for k in found[0]} if found else {}
 
 
-def _eccv(scores: NDArray[np.floating], data: DataSet) -> dict[str, float]:
+def eccv_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float]:
+    """`eccv_...`: empty where the package or MS-COCO's numbers are missing, or test is not the split that it judges."""
     if data.coco_ids is None or not data.folds or importlib.util.find_spec("eccv_caption") is None:
         return {}
-    import eccv_caption
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a faster JSON reader that it would like to have
+        import eccv_caption
 
     judge = eccv_caption.Metrics()
     images, captions = data.coco_ids

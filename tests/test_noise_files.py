@@ -1,5 +1,7 @@
 """Published noise-index files: what NCR's, RCL's and NPC's own code writes is read, described, and written the same."""
 
+# ruff: noqa: NPY002  (published code draws from the global generator)
+
 from __future__ import annotations
 
 import numpy as np
