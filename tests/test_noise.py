@@ -85,7 +85,7 @@ def test_a_derangement_goes_everywhere():
 
 def test_a_derangement_that_cannot_be_is_told():
     split = Split(range(4), ["a", "b", "c", "d"], np.arange(4), np.array([0, 0, 0, 1]))
-    with pytest.raises(ValueError, match="no derangement: of the 3 that were drawn, [23] are of one group"):
+    with pytest.raises(ValueError, match=r"no derangement: of the 3 that were drawn, [23] are of one group"):
         make_noise(split, ratio=0.99, granularity="caption", seed=0, model=Derangement())
 
 
@@ -153,7 +153,7 @@ def test_of_natural_noise_nothing_is_known(train):
     assert (noise.image == train.owner).all()
     assert noise.matched is None
     assert np.isnan(noise.realised)
-    with pytest.raises(ValueError, match="noise_ratio must be 0, not 0.2"):
+    with pytest.raises(ValueError, match=r"noise_ratio must be 0, not 0\.2"):
         make_noise(train, ratio=0.2, granularity="caption", seed=0, model=Natural())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,12 +20,13 @@ import yaml
 
 from harness import sweep as sweep_command
 from harness import train as train_command
-from harness.noise import make_noise
+from harness.data import load_dataset
+from harness.noise import Derangement, make_noise
 from harness.report import main as report_command
 from harness.spec import load_sweep
 from harness.tracking import MlflowRecorder, Store
 from harness.trial import _describe as describe
-from tests import build, small
+from tests import build, layouts, small
 
 ROOT = Path(__file__).parents[1]
 FAILING = ["tests.misbehaving:Raises", "tests.misbehaving:Diverges", "tests.misbehaving:OutOfMemory", "tests.misbehaving:Dies"]
@@ -214,6 +216,52 @@ def test_two_processes_through_ray_train(place):
     assert record.metrics["dev/best_rsum"] == pytest.approx(one.metrics["dev/best_rsum"])
 
 
+def test_noise_models_on_a_users_own_pictures(place):
+    """A table beside a folder of pictures, one of them damaged; each noise model; an index file that changes afterwards."""
+    root = layouts.own_table(place / "photos")
+    (root / "3.jpg").write_bytes(b"no picture")
+    options = {"folder": "photos", "held_out": 6, "on_bad_image": "skip"}
+    train = load_dataset("table", **options)["train"]
+    published = [make_noise(train, ratio=0.4, granularity="image", seed=s, model=Derangement()).image for s in (5, 6)]
+    np.save("noise_0.4.npy", published[0])
+    np.save("near.npy", np.random.default_rng(0).standard_normal((len(train.captions), 4)))
+    models = ["derangement", {"model": "partial", "words": 0.4}, {"model": "hard", "embedding": "near.npy"}, {"model": "from_file", "path": "noise_{ratio}.npy"}]
+    changes = {"fixed": {"dataset_options": options, "epochs": 1}, "overrides": {"small_loss": {"warmup_epochs": 0}}}
+    file = write(place, "small_loss", name="noises", grid={"dataset": ["table"], "noise": models}, **changes)
+    assert sweep_command.main([file]) == 0
+    found = {r.trial.noise.model: r for r in records("noises").values()}
+    assert {m: r.tags["noise_kind"] for m, r in found.items()} == {"derangement": "caption", "partial": "caption", "hard": "caption", "from_file": "image"}
+    assert all(r.metrics["noise/realised_ratio"] == pytest.approx(0.4, abs=0.05) for r in found.values())
+    assert all("detection/auroc" in r.metrics and sum(r.metrics[f"skipped/{s}_images"] for s in ("train", "dev", "test")) == 1 for r in found.values())
+    assert len({r.tags["noise_digest"] for r in found.values()}) == 4
+    text = (place / "reports" / "noises" / "report.md").read_text()
+    for label in ("partial noise (0.4 of the words)", "hard noise", "caption-level noise without fixed points", r"noise of noise\_{ratio}.npy"):
+        assert f"rSum by noise ratio: table photos, {label}" in text
+    np.save("noise_0.4.npy", published[1])
+    assert sweep_command.main([file]) == 0
+    after = {r.trial.noise.model: r for r in records("noises").values()}
+    assert [m for m in found if after[m].run_id != found[m].run_id] == ["from_file"]  # run anew, on the file as it is now
+
+
+def test_data_that_is_noisy_by_nature_has_no_detection_scores(place, capfd):
+    root = layouts.npc(place / "cc", "cc")
+    fixed = {"dataset_options": {"folder": str(root)}, "epochs": 1, "noise": "none", "noise_ratio": 0}
+    content = small.content("small_loss", name="natural", fixed=fixed, grid={"dataset": ["npc"]}, overrides={"small_loss": {"warmup_epochs": 0}})
+    del content["grid"]["noise_ratio"]
+    (place / "natural.yaml").write_text(yaml.safe_dump(content))
+    assert sweep_command.main(["natural.yaml"]) == 0
+    (record,) = records("natural").values()
+    assert record.done
+    assert not [k for k in record.metrics if k.startswith(("detection/", "noise/realised"))]
+    assert "which pairs mismatch is not known" in (place / "reports" / "natural" / "report.md").read_text()
+    content["grid"]["method"] = ["oracle"]
+    del content["overrides"]
+    (place / "natural.yaml").write_text(yaml.safe_dump(content))
+    capfd.readouterr()
+    assert sweep_command.main(["natural.yaml"]) == 2
+    assert "of noise 'none' (data that is noisy by nature) nobody does" in capfd.readouterr().err
+
+
 def test_a_failure_in_one_of_two_processes_is_told_by_its_cause(place, feature_cache):
     (feature_cache / "mended").unlink(missing_ok=True)
     file = write(place, FAILING[1], name="twofaults", resources={"processes": 2})
@@ -231,6 +279,17 @@ def test_a_dry_run_starts_nothing(place, capfd):
     assert Store().client.get_experiment_by_name("dry") is None
 
 
+def test_a_dry_run_tells_the_cost_from_what_was_measured(failed, place, capfd):
+    file = write(place, "clip", "npc", name="dry", fixed={"epochs": 300}, resources={"gpus": 64})
+    assert sweep_command.main([file, "--dry-run"]) == 0
+    told = capfd.readouterr().err
+    assert re.search(r"clip +│ 0.4 +│ 1 +│ 1 +│ 11,100 │ [0-9.e+]+ +│ [0-9.]+ (s|min|h) ", told)  # 600 pairs, 16 a batch
+    assert re.search(r"npc +│ 0.4 +│ 1 +│ 1 +│ 11,100 │ – +│ \? ", told)
+    assert "as measured on cpu" in told
+    assert "1 trials have no measurement" in told
+    assert "note: resources.gpus = 64" in told
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -240,6 +299,13 @@ def test_a_dry_run_starts_nothing(place, capfd):
         ({"grid": {"dataset": ["emojis"]}}, "unknown data set 'emojis'; did you mean 'emoji'"),
         ({"grid": {"dataset": ["emoji"]}, "fixed": {"dataset_options": {"file": "nothing.parquet"}}}, "nothing.parquet is missing"),
         ({"resources": {"gpus": 64}}, "this machine has"),
+        ({"fixed": {"noise": "shufle"}}, "noise: unknown noise model 'shufle'; did you mean 'shuffle'?"),
+        ({"fixed": {"noise": {"model": "hard"}}}, "noise.hard.embedding is missing"),
+        ({"fixed": {"noise": {"model": "hard", "embedding": "nowhere.npy"}}}, "embedding nowhere.npy cannot be read"),
+        ({"fixed": {"noise": {"model": "from_file", "path": "none_{ratio}.npy"}}}, "noise file none_0.4.npy cannot be read"),
+        ({"fixed": {"noise": "partial", "noise_granularity": "image"}}, "noise_granularity must be 'caption', not 'image'"),
+        ({"fixed": {"noise": "none"}}, "noise_ratio must be 0, not 0.4"),
+        ({"fixed": {"noise": {"model": "derangement", "word": 1}}}, "unknown key 'noise.derangement.word'"),
     ],
 )
 def test_bad_input_starts_nothing(place, capfd, changes, expected):
