@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from harness.figures import styles
+from harness.preflight import check_trial
 from harness.report import _by_ratio, _recalls, _stability
 from harness.results import cells, row_labels, shared_and_own_settings, stability
+from harness.spec import parse_sweep
 from harness.tables import Cell, Table
-from tests import small
+from tests import layouts, small
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -147,6 +150,19 @@ def test_the_readmes_sweep_is_valid():
 
     (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S) if "grid:" in block]
     assert len(parse_sweep({"name": "readme", **yaml.safe_load(text)}).trials) == 2 * 3 + 2 * 3 * 3
+
+
+def test_the_readmes_lines_for_pictures_of_ones_own_are_enough(tmp_path, monkeypatch):
+    """The user's folder, and the lines as they stand there put into a sweep."""
+    section = README.read_text(encoding="utf-8").split("## Your own pictures")[1]
+    lines = yaml.safe_load(section.split("```yaml\n")[1].split("```")[0])
+    layouts.own_table(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    lines["fixed"]["dataset_options"]["held_out"] = 6  # of 38 pictures
+    content = small.content("clip", fixed=lines["fixed"])
+    del content["grid"]["dataset"]
+    (trial,) = parse_sweep(content).trials
+    assert check_trial(trial) == []
 
 
 def test_ci_runs_the_readmes_test_command():

@@ -235,7 +235,7 @@ def test_noise_models_on_a_users_own_pictures(place):
     assert all("detection/auroc" in r.metrics and sum(r.metrics[f"skipped/{s}_images"] for s in ("train", "dev", "test")) == 1 for r in found.values())
     assert len({r.tags["noise_digest"] for r in found.values()}) == 4
     text = (place / "reports" / "noises" / "report.md").read_text()
-    for label in ("partial noise (0.4 of the words)", "hard noise", "caption-level noise without fixed points", r"noise of noise\_{ratio}.npy"):
+    for label in ("partial noise (0.4 of the words)", "hard noise", "caption-level noise without fixed points", "noise of noise_{ratio}.npy"):
         assert f"rSum by noise ratio: table photos, {label}" in text
     np.save("noise_0.4.npy", published[1])
     assert sweep_command.main([file]) == 0

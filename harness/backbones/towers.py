@@ -82,12 +82,13 @@ def build_towers(*, model: str, pretrained: str, image_size: int | None) -> Towe
 
     transformers.utils.logging.disable_progress_bar()
     name = _register(model)
+    own_archive = _is_openai_archive(Path(pretrained))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("towers"))
         try:
             made = open_clip.create_model(
                 name,
-                pretrained=None if pretrained in ("none", "packages") else pretrained,
+                pretrained=None if pretrained in ("none", "packages") or own_archive else pretrained,
                 pretrained_text=pretrained == "packages",
                 force_image_size=image_size,
                 force_preprocess_cfg=_PACKAGE_PREPROCESS if pretrained == "packages" else None,
@@ -96,6 +97,8 @@ def build_towers(*, model: str, pretrained: str, image_size: int | None) -> Towe
             raise ValueError(f"backbone model {model!r} with weights {pretrained!r}: {error}") from None
     if pretrained == "packages":
         _load_package_weights(made.visual.trunk)
+    if own_archive:
+        _load_openai_archive(made, Path(pretrained))
     transform = image_transform_v2(PreprocessCfg(**made.visual.preprocess_cfg), is_train=False)
     return Towers(made, transform, open_clip.get_tokenizer(name))
 
@@ -133,6 +136,16 @@ def _wrong_activation(model: str, pretrained: str) -> str | None:
         return None
     other = f"{model}-quickgelu" if wanted else model.removesuffix("-quickgelu")
     return f"weights {pretrained!r} were trained {'with' if wanted else 'without'} QuickGELU, and {model!r} is {'without' if wanted else 'with'}: use the model {other!r}"
+
+
+def _load_openai_archive(model: nn.Module, file: Path) -> None:
+    """OpenAI's file is a TorchScript archive of half-precision weights, which open_clip reads by tag only."""
+    weights = torch.jit.load(file, map_location="cpu").state_dict()
+    own = {k: v.float() if v.is_floating_point() else v for k, v in weights.items() if k not in ("input_resolution", "context_length", "vocab_size")}
+    try:
+        model.load_state_dict(own)
+    except RuntimeError as error:
+        raise ValueError(f"weights {file} do not fit the model: {' '.join(str(error).split())[:300]}") from None
 
 
 def _is_openai_archive(file: Path) -> bool:
