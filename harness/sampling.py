@@ -64,8 +64,7 @@ class PoolTooNarrow(ValueError):
 def _cycle(pool: Index, groups: NDArray | None, size: int, draw: np.random.Generator, shards: Index | None) -> list[Index]:
     pool = draw.permutation(pool)
     if shards is not None:
-        turn = draw.permutation(int(shards.max()) + 1) // SHARDS_AT_ONCE
-        pool = pool[np.argsort(turn[shards[pool]], kind="stable")]
+        pool = _by_shards(pool, shards, draw)
     if groups is None:
         count = len(pool) // size
         if count == 0:
@@ -85,9 +84,18 @@ def _cycle(pool: Index, groups: NDArray | None, size: int, draw: np.random.Gener
     return [kept[number == b] for b in draw.permutation(count)]
 
 
-def scan_batches(count: int, groups: NDArray | None, *, size: int, seed: int) -> list[Index]:
-    """All pairs once, in batches of at most `size` whose sizes differ by at most one; the order is the seed's."""
+def _by_shards(pool: Index, shards: Index, draw: np.random.Generator) -> Index:
+    """A shuffled pool in the order of its shards, which come in random order, `SHARDS_AT_ONCE` together."""
+    turn = draw.permutation(int(shards.max()) + 1) // SHARDS_AT_ONCE
+    return pool[np.argsort(turn[shards[pool]], kind="stable")]
+
+
+def scan_batches(count: int, groups: NDArray | None, *, size: int, seed: int, shards: Index | None = None) -> list[Index]:
+    """All pairs once, in batches of at most `size` whose sizes differ by at most one; the order is the seed's, by `shards` as in an epoch."""
     batches = -(-count // size)
+    if shards is not None and groups is None:
+        draw = numpy_generator(seed, "scan")
+        return np.array_split(_by_shards(draw.permutation(count), shards, draw), batches)
     if groups is not None:
         batches = max(batches, int(np.bincount(groups).max()))
     number = assign(groups, batches, numpy_generator(seed, "scan"), count)

@@ -257,9 +257,9 @@ class Trainer:
     def _scan(self, look: Callable[[Tensor, Tensor], dict[str, Tensor]], *, network: int = 0, pairs: Pairs | None = None) -> dict[str, Tensor]:
         """See `methods.base.Scan`. Each process takes whole batches, so in-batch losses do not depend on their number."""
         size, seed = self.settings.batch_size, self.settings.seed
-        groups = self.groups if pairs is None else None
+        groups, shards = (self.groups, self.shards) if pairs is None else (None, None)
         pairs = self.method.pairs if pairs is None else pairs
-        indices = [torch.from_numpy(b) for b in scan_batches(len(pairs), groups, size=size, seed=seed)]
+        indices = [torch.from_numpy(b) for b in scan_batches(len(pairs), groups, size=size, seed=seed, shards=shards)]
         mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
         idle = not mine  # more processes than batches: look all the same, for the shapes, and count for nothing
         fetch = Fetch(self._fetch().inputs)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -154,6 +155,9 @@ def test_parallel_trials_compute_features_once(tmp_path):
         ({"model": "ViT-B-32", "pretrained": "opnai"}, "did you mean 'openai'"),
         ({"model": "ViT-B-32", "pretrained": "packages"}, "belong to the model effnet_minilm"),
         ({"model": "nowhere.json", "pretrained": "none"}, "does not exist"),
+        # open_clip only warns of these, and every number would be worse.
+        ({"model": "ViT-B-32", "pretrained": "openai"}, "with QuickGELU, and 'ViT-B-32' is without: use the model 'ViT-B-32-quickgelu'"),
+        ({"model": "ViT-L-14", "pretrained": "metaclip_400m"}, "use the model 'ViT-L-14-quickgelu'"),
     ],
 )
 def test_unknown_models_and_weights_are_told(given, message):
@@ -161,9 +165,46 @@ def test_unknown_models_and_weights_are_told(given, message):
 
 
 def test_known_models_pass():
-    assert check_towers(model="ViT-B-32", pretrained="openai") is None
+    assert check_towers(model="ViT-B-32-quickgelu", pretrained="openai") is None
+    assert check_towers(model="ViT-B-32", pretrained="laion2b_s34b_b79k") is None
     assert check_towers(model="ViT-B-32", pretrained="none") is None
     assert "nothing to train" in ClipSetup.check(ClipConfig(head=None))
+
+
+class Folder(torch.nn.Module):
+    """What a TorchScript archive of weights is made of."""
+
+    def forward(self, x):
+        return x
+
+    def put(self, name, value):
+        head, _, rest = name.partition(".")
+        if not rest:
+            self.register_buffer(head, value)
+        else:
+            if not hasattr(self, head):
+                self.add_module(head, Folder())
+            getattr(self, head).put(rest, value)
+
+
+def test_openais_own_files_load(tmp_path):
+    """TorchScript archives of half-precision weights, as OpenAI published them; they need QuickGELU."""
+    config = json.loads(Path(small.TINY_MODEL).read_text())
+    (tmp_path / "gelu.json").write_text(json.dumps(config))
+    (tmp_path / "quick.json").write_text(json.dumps({**config, "quick_gelu": True}))
+    weights = build_towers(model=str(tmp_path / "quick.json"), pretrained="none", image_size=None).model.state_dict()
+    archive = Folder()
+    for name, value in weights.items():
+        archive.put(name, (value + 0.25).half())
+    for name, number in (("input_resolution", 32), ("context_length", 77), ("vocab_size", 49408)):
+        archive.put(name, torch.tensor(number))
+    torch.jit.script(archive).save(tmp_path / "ViT.pt")
+    assert "set quick_gelu: true in it" in check_towers(model=str(tmp_path / "gelu.json"), pretrained=str(tmp_path / "ViT.pt"))
+    assert check_towers(model=str(tmp_path / "quick.json"), pretrained=str(tmp_path / "ViT.pt")) is None
+    loaded = build_towers(model=str(tmp_path / "quick.json"), pretrained=str(tmp_path / "ViT.pt"), image_size=None).model.state_dict()
+    assert all(torch.equal(loaded[k], (v + 0.25).half().float()) for k, v in weights.items())
+    with pytest.raises(ValueError, match=r"ViT\.pt do not fit the model"):
+        build_towers(model="ViT-B-32-quickgelu", pretrained=str(tmp_path / "ViT.pt"), image_size=None)
 
 
 def test_weights_from_a_local_file(tmp_path):

@@ -15,7 +15,8 @@ import torch
 from harness.data import DataError, load_dataset
 from harness.data.__main__ import main
 from harness.data.prepare import FORMATS, prepare
-from harness.sampling import SHARDS_AT_ONCE, epoch_batches
+from harness.loading import Fetch, load
+from harness.sampling import SHARDS_AT_ONCE, epoch_batches, scan_batches
 from harness.trainer import make_accelerator
 from harness.trial import build_trainer, noise_of, run_trial
 from tests import layouts, small
@@ -51,6 +52,26 @@ def test_noise_and_batches_follow_the_shards_of_the_pictures(tmp_path):
     assert (trainer.shards == data.shard[noise.image]).all()
     batches, _ = trainer._batches(0, 0)
     assert sorted(np.concatenate(batches)) == list(range(24))
+
+
+def test_processes_share_out_every_batch(tmp_path):
+    root = layouts.shards(tmp_path / "shards")
+    setting = trial("webdataset", root).model_copy(update={"batch_size": 7})
+    data = load_dataset("webdataset", folder=str(root))
+    trainer = build_trainer(setting, data, noise_of(setting, data), make_accelerator("fp32"))
+    batches, _ = trainer._batches(0, 0)
+    for whole, *parts in zip(*(load(trainer._plans(batches, 0, 0), Fetch(trainer.inputs, process=p, processes=n), workers=0)
+                               for p, n in ((0, 1), (0, 2), (1, 2))), strict=True):
+        assert torch.equal(torch.cat([p.images for p in parts]), whole.images)
+        assert torch.equal(torch.cat([p.texts for p in parts]), whole.texts)
+
+
+def test_a_scan_looks_at_every_pair_once_shard_by_shard():
+    shards = np.arange(6400) // 100
+    batches = scan_batches(6400, None, size=60, seed=3, shards=shards)
+    assert sorted(np.concatenate(batches)) == list(range(6400))
+    assert {len(b) for b in batches} <= {59, 60}
+    assert len(np.unique(shards[np.concatenate(batches[:20])])) == SHARDS_AT_ONCE
 
 
 def test_a_trial_on_shards_resumes_bit_for_bit(tmp_path):

@@ -129,13 +129,14 @@ def _wrong_activation(model: str, pretrained: str) -> str | None:
     """OpenAI's and some other weights were trained with QuickGELU; open_clip only warns where a model's activation is another, and every number is worse."""
     import open_clip
 
-    config = open_clip.get_model_config(model) or {}
+    config = json.loads(Path(model).read_text()) if model.endswith(".json") else open_clip.get_model_config(model) or {}
     tag = open_clip.pretrained.get_pretrained_cfg(model, pretrained) or {}
     wanted = bool(tag.get("quick_gelu", False)) or Path(pretrained).is_file()
     if wanted == bool(config.get("quick_gelu", False)):
         return None
     other = f"{model}-quickgelu" if wanted else model.removesuffix("-quickgelu")
-    return f"weights {pretrained!r} were trained {'with' if wanted else 'without'} QuickGELU, and {model!r} is {'without' if wanted else 'with'}: use the model {other!r}"
+    advice = f"set quick_gelu: {str(wanted).lower()} in it" if model.endswith(".json") else f"use the model {other!r}"
+    return f"weights {pretrained!r} were trained {'with' if wanted else 'without'} QuickGELU, and {model!r} is {'without' if wanted else 'with'}: {advice}"
 
 
 def _load_openai_archive(model: nn.Module, file: Path) -> None:

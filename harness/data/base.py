@@ -8,7 +8,7 @@ features (`images` gives arrays and not pictures).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,12 @@ class Strings(Sequence[str]):
     def __getitem__(self, i: Any) -> Any:
         return self.array[int(i)].as_py()
 
-    def only(self, kept: NDArray[Any]) -> Strings:
-        return Strings(self.array.filter(pa.array(kept)) if kept.dtype == bool else self.array.take(pa.array(kept)))
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self.array), 65536):
+            yield from self.array.slice(start, 65536).to_pylist()
+
+    def only(self, rows: NDArray[np.int64]) -> Strings:
+        return Strings(self.array.take(pa.array(rows)))
 
 
 class Chosen(Sequence[Any]):

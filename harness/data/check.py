@@ -62,6 +62,7 @@ def check(folder: Path, *, layout: str | None = None, options: dict[str, Any] | 
     name = layout or recognise(folder)
     module = importlib.import_module(f"harness.data.{name}")
     listing: Listing = module.listing(read_options(module.OPTIONS, {"folder": str(folder), **(options or {})}))
+    listing.published = listing.published or _guess(folder)
     found = Findings(name, listing)
     found.faults += listing.faults + listing.overlaps
     for split, listed in listing.splits.items():
@@ -70,6 +71,12 @@ def check(folder: Path, *, layout: str | None = None, options: dict[str, Any] | 
     found.faults += _duplicates(digests, listing)
     found.notes += _unused(listing) + _counts(listing)
     return found
+
+
+def _guess(folder: Path) -> str:
+    """Whose counts to compare with, by the folder's name, where the layout does not tell."""
+    word = folder.resolve().name.lower()
+    return next((name for part, name in (("f30k", "flickr30k"), *((n, n) for n in PUBLISHED)) if part in word), "")
 
 
 def show(found: Findings) -> int:
@@ -96,14 +103,17 @@ def show(found: Findings) -> int:
 
 def _check_captions(split: str, listed: Listed, found: Findings) -> None:
     texts = list(listed.captions)
-    where = [f"{split}: caption {i} (of {_name(listed.images, int(o))})" for i, o in enumerate(listed.owner)]
-    found.faults += [f"{where[i]} is empty" for i, text in enumerate(texts) if not text.strip()]
+
+    def where(i: int) -> str:
+        return f"{split}: caption {i} (of {_name(listed.images, int(listed.owner[i]))})"
+
+    found.faults += [f"{where(i)} is empty" for i, text in enumerate(texts) if not text.strip()]
     without = np.flatnonzero(np.bincount(listed.owner, minlength=len(listed.images)) == 0)
     if listed.group is None or split == "train":
         found.faults += [f"{split}: {_name(listed.images, int(i))} has no caption" for i in without]
     odd = [i for i, text in enumerate(texts) if _MOJIBAKE.search(text)]
-    found.notes += [f"{where[i]} looks wrongly decoded: {texts[i][:60]!r}" for i in odd]
-    found.notes += [f"{where[i]} has {n} tokens: CLIP reads {CONTEXT - 2} of them" for i, n in _too_long(texts)]
+    found.notes += [f"{where(i)} looks wrongly decoded: {texts[i][:60]!r}" for i in odd]
+    found.notes += [f"{where(i)} has {n} tokens: CLIP reads {CONTEXT - 2} of them" for i, n in _too_long(texts)]
 
 
 def _too_long(texts: Sequence[str]) -> Iterable[tuple[int, int]]:

@@ -304,9 +304,11 @@ def look_at(images: Pictures, label: str | None, *, threads: int) -> Iterator[Se
             return Seen(digest, str(error))
         return Seen(digest, "")
 
+    count = range(len(images))
     with ThreadPoolExecutor(threads) as pool:
-        for chunk in progress([range(i, min(i + 256, len(images))) for i in range(0, len(images), 256)], label):
-            yield from pool.map(look, chunk)
+        found = (seen for start in count[::256] for seen in pool.map(look, count[start : start + 256]))
+        for _, seen in zip(progress(count, label), found, strict=True):
+            yield seen
 
 
 def _bad(images: Any, key: str) -> NDArray[np.bool_]:
