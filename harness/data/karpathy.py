@@ -71,7 +71,7 @@ def listing(options: KarpathyOptions) -> Listing:
         owner = np.repeat(np.arange(len(paths)), CAPTIONS)
         found.add(name, Files(images, Strings(paths)), Strings(captions), owner)
         if name == "test" and -1 not in image_ids and -1 not in caption_ids:
-            found.extra["coco_ids"] = (np.array(image_ids, np.int64), np.array(caption_ids, np.int64))
+            found.coco_ids = (np.array(image_ids, np.int64), np.array(caption_ids, np.int64))
     return found
 
 

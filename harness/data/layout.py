@@ -113,7 +113,9 @@ class Listing:
     Attributes:
         content: what the fingerprint is made of: texts, names and sizes of pictures.
         published: whose counts its own are compared with (`flickr30k`, `coco`, `cc120k`, `cc152k`), where that is known.
-        extra: further fields of the `DataSet`.
+        by_shard: whether an epoch goes through train's pictures file by file.
+        vocabularies, coco_ids: see `DataSet`.
+        missing: for each split of pictures in files, bool [N], those that are not there.
     """
 
     name: str
@@ -122,7 +124,10 @@ class Listing:
     content: list[Any] = field(default_factory=list)
     published: str = ""
     note: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
+    by_shard: bool = False
+    vocabularies: tuple[Path, ...] = ()
+    coco_ids: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+    missing: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def add(self, name: str, images: Any, captions: Strings, owner: Sequence[int] | NDArray[np.int64], group: NDArray[np.int64] | None = None) -> None:
         """Add a split. Of pictures in files, missing ones and paths that leave the folder are found; of others the layout fills `content`."""
@@ -132,9 +137,6 @@ class Listing:
             self.faults += [f"{name}: {images.paths[i]!r} leads out of {images.folder}" for i in _out_of(images)]
             self.content.append((name, digest(images.paths), digest(captions), hashlib.sha256(sizes.tobytes()).hexdigest()))
             self.missing[name] = sizes < 0
-
-    def __post_init__(self) -> None:
-        self.missing: dict[str, NDArray[np.bool_]] = {}
 
     @property
     def missing_pictures(self) -> list[str]:
@@ -158,60 +160,49 @@ class Listing:
             DataError: what is wrong, the first few faults by name.
         """
         skip = getattr(options, "on_bad_image", "error") == "skip"
-        lacking = [f"no {n} split was found" for n in SPLITS if n not in self.splits] if not self.faults else []
-        empty = [f"{n} has no {what}" for n, s in self.splits.items() for what, k in (("images", s.images), ("captions", s.captions)) if not len(k)]
-        faults = self.faults + lacking + empty + self.overlaps + ([] if skip else self.missing_pictures)
-        if faults:
-            more = f"; and {len(faults) - SHOWN} more (`python -m harness.data check` lists all)" if len(faults) > SHOWN else ""
-            raise DataError("; ".join(faults[:SHOWN]) + more)
-        extra = dict(self.extra)
+        self._refuse_faults(but_missing_pictures=skip)
         splits = {n: s.split() for n, s in self.splits.items()}
-        kept = {n: ~_bad(s.images, self.key) for n, s in splits.items()} if skip else {}
-        if skip:
-            extra["skipped"] = {n: int((~k).sum()) for n, k in kept.items()}
-            for name, stays in kept.items():
-                if not stays[splits[name].owner].any():
-                    raise DataError(f"{name}: none of its {len(stays)} pictures can be decoded")
-            splits = {n: s.only(kept[n]) for n, s in splits.items()}
-            extra = _of_kept(extra, kept, self.splits)
+        kept = {n: np.ones(len(s.images), bool) for n, s in splits.items()}
         settings: list[Any] = [options.meta_share, options.meta_leak, options.train_groups]
-        settings += [("skipped", sorted(extra["skipped"].items()))] if skip else []
+        if skip:
+            kept = {n: self._decodable(n, s) for n, s in splits.items()}
+            splits = {n: s.only(kept[n]) for n, s in splits.items()}
+            settings.append([(n, np.flatnonzero(~k).tolist()) for n, k in kept.items()])
         if options.train_groups is not None:
-            splits["train"], extra = _first_groups(splits["train"], options.train_groups, extra)
+            splits["train"] = _first_groups(splits["train"], options.train_groups)
         if options.meta_share is not None:
             splits |= meta_from_dev(splits, options.meta_share, leak=options.meta_leak)
         train = splits["train"]
         return DataSet(
-            name=self.name, splits=splits, note=self.note,
+            name=self.name, splits=splits, note=self.note, vocabularies=self.vocabularies,
             fingerprint=hashlib.sha256(repr((self.content, *settings)).encode()).hexdigest()[:16],
             distinct_groups=len(np.unique(train.image_group)) < len(train.images),
-            **extra,
+            shard=train.images.file if self.by_shard else None,  # type: ignore[attr-defined]
+            coco_ids=self.coco_ids and (self.coco_ids[0][kept["test"]], self.coco_ids[1][kept["test"][self.splits["test"].owner]]),
+            skipped={n: int((~k).sum()) for n, k in kept.items()} if skip else {},
         )
 
-    @property
-    def key(self) -> str:
-        return hashlib.sha256(repr(self.content).encode()).hexdigest()[:24]
+    def _refuse_faults(self, *, but_missing_pictures: bool) -> None:
+        lacking = [] if self.faults else [f"no {n} split was found" for n in SPLITS if n not in self.splits]
+        empty = [f"{n} has no {what}" for n, s in self.splits.items() for what, k in (("images", s.images), ("captions", s.captions)) if not len(k)]
+        faults = self.faults + lacking + empty + self.overlaps + ([] if but_missing_pictures else self.missing_pictures)
+        if faults:
+            more = f"; and {len(faults) - SHOWN} more (`python -m harness.data check` lists all)" if len(faults) > SHOWN else ""
+            raise DataError("; ".join(faults[:SHOWN]) + more)
+
+    def _decodable(self, name: str, split: Split) -> NDArray[np.bool_]:
+        """bool [N], pictures that can be decoded; some with captions must be among them."""
+        kept = ~_bad(split.images, hashlib.sha256(repr(self.content).encode()).hexdigest())
+        if not kept[split.owner].any():
+            raise DataError(f"{name}: none of its {len(kept)} pictures can be decoded")
+        return kept
 
 
-def _of_kept(extra: dict[str, Any], kept: Mapping[str, NDArray[np.bool_]], listed: Mapping[str, Listed]) -> dict[str, Any]:
-    """Further fields that go by image or caption, without those that were skipped."""
-    extra = dict(extra)
-    if extra.get("shard") is not None:
-        extra["shard"] = extra["shard"][kept["train"]]
-    if extra.get("coco_ids") is not None:
-        images, captions = extra["coco_ids"]
-        extra["coco_ids"] = (images[kept["test"]], captions[kept["test"][listed["test"].owner]])
-    return extra
-
-
-def _first_groups(train: Split, count: int, extra: dict[str, Any]) -> tuple[Split, dict[str, Any]]:
+def _first_groups(train: Split, count: int) -> Split:
     have = len(np.unique(train.image_group))
     if count > have:
         raise DataError(f"dataset_options.train_groups = {count}: train has {have} groups of images")
-    kept = train.image_group < count
-    if extra.get("shard") is not None:
-        extra = extra | {"shard": extra["shard"][kept]}
-    return train.only(kept), extra
+    return train.only(train.image_group < count)
 
 
 def meta_from_dev(splits: Mapping[str, Split], share: float, *, leak: bool) -> dict[str, Split]:

@@ -79,7 +79,7 @@ def listing(options: Options) -> Listing:
     found.content = [(f.name, file_digest(f)) for f in [*files, *vocabularies]]
     found.note = f"region features {' x '.join(map(str, shapes['train']))}"
     found.published = {"f30k": "flickr30k", "coco": "coco", "cc152k": "cc152k"}.get(root.name.partition("_")[0], "")
-    found.extra = {"vocabularies": tuple(vocabularies)}
+    found.vocabularies = tuple(vocabularies)
     return found
 
 

@@ -72,12 +72,12 @@ def listing(options: ShardOptions) -> Listing:
     missing = [n for n in ("dev", "test") if n not in shards]
     if missing and "train" in shards and not found.faults:
         _draw(found, missing, options.held_out)
-    if "train" in found.splits and not about:  # prepared pictures are small, and read in any order
-        found.extra["shard"] = found.splits["train"].images.file
+    found.by_shard = not about  # prepared pictures are small, and read in any order
     found.name = about.get("name", found.name)
     found.note, found.published = about.get("note", ""), about.get("published", "")
     if "coco_ids" in about:
-        found.extra["coco_ids"] = tuple(np.array(ids, np.int64) for ids in about["coco_ids"])
+        images, captions = (np.array(ids, np.int64) for ids in about["coco_ids"])
+        found.coco_ids = (images, captions)
     return found
 
 
