@@ -1,16 +1,34 @@
-"""What is computed once and kept on disk: where it lies, and digests of large files."""
+"""What is computed once and kept on disk: where it lies, folders that are whole or absent, and digests of large files."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
 def cache_folder() -> Path:
     """`HARNESS_CACHE`, or `~/.cache/noisy-correspondence`."""
     return Path(os.environ.get("HARNESS_CACHE") or Path.home() / ".cache" / "noisy-correspondence")
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside the one that is to be, which becomes it at the end of the block, or goes where the block fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        part.chmod(0o755)
+        yield part
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 def file_digest(path: Path) -> str:

@@ -225,7 +225,7 @@ def test_notes_do_not_fail_the_check(tmp_path):
 def test_an_unknown_folder_says_what_it_holds(tmp_path, capsys):
     (tmp_path / "notes.md").write_text("nothing")
     assert main(["check", str(tmp_path)]) == 2
-    assert "is of no layout that is known (allowed: scan, npc, karpathy, webdataset, table); it holds notes.md" in " ".join(capsys.readouterr().err.split())
+    assert "is of no layout that is known (allowed: scan, npc, karpathy, table, webdataset); it holds notes.md" in " ".join(capsys.readouterr().err.split())
 
 
 def test_many_faults_are_counted_where_they_are_not_listed(tmp_path):

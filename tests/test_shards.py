@@ -150,9 +150,10 @@ def many_files(root, count):
 
 def many_samples(root, count):
     root.mkdir()
-    for split, size in (("train", count), ("dev", 1), ("test", 1)):
-        with tarfile.open(root / f"{split}.tar", "w") as tar:
-            for i in range(size):
+    shards = [(f"train-{s:06}", range(s, min(s + 5000, count))) for s in range(0, count, 5000)]
+    for name, numbers in (*shards, ("dev", range(1)), ("test", range(1))):
+        with tarfile.open(root / f"{name}.tar", "w") as tar:
+            for i in numbers:
                 layouts.add(tar, f"{i:09}.jpg", b"picture")
                 layouts.add(tar, f"{i:09}.txt", f"{CAPTION} {i}".encode())
 

@@ -12,7 +12,7 @@ from typing import Any
 from harness.data.base import DataError, DataSet, Split
 from harness.registry import resolve
 
-LAYOUTS = ("scan", "npc", "karpathy", "webdataset", "table")
+LAYOUTS = ("scan", "npc", "karpathy", "table", "webdataset")
 """In the order in which a folder is tried: the most particular first."""
 DATASETS = {"emoji": "harness.data.emoji:load", **{name: f"harness.data.{name}:load" for name in LAYOUTS}}
 

@@ -8,6 +8,7 @@ features (`images` gives arrays and not pictures).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +38,16 @@ class Strings(Sequence[str]):
         return self.array[int(i)].as_py()
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self.array), 65536):
-            yield from self.array.slice(start, 65536).to_pylist()
+        for start in range(0, len(self.array), 8192):
+            yield from self.array.slice(start, 8192).to_pylist()
+
+    def digest(self) -> str:
+        """SHA-256 of the strings and where each ends."""
+        found = hashlib.sha256()
+        for start in range(0, len(self.array), 8192):
+            part = self.array.slice(start, 8192).to_pylist()
+            found.update(f"{len(part)} {' '.join(str(len(p)) for p in part)} {''.join(part)}".encode())
+        return found.hexdigest()
 
     def only(self, rows: NDArray[np.int64]) -> Strings:
         return Strings(self.array.take(pa.array(rows)))

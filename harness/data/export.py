@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.backbones.towers import build_towers, weights_identity
+from harness.cache import whole_folder
 from harness.console import progress
 from harness.data.base import DataError, DataSet, Split
 from harness.data.scan import CAPTIONS
@@ -42,24 +42,20 @@ def export_scan(data: DataSet, folder: Path, *, ratios: Sequence[float] = (), se
         raise DataError(f"{data.name!r} has region features already")
     owners = {name: np.unique(split.owner) for name, split in data.splits.items()}
     each = _captions_each(data)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
     towers = build_towers(model="effnet_minilm", pretrained="packages", image_size=IMAGE_SIZE).eval()
-    captions: dict[str, list[str]] = {}
-    for name, split in data.splits.items():
-        captions[name] = _write_captions(part, name, split, owners[name], each)
-        _write_features(part / f"{name}_ims.npy", split, owners[name], towers, name)
-        groups = split.image_group[owners[name]]
-        if len(np.unique(groups)) < len(groups):
-            np.save(part / f"{name}_groups.npy", groups)
-    Vocabulary.build(captions["train"]).write(part / f"{folder.name}_vocab.json")
-    _write_noise(part / "noise", len(captions["train"]), each, ratios, seeds, granularity)
-    weights = weights_identity(model="effnet_minilm", pretrained="packages")
-    source = {"data set": data.name, "fingerprint": data.fingerprint, "regions": f"EfficientNet-Lite0, {IMAGE_SIZE} px, 6 x 6", "weights": weights}
-    (part / "source.json").write_text(json.dumps(source, indent=1))
-    part.rename(folder)
+    with whole_folder(folder) as part:
+        captions: dict[str, list[str]] = {}
+        for name, split in data.splits.items():
+            captions[name] = _write_captions(part, name, split, owners[name], each)
+            _write_features(part / f"{name}_ims.npy", split, owners[name], towers, name)
+            groups = split.image_group[owners[name]]
+            if len(np.unique(groups)) < len(groups):
+                np.save(part / f"{name}_groups.npy", groups)
+        Vocabulary.build(captions["train"]).write(part / f"{folder.name}_vocab.json")
+        _write_noise(part / "noise", len(captions["train"]), each, ratios, seeds, granularity)
+        weights = weights_identity(model="effnet_minilm", pretrained="packages")
+        source = {"data set": data.name, "fingerprint": data.fingerprint, "regions": f"EfficientNet-Lite0, {IMAGE_SIZE} px, 6 x 6", "weights": weights}
+        (part / "source.json").write_text(json.dumps(source, indent=1))
 
 
 def _captions_each(data: DataSet) -> int:

@@ -7,6 +7,7 @@ more for some; Karpathy and Fei-Fei 2015, and SCAN's files).
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from harness.data.base import DataSet, Strings
 from harness.data.layout import Listing, PictureOptions, read_options, split_name
-from harness.data.pictures import Files
+from harness.data.pictures import Files, is_file
 
 CAPTIONS = 5
 _PLACES = (".", "images", "flickr30k-images", "flickr30k_images", "Images")
@@ -47,7 +48,7 @@ def load(**options: Any) -> DataSet:
 
 def recognise(folder: Path) -> bool:
     """Whether a folder is of this layout."""
-    return len(list(folder.glob("dataset_*.json"))) == 1
+    return any(folder.glob("dataset_*.json"))
 
 
 def listing(options: KarpathyOptions) -> Listing:
@@ -70,7 +71,7 @@ def listing(options: KarpathyOptions) -> Listing:
     for name, (paths, captions, image_ids, caption_ids) in rows.items():
         owner = np.repeat(np.arange(len(paths)), CAPTIONS)
         found.add(name, Files(images, Strings(paths)), Strings(captions), owner)
-        if name == "test" and -1 not in image_ids and -1 not in caption_ids:
+        if name == "test" and all(type(i) is int and 0 <= i < 2**63 for i in (*image_ids, *caption_ids)):
             found.coco_ids = (np.array(image_ids, np.int64), np.array(caption_ids, np.int64))
     return found
 
@@ -99,21 +100,22 @@ def _by_split(entries: list[Any], file: str, found: Listing) -> dict[str, Rows]:
     for number, entry in enumerate(entries):
         where = f"{file}: image {number}"
         try:
-            path = "/".join(p for p in (entry.get("filepath"), entry["filename"]) if p)
-            texts, numbers = [s["raw"] for s in entry["sentences"]], [s.get("sentid", -1) for s in entry["sentences"]]
+            path = os.path.normpath("/".join(p for p in (entry.get("filepath"), entry["filename"]) if p))
+            texts, numbers = [" ".join(s["raw"].split()) for s in entry["sentences"]], [s.get("sentid", -1) for s in entry["sentences"]]
             word, image_id = entry["split"], entry.get("cocoid", -1)
-        except (KeyError, TypeError, AttributeError):
+            "".join([path, *texts]).encode()
+        except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
             found.faults.append(f"{where}: expected filename, split, and sentences with 'raw', found {str(entry)[:80]}")
             continue
         split = split_name(str(word))
         if split is None:
             found.faults.append(f"{where} ({path}): unknown split {word!r} (allowed: train, restval, val, test)")
-        elif len(texts) < CAPTIONS or not all(isinstance(t, str) for t in texts):
+        elif len(texts) < CAPTIONS:
             found.faults.append(f"{where} ({path}) has {len(texts)} captions, and every image needs {CAPTIONS}")
         else:
             paths, captions, image_ids, caption_ids = rows[split]
             paths.append(path)
-            captions += [" ".join(t.split()) for t in texts[:CAPTIONS]]
+            captions += texts[:CAPTIONS]
             image_ids.append(image_id)
             caption_ids += numbers[:CAPTIONS]
     return {name: kept for name, kept in rows.items() if kept[0]}
@@ -125,7 +127,7 @@ def _image_folder(root: Path, given: str | None, first: str, found: Listing) -> 
             found.faults.append(f"dataset_options.images = {given!r}: no such folder in {root}")
         return root / given
     for place in _PLACES:
-        if (root / place / first).is_file():
+        if is_file(root / place / first):
             return root / place
     folders = [p.name for p in root.iterdir() if p.is_dir()]
     found.faults.append(f"{root}: {first} is in none of {', '.join(_PLACES)} (folders there: {', '.join(sorted(folders)) or 'none'}); "

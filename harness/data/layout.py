@@ -9,21 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.cache import cache_folder
 from harness.console import progress
-from harness.data.base import DataError, DataSet, Split, Strings
+from harness.data.base import DataError, DataSet, Split, Strings, choose
 from harness.data.pictures import BadPicture, Files, Pictures, decode, leaves_folder
 from methods.seeding import numpy_generator
 
@@ -102,8 +101,21 @@ class Listed:
     group: NDArray[np.int64] | None = None
 
     def split(self) -> Split:
-        group = np.arange(len(self.images)) if self.group is None else self.group
-        return Split(self.images, self.captions, self.owner, group)
+        group = np.arange(len(self.images)) if self.group is None else np.unique(self.group, return_inverse=True)[1]
+        return Split(self.images, self.captions, self.owner, group.astype(np.int64))
+
+    def only(self, images: NDArray[np.int64]) -> Listed:
+        """Those of the images, by number and in that order, with their captions."""
+        place = np.full(len(self.images), -1)
+        place[images] = np.arange(len(images))
+        rows = np.flatnonzero(place[self.owner] >= 0)
+        group = None if self.group is None else self.group[images]
+        return Listed(choose(self.images, images), self.captions.only(rows), place[self.owner[rows]], group)
+
+    def content(self) -> tuple[str, ...]:
+        """Digests of all that is not the pictures themselves."""
+        group = "" if self.group is None else array_digest(self.group)
+        return self.captions.digest(), array_digest(self.owner), group
 
 
 @dataclass
@@ -115,6 +127,7 @@ class Listing:
         published: whose counts its own are compared with (`flickr30k`, `coco`, `cc120k`, `cc152k`), where that is known.
         by_shard: whether an epoch goes through train's pictures file by file.
         vocabularies, coco_ids: see `DataSet`.
+        skipped: pictures that were left out of each split before these files were made.
         missing: for each split of pictures in files, bool [N], those that are not there.
     """
 
@@ -127,16 +140,48 @@ class Listing:
     by_shard: bool = False
     vocabularies: tuple[Path, ...] = ()
     coco_ids: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+    skipped: dict[str, int] = field(default_factory=dict)
     missing: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     def add(self, name: str, images: Any, captions: Strings, owner: Sequence[int] | NDArray[np.int64], group: NDArray[np.int64] | None = None) -> None:
-        """Add a split. Of pictures in files, missing ones and paths that leave the folder are found; of others the layout fills `content`."""
-        self.splits[name] = Listed(images, captions, np.asarray(owner, np.int64), group)
+        """Add a split. Of pictures in files, missing ones, paths that leave the folder, and those that stand twice are found; of others
+        the layout fills `content`."""
+        self.splits[name] = listed = Listed(images, captions, np.asarray(owner, np.int64), group)
         if isinstance(images, Files):
-            sizes = images.sizes()
-            self.faults += [f"{name}: {images.paths[i]!r} leads out of {images.folder}" for i in _out_of(images)]
-            self.content.append((name, digest(images.paths), digest(captions), hashlib.sha256(sizes.tobytes()).hexdigest()))
-            self.missing[name] = sizes < 0
+            out = [path for path in images.paths if leaves_folder(path)]
+            self.faults += [f"{name}: {path!r} leads out of {images.folder} (allowed: paths inside it)" for path in out]
+            if out:
+                return
+            counts = pc.value_counts(images.paths.array)
+            self.faults += [f"{name}: {c['values']} stands there {c['counts']} times" for c in counts.filter(pc.greater(counts.field(1), 1)).to_pylist()]
+            digests = images.digests()
+            self.content.append((name, images.paths.digest(), array_digest(digests), *listed.content()))
+            self.missing[name] = digests == b""
+
+    def draw_missing(self, held_out: int | None) -> None:
+        """Draw dev and test from train by a fixed seed, where they are missing; a fault where that cannot be."""
+        missing = [n for n in ("dev", "test") if n not in self.splits]
+        if not missing or "train" not in self.splits or self.faults:
+            return
+        whole = self.splits["train"]
+        count = len(whole.images)
+        if held_out is None:
+            self.faults.append(f"no {' and no '.join(missing)} split was found: name its file, or draw it from train with held_out: NUMBER")
+            return
+        self.content.append(("held out", held_out, *missing))
+        gone, left = self.missing.get("train"), np.arange(count)
+        for name in missing:
+            drawn = draw_images(left, whole.group, held_out, "held out", name)
+            self.splits[name] = whole.only(drawn)
+            left = np.setdiff1d(left, drawn)
+            if gone is not None:
+                self.missing[name] = gone[drawn]
+        if not len(left):
+            self.faults.append(f"held_out = {held_out} for each of {', '.join(missing)}: there are {count} images in all")
+            return
+        self.splits["train"] = whole.only(left)
+        if gone is not None:
+            self.missing["train"] = gone[left]
 
     @property
     def missing_pictures(self) -> list[str]:
@@ -179,20 +224,25 @@ class Listing:
             distinct_groups=len(np.unique(train.image_group)) < len(train.images),
             shard=train.images.file if self.by_shard else None,  # type: ignore[attr-defined]
             coco_ids=self.coco_ids and (self.coco_ids[0][kept["test"]], self.coco_ids[1][kept["test"][self.splits["test"].owner]]),
-            skipped={n: int((~k).sum()) for n, k in kept.items()} if skip else {},
+            skipped={n: int((~k).sum()) + self.skipped.get(n, 0) for n, k in kept.items()} if skip else self.skipped,
         )
 
-    def _refuse_faults(self, *, but_missing_pictures: bool) -> None:
+    @property
+    def problems(self) -> list[str]:
+        """All that is wrong but missing pictures."""
         lacking = [] if self.faults else [f"no {n} split was found" for n in SPLITS if n not in self.splits]
         empty = [f"{n} has no {what}" for n, s in self.splits.items() for what, k in (("images", s.images), ("captions", s.captions)) if not len(k)]
-        faults = self.faults + lacking + empty + self.overlaps + ([] if but_missing_pictures else self.missing_pictures)
+        return self.faults + lacking + empty + self.overlaps
+
+    def _refuse_faults(self, *, but_missing_pictures: bool) -> None:
+        faults = self.problems + ([] if but_missing_pictures else self.missing_pictures)
         if faults:
             more = f"; and {len(faults) - SHOWN} more (`python -m harness.data check` lists all)" if len(faults) > SHOWN else ""
             raise DataError("; ".join(faults[:SHOWN]) + more)
 
     def _decodable(self, name: str, split: Split) -> NDArray[np.bool_]:
         """bool [N], pictures that can be decoded; some with captions must be among them."""
-        kept = ~_bad(split.images, hashlib.sha256(repr(self.content).encode()).hexdigest())
+        kept = ~_bad(split.images, hashlib.sha256(repr((name, self.content)).encode()).hexdigest())
         if not kept[split.owner].any():
             raise DataError(f"{name}: none of its {len(kept)} pictures can be decoded")
         return kept
@@ -215,7 +265,9 @@ def meta_from_dev(splits: Mapping[str, Split], share: float, *, leak: bool) -> d
     if not 0 < wanted < len(dev.images):
         raise DataError(f"meta_share = {share}: {wanted} images, and dev has {len(dev.images)}, of which some must stay")
     drawn = np.zeros(len(dev.images), bool)
-    drawn[numpy_generator("meta images").permutation(len(drawn))[:wanted]] = True
+    drawn[draw_images(np.arange(len(drawn)), dev.image_group, wanted, "meta images")] = True
+    if drawn.all():
+        raise DataError(f"meta_share = {share}: no group of images is left for dev")
     return {"meta": dev.only(drawn)} | ({} if leak else {"dev": dev.only(~drawn)})
 
 
@@ -230,7 +282,7 @@ def split_name(word: str) -> str | None:
 def read_lines(path: Path, faults: list[str]) -> list[str]:
     """Lines of a UTF-8 text file without their ends; a file that is missing or of another encoding is a fault."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         faults.append(f"{path} cannot be read: {error.strerror}")
         return []
@@ -241,32 +293,21 @@ def read_lines(path: Path, faults: list[str]) -> list[str]:
     return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
 
 
-def by_image(paths: Iterable[str]) -> tuple[list[str], NDArray[np.int64]]:
+def by_image(paths: Strings) -> tuple[Strings, NDArray[np.int64]]:
     """Distinct paths in order of first appearance, and the place of each given one among them."""
-    place: dict[str, int] = {}
-    owner = [place.setdefault(path, len(place)) for path in paths]
-    return list(place), np.array(owner, np.int64)
+    encoded = paths.array.dictionary_encode()
+    return Strings(encoded.dictionary), encoded.indices.to_numpy().astype(np.int64)
 
 
-def hold_out(count: int, held_out: int | None, missing: Sequence[str], listing: Listing) -> dict[str, NDArray[np.int64]]:
-    """Images of train, and of the splits that are missing, drawn by a fixed seed; a fault where they cannot be."""
-    if held_out is None:
-        listing.faults.append(f"no {' and no '.join(missing)} split was found: name its file, or draw it from train with held_out: NUMBER")
-        return {"train": np.arange(count)}
-    if held_out * len(missing) >= count:
-        listing.faults.append(f"held_out = {held_out} for each of {', '.join(missing)}: there are {count} images in all")
-        return {"train": np.arange(count)}
-    drawn = numpy_generator("held out").permutation(count)
-    found = {name: np.sort(drawn[i * held_out : (i + 1) * held_out]) for i, name in enumerate(missing)}
-    return {"train": np.sort(drawn[len(missing) * held_out :]), **found}
-
-
-def captions_of(images: NDArray[np.int64], captions: Strings, owner: NDArray[np.int64]) -> tuple[Strings, NDArray[np.int64]]:
-    """Captions of some images, and their owners among them."""
-    place = np.full(int(max(owner.max(initial=-1), images.max(initial=-1))) + 1, -1)
-    place[images] = np.arange(len(images))
-    rows = np.flatnonzero(place[owner] >= 0)
-    return captions.only(rows), place[owner[rows]]
+def draw_images(among: NDArray[np.int64], group: NDArray[np.int64] | None, count: int, *purpose: str) -> NDArray[np.int64]:
+    """Sorted numbers of `count` images drawn from `among` by a fixed seed; whole groups of images, so at least so many."""
+    draw = numpy_generator(*purpose)
+    if group is None:
+        return np.sort(among[draw.permutation(len(among))[:count]])
+    groups, sizes = np.unique(group[among], return_counts=True)
+    order = draw.permutation(len(groups))
+    taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), count)) + 1]
+    return among[np.isin(group[among], groups[taken])]
 
 
 # Looking at pictures --------------------------------------------------------------------------------
@@ -286,8 +327,8 @@ def look_at(images: Pictures, label: str | None, *, threads: int) -> Iterator[Se
     def look(i: int) -> Seen:
         try:
             content = images.read(i)
-        except OSError as error:
-            return Seen("", f"picture {images.name(i)} cannot be read: {error.strerror or error}")
+        except (OSError, ValueError) as error:
+            return Seen("", f"picture {images.name(i)} cannot be read: {getattr(error, 'strerror', None) or error}")
         digest = hashlib.sha256(content).hexdigest()
         try:
             decode(content, images.name(i))
@@ -303,9 +344,8 @@ def look_at(images: Pictures, label: str | None, *, threads: int) -> Iterator[Se
 
 
 def _bad(images: Any, key: str) -> NDArray[np.bool_]:
-    """bool [N], pictures that cannot be decoded; found once for a listing, and kept."""
-    names = hashlib.sha256(f"{key} {len(images)} {images.name(0)}".encode()).hexdigest()[:24]
-    file = cache_folder() / "pictures" / f"{names}.json"
+    """bool [N], pictures that cannot be decoded; found once for the content that `key` stands for, and kept."""
+    file = cache_folder() / "pictures" / f"{key[:24]}.json"
     bad = np.zeros(len(images), bool)
     try:
         bad[json.loads(file.read_text())] = True
@@ -321,15 +361,5 @@ def _bad(images: Any, key: str) -> NDArray[np.bool_]:
     return bad
 
 
-def _out_of(images: Files) -> list[int]:
-    return [i for i, path in enumerate(images.paths.array) if leaves_folder(path.as_py())]
-
-
-def digest(strings: Strings) -> str:
-    """Hash of strings and their lengths."""
-    found = hashlib.sha256()
-    array = strings.array.combine_chunks() if isinstance(strings.array, pa.ChunkedArray) else strings.array
-    for i in range(0, len(array), 65536):
-        found.update("\x00".join(array.slice(i, 65536).to_pylist()).encode())
-        found.update(b"\x01")
-    return found.hexdigest()
+def array_digest(values: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()

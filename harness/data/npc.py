@@ -16,7 +16,7 @@ import numpy as np
 
 from harness.data.base import DataSet, Strings
 from harness.data.layout import SPLITS, Listing, PictureOptions, by_image, read_lines, read_options
-from harness.data.pictures import Files
+from harness.data.pictures import Files, is_file
 
 SUBFOLDER = Path("annotations") / "scan_split"
 
@@ -58,7 +58,7 @@ def _add(found: Listing, name: str, root: Path, ids: list[str], captions: list[s
         found.faults.append(f"{files}: {len(ids)} ids do not fit {len(captions)} captions (expected one for each caption, or for each 5 of them)")
         return
     each = len(captions) // len(ids)
-    distinct, of = by_image(ids)
+    distinct, of = by_image(Strings(ids))
     if each > 1 and len(distinct) < len(ids):
         found.faults += [f"{files}: the id {i!r} stands there {n} times" for i, n in Counter(ids).items() if n > 1]
         return
@@ -78,10 +78,10 @@ def _naming(root: Path, first: str, found: Listing) -> Callable[[str], str | Non
         found.published = "flickr30k"
         return lambda i: names[int(i)] if i.isdecimal() and int(i) < len(names) else None
     coco = f"COCO_2014_{first.rjust(12, '0')}.jpg"
-    if (root / "images" / coco).is_file():
+    if is_file(root / "images" / coco):
         found.published = "coco"
         return lambda i: f"COCO_2014_{i.rjust(12, '0')}.jpg" if i.isdecimal() else None
-    if not (root / "images" / f"{first}.jpg").is_file():
+    if not is_file(root / "images" / f"{first}.jpg"):
         found.faults.append(f"{root / 'images'}: neither {coco} (MS-COCO) nor {first}.jpg (CC120K) is there, and no {names_file} (Flickr30K)")
     found.published = "cc120k"
     return lambda i: f"{i}.jpg" if i else None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from harness.cache import whole_folder
 from harness.console import progress
 from harness.data.base import DataError, DataSet, Split
-from harness.data.webdataset import ABOUT
+from harness.data.webdataset import ABOUT, About
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": ("jpg", {"format": "JPEG", "quality": 95, "subsampling": 0}),
@@ -33,7 +33,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 SHARD = 2_000  # pictures in a shard
 
 
-def prepare(data: DataSet, folder: Path, *, size: int, form: str = "jpeg", threads: int | None = None, published: str = "") -> None:
+def prepare(data: DataSet, folder: Path, *, size: int, form: str = "jpeg", threads: int | None = None) -> None:
     """Write `folder` with shards of every split, and `dataset.json` about them. All or nothing is written.
 
     Args:
@@ -48,19 +48,15 @@ def prepare(data: DataSet, folder: Path, *, size: int, form: str = "jpeg", threa
         raise DataError(f"{folder} exists already: remove it, or choose another --out")
     if hasattr(data["train"].images, "shape"):
         raise DataError(f"{data.name!r} has region features, and no pictures to prepare")
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name, split in data.splits.items():
-        _write_split(part, name, split, size, form, threads or os.cpu_count() or 1)
-    about: dict[str, Any] = {
-        "name": data.name, "note": data.note, "published": published,
-        "made from": data.fingerprint, "size": size, "format": form, "pillow": version("Pillow"),
-    }
-    if data.coco_ids is not None:
-        about["coco_ids"] = [ids.tolist() for ids in data.coco_ids]
-    (part / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
-    part.rename(folder)
+    ids = data.coco_ids and (data.coco_ids[0].tolist(), data.coco_ids[1].tolist())
+    about = About(
+        name=data.name, note=data.note, made_from=data.fingerprint, size=size, format=form, pillow=version("Pillow"),
+        skipped=dict(data.skipped), coco_ids=ids,
+    )
+    with whole_folder(folder) as part:
+        for name, split in data.splits.items():
+            _write_split(part, name, split, size, form, threads or os.cpu_count() or 1)
+        (part / ABOUT).write_text(about.model_dump_json(), encoding="utf-8")
 
 
 def smaller(picture: Image.Image, size: int) -> Image.Image:
@@ -76,13 +72,20 @@ def smaller(picture: Image.Image, size: int) -> Image.Image:
 def _write_split(folder: Path, name: str, split: Split, size: int, form: str, threads: int) -> None:
     suffix, how = FORMATS[form]
     captions: list[list[str]] = [[] for _ in range(len(split.images))]
-    for caption, image in zip(split.captions, split.owner.tolist(), strict=True):
+    places: list[list[int]] = [[] for _ in range(len(split.images))]
+    for place, (caption, image) in enumerate(zip(split.captions, split.owner.tolist(), strict=True)):
         captions[image].append(caption)
+        places[image].append(place)
     grouped = len(np.unique(split.image_group)) < len(split.images)
 
     def encode(i: int) -> bytes:
         stream = io.BytesIO()
-        smaller(split.images[i], size).save(stream, **how)
+        try:
+            smaller(split.images[i], size).save(stream, **how)
+        except (OSError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"picture {split.images.name(i)} cannot be written as {form} at {size} pixels: {error}") from None  # type: ignore[attr-defined]
         return stream.getvalue()
 
     starts = range(0, len(split.images), SHARD)
@@ -91,7 +94,7 @@ def _write_split(folder: Path, name: str, split: Split, size: int, form: str, th
             rows = range(start, min(start + SHARD, len(split.images)))
             with tarfile.open(folder / f"{name}-{number:06}.tar", "w") as tar:
                 for i, content in zip(rows, _in_order(pool, encode, rows), strict=True):
-                    about: dict[str, Any] = {"captions": captions[i]}
+                    about: dict[str, Any] = {"captions": captions[i], "places": places[i]}
                     if grouped or not captions[i]:
                         about["group"] = int(split.image_group[i])
                     _add(tar, f"{i:09}.{suffix}", content)

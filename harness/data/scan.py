@@ -2,7 +2,7 @@
 
 A folder with, for each split, `train_ims.npy` (N x 36 x 2048, read as a memory map) and `train_caps.txt` (five
 lines an image), or `train_caps.tsv` (image name, caption; one caption an image, as CC152K has it); the same for `dev` and
-`test`. Some published files repeat each image's rows five times: shapes are looked at, not assumed. Beside them there may be a
+`test` (`testall` where it is there: all 5,000 of MS-COCO). Some published files repeat each image's rows five times: shapes are looked at, not assumed. Beside them there may be a
 `*_vocab.json`, a clean set `meta_ims.npy` and `meta_caps.txt` (MSCN), and of our exports `train_groups.npy`: the
 group of each image, where images of one group match each other.
 """
@@ -63,9 +63,15 @@ def listing(options: Options) -> Listing:
     """What the files say; each split that cannot be read is a fault."""
     root = Path(options.folder)
     found = Listing(root.name)
-    for name in (*SPLITS, *(["meta"] if (root / "meta_ims.npy").exists() else [])):
+    # SCAN's coco_precomp has the 5,000 test images as `testall`, and its first fold as `test`.
+    files_of = {name: name for name in SPLITS}
+    if (root / "meta_ims.npy").exists():
+        files_of["meta"] = "meta"
+    if (root / "testall_ims.npy").exists():
+        files_of["test"] = "testall"
+    for name, prefix in files_of.items():
         try:
-            _split(root, name, found)
+            _split(root, name, prefix, found)
         except DataError as error:
             found.faults.append(str(error))
     if found.faults or not found.splits:
@@ -73,8 +79,8 @@ def listing(options: Options) -> Listing:
     shapes = {name: split.images.shape[1:] for name, split in found.splits.items()}
     for name, shape in shapes.items():
         if shape != shapes["train"]:
-            found.faults.append(f"{root / f'{name}_ims.npy'}: expected regions of shape {shapes['train']} as in train, found {shape}")
-    files = [f for n in found.splits for f in sorted(root.glob(f"{n}_*")) if f.suffix in (".npy", ".txt", ".tsv")]
+            found.faults.append(f"{root / f'{files_of[name]}_ims.npy'}: expected regions of shape {shapes['train']} as in train, found {shape}")
+    files = [f for n in files_of.values() for f in sorted(root.glob(f"{n}_*")) if f.suffix in (".npy", ".txt", ".tsv")]
     vocabularies = sorted(root.glob("*_vocab.json"))
     found.content = [(f.name, file_digest(f)) for f in [*files, *vocabularies]]
     found.note = f"region features {' x '.join(map(str, shapes['train']))}"
@@ -83,7 +89,8 @@ def listing(options: Options) -> Listing:
     return found
 
 
-def _split(root: Path, name: str, found: Listing) -> None:
+def _split(root: Path, split: str, name: str, found: Listing) -> None:
+    """Read a split from the files that are called `name`."""
     features = _features(root / f"{name}_ims.npy")
     captions, single = _captions(root, name)
     rows = np.arange(len(features))
@@ -97,7 +104,7 @@ def _split(root: Path, name: str, found: Listing) -> None:
             f"{root / f'{name}_ims.npy'}: expected {expected} rows for the {len(captions)} captions of the split, found shape {features.shape}"
         )
     owner = np.arange(len(captions)) * len(rows) // len(captions)
-    found.add(name, Regions(features, rows), Strings(captions), owner, _groups(root / f"{name}_groups.npy", len(rows)))
+    found.add(split, Regions(features, rows), Strings(captions), owner, _groups(root / f"{name}_groups.npy", len(rows)))
 
 
 def _features(path: Path) -> NDArray[Any]:

@@ -7,15 +7,17 @@ so several lines about one image are its captions.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from harness.data.base import DataSet, Strings
-from harness.data.layout import WORDS, HeldOut, Listing, by_image, captions_of, hold_out, read_options, split_name
-from harness.data.pictures import Files
+from harness.data.layout import WORDS, HeldOut, Listing, by_image, read_options, split_name
+from harness.data.pictures import Files, is_file
 
 COLUMNS = {
     "image": ("image", "image_path", "image_name", "filepath", "file_path", "path", "file_name", "filename", "file"),
@@ -72,21 +74,21 @@ def listing(options: TableOptions) -> Listing:
         return found
     rows = {name: _read(path, name, images, options.columns, found) for name, path in tables.items()}
     if set(rows) == {""}:
-        _divide(found, images, rows[""], options.held_out)
+        _divide(found, images, rows[""])
     else:
         for name, (paths, captions, _) in rows.items():
             distinct, owner = by_image(paths)
-            found.add(name, Files(images, Strings(distinct)), Strings(captions), owner)
-        _draw_missing(found, images, options.held_out)
+            found.add(name, Files(images, distinct), captions, owner)
+    found.draw_missing(options.held_out)
     return found
 
 
 def _tables(folder: Path) -> dict[str, Path]:
     """Tables by split; `""` for one that holds all."""
-    files = [f for f in sorted(folder.iterdir()) if f.suffix in _SUFFIXES]
+    files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in _SUFFIXES and f.is_file()]
     named: dict[str, Path] = {}
     for file in files:
-        split = split_name(file.stem.removesuffix("_captions").removesuffix("_caps"))
+        split = split_name(file.stem.lower().removesuffix("_captions").removesuffix("_caps"))
         if split:
             named.setdefault(split, file)
     return named if "train" in named else {"": files[0]} if len(files) == 1 else {}
@@ -99,60 +101,66 @@ def _given_tables(root: Path, given: str | dict[str, str], found: Listing) -> di
         split = split_name(word) if word else ""
         if split is None:
             found.faults.append(f"dataset_options.captions: unknown split {word!r} (allowed: {', '.join(WORDS)})")
-        elif not (root / file).is_file():
+        elif not is_file(root / file):
             found.faults.append(f"{root / file} does not exist")
         else:
             tables[split] = root / file
     return tables
 
 
-Rows = tuple[list[str], list[str], list[str]]
+Rows = tuple[Strings, Strings, list[str]]
 
 
 def _read(path: Path, name: str, images: Path, columns: dict[str, str], found: Listing) -> Rows:
     """Image paths, captions, and words for the split ("" where the table has no such column)."""
-    rows: Rows = ([], [], [])
-    lines = _lines(path, found)
+    nothing: Rows = (Strings([]), Strings([]), [])
+    before = len(found.faults)
+    lines = _lines(path, columns, found)
     head = next(lines, None)
     if head is None:
-        found.faults.append(f"{path} is empty")
-        return rows
+        found.faults += [f"{path} is empty"] if len(found.faults) == before else []
+        return nothing
     place = _columns(head[1], columns)
-    if place is None and not columns and len(head[1]) == 2 and (images / head[1][0].strip()).is_file():
+    if place is None and not columns and len(head[1]) == 2 and is_file(images / head[1][0].strip()):
         place = {"image": 0, "caption": 1}  # no head, as Conceptual Captions has none
         lines = _chain(head, lines)
     if place is None:
         found.faults.append(f"{path}: expected columns for image and caption, found {', '.join(head[1])[:120]}; name them with "
                             f"dataset_options.columns: {{image: ..., caption: ...}}")
-        return rows
+        return nothing
+    rows: tuple[list[str], list[str], list[str]] = ([], [], [])
     for number, cells in lines:
-        try:
-            image, caption = cells[place["image"]].strip(), " ".join(cells[place["caption"]].split())
-            word = cells[place["split"]] if "split" in place else name
-        except IndexError:
-            found.faults.append(f"{path}, line {number}: {len(cells)} columns where the head has {len(head[1])}")
+        if len(cells) != len(head[1]):
+            hint = "" if path.suffix.lower() == ".tsv" else " (a caption that has commas stands in quotes)"
+            found.faults.append(f"{path}, line {number}: {len(cells)} columns where the first line has {len(head[1])}{hint}")
             continue
+        image, caption = cells[place["image"]].strip(), " ".join(cells[place["caption"]].split())
+        word = cells[place["split"]] if "split" in place else name
         if not image:
             found.faults.append(f"{path}, line {number}: a caption without an image")
         else:
+            image = os.path.normpath(image)
             for column, value in zip(rows, (image, caption, word), strict=True):
                 column.append(value)
-    return rows
+    return Strings(rows[0]), Strings(rows[1]), rows[2]
 
 
-def _lines(path: Path, found: Listing) -> Iterator[tuple[int, list[str]]]:
+def _lines(path: Path, columns: dict[str, str], found: Listing) -> Iterator[tuple[int, list[str]]]:
     """Rows with the numbers of their last lines. A TSV has no quotes (what stands there is text); in a CSV they may hold commas and line ends."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
-            start = stream.readline()
+            head = stream.readline()
             stream.seek(0)
-            if path.suffix == ".tsv":
+            if path.suffix.lower() == ".tsv":
                 reader: Any = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
             else:
-                reader = csv.reader(stream, delimiter=max(",|;\t", key=start.count), skipinitialspace=True, strict=True)
+                fits = (d for d in ",|;\t" if _columns(next(csv.reader([head], delimiter=d, skipinitialspace=True)), columns))
+                reader = csv.reader(stream, delimiter=next(fits, ","), skipinitialspace=True, strict=True)
             for cells in reader:
                 if cells:
                     yield reader.line_num, cells
+    except OSError as error:
+        found.faults.append(f"{path} cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
         found.faults.append(f"{path}: expected UTF-8, found the byte {error.object[error.start]:#x} ({error.reason})")
     except csv.Error as error:
@@ -176,30 +184,16 @@ def _columns(head: Sequence[str], given: dict[str, str]) -> dict[str, int] | Non
     return place if {"image", "caption"} <= set(place) and set(given) <= set(place) else None
 
 
-def _divide(found: Listing, folder: Path, rows: Rows, held_out: int | None) -> None:
-    """One table: by its split column, or by drawing images for dev and test."""
+def _divide(found: Listing, folder: Path, rows: Rows) -> None:
+    """One table: by its split column, or all of it train."""
     paths, captions, words = rows
     if any(words):
         found.faults += [f"unknown split {w!r} (allowed: {', '.join(WORDS)})" for w in sorted(set(words)) if split_name(w) is None]
         of = [split_name(w) for w in words]
         for name in [n for n in WORDS if n in of]:
-            mine = [k for k, word in enumerate(of) if word == name]
-            distinct, owner = by_image(paths[k] for k in mine)
-            found.add(name, Files(folder, Strings(distinct)), Strings(captions[k] for k in mine), owner)
-    elif paths:
+            mine = np.flatnonzero([word == name for word in of])
+            distinct, owner = by_image(paths.only(mine))
+            found.add(name, Files(folder, distinct), captions.only(mine), owner)
+    elif len(paths):
         distinct, owner = by_image(paths)
-        found.add("train", Files(folder, Strings(distinct)), Strings(captions), owner)
-    _draw_missing(found, folder, held_out)
-
-
-def _draw_missing(found: Listing, folder: Path, held_out: int | None) -> None:
-    """Draw dev and test from train, where they are missing."""
-    missing = [n for n in ("dev", "test") if n not in found.splits]
-    if not missing or "train" not in found.splits or found.faults:
-        return
-    whole = found.splits.pop("train")
-    found.missing.pop("train")
-    found.content.append(("held out", held_out, *missing))
-    for name, images in hold_out(len(whole.images), held_out, missing, found).items():
-        captions, owner = captions_of(images, whole.captions, whole.owner)
-        found.add(name, Files(folder, whole.images.paths.only(images)), captions, owner)
+        found.add("train", Files(folder, distinct), captions, owner)

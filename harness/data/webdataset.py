@@ -13,7 +13,8 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,16 +22,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 
-from harness.cache import cache_folder
+from harness.cache import cache_folder, file_digest
 from harness.console import progress
 from harness.data.base import DataError, DataSet, Strings
-from harness.data.layout import WORDS, HeldOut, Listed, Listing, captions_of, digest, hold_out, read_options, split_name
+from harness.data.layout import WORDS, HeldOut, Listed, Listing, read_options, split_name
 from harness.data.pictures import PICTURE_SUFFIXES, Slices
 
 ABOUT = "dataset.json"  # beside the shards of `harness.data prepare`: what they were made from
-_INDEX = pa.schema({"key": pa.large_string(), "start": pa.int64(), "length": pa.int64(), "captions": pa.list_(pa.large_string()), "group": pa.int64()})
+_INDEX = pa.schema({"key": pa.large_string(), "start": pa.int64(), "length": pa.int64(), "captions": pa.list_(pa.large_string()),
+                    "places": pa.list_(pa.int64()), "group": pa.int64()})
 
 
 class ShardOptions(HeldOut):
@@ -58,7 +60,7 @@ def load(**options: Any) -> DataSet:
 
 
 def recognise(folder: Path) -> bool:
-    return any(folder.glob("*.tar")) or any(folder.glob("*/*.tar"))
+    return any(folder.glob("*.tar")) or any(not (f.parent / ABOUT).exists() for f in folder.glob("*/*.tar"))
 
 
 def listing(options: ShardOptions) -> Listing:
@@ -69,43 +71,63 @@ def listing(options: ShardOptions) -> Listing:
     shards = _shards(root, options.shards, found)
     for name, files in shards.items():
         found.splits[name] = _split(name, files, found)
-    missing = [n for n in ("dev", "test") if n not in shards]
-    if missing and "train" in shards and not found.faults:
-        _draw(found, missing, options.held_out)
-    found.by_shard = not about  # prepared pictures are small, and read in any order
-    found.name = about.get("name", found.name)
-    found.note, found.published = about.get("note", ""), about.get("published", "")
-    if "coco_ids" in about:
-        images, captions = (np.array(ids, np.int64) for ids in about["coco_ids"])
-        found.coco_ids = (images, captions)
+    found.draw_missing(options.held_out)
+    found.by_shard = about is None  # prepared pictures are small, and read in any order
+    if about is not None:
+        found.name, found.note, found.skipped = about.name, about.note, about.skipped
+        found.coco_ids = about.coco_ids and (np.array(about.coco_ids[0], np.int64), np.array(about.coco_ids[1], np.int64))
     return found
 
 
-def _about(root: Path, found: Listing) -> dict[str, Any]:
+class About(BaseModel):
+    """What `harness.data prepare` writes beside its shards."""
+
+    name: str
+    note: str = ""
+    made_from: str
+    size: int
+    format: str
+    pillow: str
+    skipped: dict[str, int] = {}
+    coco_ids: tuple[list[int], list[int]] | None = None
+
+
+def _about(root: Path, found: Listing) -> About | None:
     try:
-        about: dict[str, Any] = json.loads((root / ABOUT).read_text(encoding="utf-8"))
-        found.content.append(sorted((k, str(v)) for k, v in about.items()))
-        return about
+        about = About.model_validate_json((root / ABOUT).read_bytes())
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        found.faults.append(f"{root / ABOUT} cannot be read: {error}")
-        return {}
+        return None
+    except OSError as error:
+        found.faults.append(f"{root / ABOUT} cannot be read: {error.strerror}")
+        return None
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        found.faults.append(f"{root / ABOUT} is not what `harness.data prepare` writes: {wrong}")
+        return None
+    found.content.append(about.model_dump_json())
+    return about
 
 
 def _shards(root: Path, given: dict[str, str], found: Listing) -> dict[str, list[Path]]:
     if given:
         shards = {}
         for word, pattern in given.items():
-            split, files = split_name(word), sorted(root.glob(pattern))
+            split = split_name(word)
+            try:
+                files = sorted(root.glob(pattern))
+            except (ValueError, NotImplementedError):
+                found.faults.append(f"dataset_options.shards: {pattern!r} is no pattern of files in {root} (allowed: as 'train-*.tar')")
+                continue
             if split is None or not files:
                 reason = f"no shard in {root} is called {pattern!r}" if split else f"unknown split {word!r} (allowed: {', '.join(WORDS)})"
                 found.faults.append(f"dataset_options.shards: {reason}")
             else:
                 shards[split] = files
+        twice = sorted(f.name for f, count in Counter(f for files in shards.values() for f in files).items() if count > 1)
+        found.faults += [f"dataset_options.shards: {name} would be in two splits" for name in twice]
         return shards
     shards = {}
-    for file in sorted([*root.glob("*.tar"), *root.glob("*/*.tar")]):
+    for file in sorted([*root.glob("*.tar"), *(f for f in root.glob("*/*.tar") if not (f.parent / ABOUT).exists())]):
         words = re.split(r"[^A-Za-z]+", str(file.relative_to(root)))
         split = next((s for s in map(split_name, words) if s), "train")
         shards.setdefault(split, []).append(file)
@@ -125,10 +147,13 @@ def _split(name: str, files: list[Path], found: Listing) -> Listed:
     start, length, group = (whole[c].to_numpy() for c in ("start", "length", "group"))
     owner = np.repeat(np.arange(len(whole)), np.diff(captions.offsets.to_numpy()))
     texts = Strings(captions.flatten())
-    sizes = hashlib.sha256(length.tobytes()).hexdigest()
-    found.content.append((name, [f.name for f in files], digest(keys), digest(texts), sizes))
-    images = Slices(files, shard, start, length, keys)
-    return Listed(images, texts, owner, None if (group < 0).any() else np.unique(group, return_inverse=True)[1].astype(np.int64))
+    places = _one(whole["places"]).flatten().to_numpy()
+    if len(places) == len(owner):  # prepared: the captions have an order of their own
+        order = np.argsort(places, kind="stable")
+        texts, owner = texts.only(order), owner[order]
+    listed = Listed(Slices(files, shard, start, length, keys), texts, owner, None if (group < 0).any() else group)
+    found.content.append((name, [(f.name, file_digest(f)) for f in files], *listed.content()))
+    return listed
 
 
 def _one(column: pa.ChunkedArray) -> Any:
@@ -136,23 +161,17 @@ def _one(column: pa.ChunkedArray) -> Any:
     return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
 
 
-def _draw(found: Listing, missing: list[str], held_out: int | None) -> None:
-    whole = found.splits.pop("train")
-    found.content.append(("held out", held_out, *missing))
-    for name, images in hold_out(len(whole.images), held_out, missing, found).items():
-        captions, owner = captions_of(images, whole.captions, whole.owner)
-        found.splits[name] = Listed(whole.images.only(images), captions, owner, None if whole.group is None else whole.group[images])
-
-
 # The index of a shard -------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(slots=True)
 class _Sample:
     start: int = -1
     length: int = 0
     captions: list[str] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     group: int = -1
+    other: list[str] = field(default_factory=list)
 
 
 def shard_index(file: Path) -> tuple[pa.Table, list[str]]:
@@ -164,11 +183,11 @@ def shard_index(file: Path) -> tuple[pa.Table, list[str]]:
     place = _index_file(file)
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
-        if not place.exists():
+        if not _readable(place):
             samples, faults = _read_shard(file)
             columns = {
                 "key": list(samples), "start": [s.start for s in samples.values()], "length": [s.length for s in samples.values()],
-                "captions": [s.captions for s in samples.values()], "group": [s.group for s in samples.values()],
+                "captions": [s.captions for s in samples.values()], "places": [s.places for s in samples.values()], "group": [s.group for s in samples.values()],
             }
             table = pa.table(columns, schema=_INDEX).replace_schema_metadata({"faults": json.dumps(faults)})
             temporary = place.with_suffix(f".{os.getpid()}")
@@ -179,12 +198,19 @@ def shard_index(file: Path) -> tuple[pa.Table, list[str]]:
     return table, json.loads(table.schema.metadata[b"faults"])
 
 
+def _readable(index: Path) -> bool:
+    try:
+        return bool(pa.ipc.open_file(pa.memory_map(str(index))).schema.equals(_INDEX))
+    except (OSError, pa.ArrowException):
+        return False
+
+
 def _index_file(file: Path) -> Path:
     try:
         known = file.stat()
     except OSError as error:
         raise DataError(f"shard {file} cannot be read: {error.strerror}") from None
-    stamp = f"1 {file.resolve()} {known.st_size} {known.st_mtime_ns}"
+    stamp = f"2 {file.resolve()} {known.st_size} {known.st_mtime_ns}"
     return cache_folder() / "shards" / f"{hashlib.sha256(stamp.encode()).hexdigest()[:24]}.arrow"
 
 
@@ -198,13 +224,20 @@ def _read_shard(file: Path) -> tuple[dict[str, _Sample], list[str]]:
                 fault = _take(member, tar, samples)
                 if fault:
                     faults.append(f"{file}: {fault}")
+            end = tar.offset  # type: ignore[attr-defined]
+        with open(file, "rb") as stream:
+            stream.seek(end)
+            if stream.read(512) != bytes(512):
+                faults.append(f"{file} is cut off after {len(samples)} samples: it has no end mark")
     except (tarfile.TarError, OSError, EOFError) as error:
-        faults.append(f"{file} is damaged or cut off after {len(samples)} samples: {error}")
-    if file.stat().st_size < max((s.start + s.length for s in samples.values()), default=0):
-        faults.append(f"{file} is cut off within its last sample")
+        with open(file, "rb") as stream:
+            packed = stream.read(2) == b"\x1f\x8b"
+        reason = "is compressed, and a shard must be a plain tar" if packed else f"is damaged or cut off after {len(samples)} samples: {error}"
+        faults.append(f"{file} {reason}")
     for key, sample in samples.items():
         if sample.start < 0 or not (sample.captions or sample.group >= 0):
-            faults.append(f"{file}: {key} has no {'picture' if sample.start < 0 else 'caption'}")
+            there = f" (it has {', '.join(sample.other[:3])}; read are {', '.join(PICTURE_SUFFIXES)}, .txt, .json)" if sample.other else ""
+            faults.append(f"{file}: {key} has no {'picture' if sample.start < 0 else 'caption'}{there}")
     return {k: s for k, s in samples.items() if s.start >= 0 and (s.captions or s.group >= 0)}, faults
 
 
@@ -221,11 +254,11 @@ def _take(member: tarfile.TarInfo, tar: tarfile.TarFile, samples: dict[str, _Sam
     folder, _, base = member.name.rpartition("/")
     key, _, kind = base.partition(".")
     key, kind = f"{folder}/{key}" if folder else key, kind.lower()
-    picture = f".{kind}" in PICTURE_SUFFIXES
-    if not picture and kind not in ("txt", "json"):
-        return ""
     sample = samples.setdefault(key, _Sample())
-    if picture:
+    if f".{kind}" not in PICTURE_SUFFIXES and kind not in ("txt", "json"):
+        sample.other.append(base)
+        return ""
+    if f".{kind}" in PICTURE_SUFFIXES:
         if sample.start >= 0:
             return f"{key} stands there twice"
         sample.start, sample.length = member.offset_data, member.size
@@ -247,8 +280,16 @@ def _take(member: tarfile.TarInfo, tar: tarfile.TarFile, samples: dict[str, _Sam
 def _take_json(about: Any, sample: _Sample) -> None:
     if not isinstance(about, dict):
         raise ValueError(f"expected an object, found {type(about).__name__}")
-    if isinstance(about.get("group"), int):
-        sample.group = about["group"]
-    texts: Iterable[Any] = about["captions"] if isinstance(about.get("captions"), list) else [about["caption"]] if about.get("caption") else []
-    if not sample.captions:
-        sample.captions = [" ".join(str(t).split()) for t in texts]
+    group, places = about.get("group", -1), about.get("places", [])
+    if type(group) is not int or not -1 <= group < 2**63:
+        raise ValueError(f"group: expected a whole number, found {group!r}")
+    texts = about.get("captions", about.get("caption")) or []
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+        raise ValueError(f"expected text in 'caption' (or a list in 'captions'), found {texts!r}"[:200])
+    "".join(texts).encode()  # half of a surrogate pair is no text
+    sample.group = group
+    if places and isinstance(places, list) and len(places) == len(texts):
+        sample.captions, sample.places = texts, [int(p) for p in places]
+    elif not sample.captions:
+        sample.captions = [" ".join(t.split()) for t in texts]
