@@ -14,12 +14,14 @@ import statistics
 import sys
 import time
 from itertools import cycle, islice
+from pathlib import Path
 
 import torch
+import yaml
 from rich.table import Table
 
-from harness.console import console
-from harness.data import load_dataset
+from harness.console import console, fail
+from harness.data import DataError, load_dataset, recognise
 from harness.loading import load
 from harness.noise import make_noise
 from harness.spec import method_class, parse_sweep
@@ -32,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.bench", description=__doc__)
     parser.add_argument("what", nargs="?", choices=["methods", "sgraf", "loader"], default="methods")
     parser.add_argument("folder", nargs="?", help="loader: a data set's folder (default: pictures of Flickr30K's size, made here)")
+    parser.add_argument("--options", default="{}", help="loader: further dataset_options of the folder: '{held_out: 500}'")
     parser.add_argument("--model", default="ViT-B-32", help="loader: the open_clip model whose trainer is measured (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="loader: worker processes (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="measured steps of each (default: 30 of methods, 3 of sgraf and of loader's trainer)")
@@ -49,7 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.what == "loader":
         from harness.bench_loader import bench_loader
 
-        bench_loader(options.folder, model=options.model, batch_size=options.batch_size, workers=options.workers, steps=options.steps or 3)
+        try:
+            given = yaml.safe_load(options.options)
+            data = load_dataset(recognise(Path(options.folder)), folder=options.folder, **given) if options.folder else None
+        except (DataError, TypeError, yaml.YAMLError) as error:
+            return fail([str(error)])
+        bench_loader(data, model=options.model, batch_size=options.batch_size, workers=options.workers, steps=options.steps or 3)
         return 0
     trainers = {name: _trainer(name, options) for name in METHODS if method_class(name).trains}
     seconds = _interleaved(trainers, options.steps or 30)

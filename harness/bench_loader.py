@@ -14,7 +14,7 @@ from rich.table import Table
 from harness.backbones.features import LiveInputs
 from harness.backbones.towers import build_towers
 from harness.console import console
-from harness.data import DataSet, load_dataset, recognise
+from harness.data import DataSet, load_dataset
 from harness.data.base import Split, Strings
 from harness.data.pictures import Files, Pictures
 from harness.data.prepare import FORMATS, prepare
@@ -29,13 +29,13 @@ from methods.base import Pairs
 MADE = 512  # pictures where no data set is named
 
 
-def bench_loader(folder: str | None, *, model: str, batch_size: int, workers: int, steps: int) -> None:
+def bench_loader(named: DataSet | None, *, model: str, batch_size: int, workers: int, steps: int) -> None:
     """Print images a second of a data set's pictures as they are and prepared in each format, and of the trainer.
 
-    `folder`: a data set's; without one, 500 x 375 JPEGs (Flickr30K's size) are made from the pictures of `emoji`.
+    `named`: a data set of pictures; without one, 500 x 375 JPEGs (Flickr30K's size) are made from the pictures of `emoji`.
     """
     with tempfile.TemporaryDirectory() as temporary:
-        data = _first(load_dataset(recognise(Path(folder)), folder=folder), MADE) if folder else _made(Path(temporary) / "raw")
+        data = _first(named, MADE) if named else _made(Path(temporary) / "raw")
         towers = build_towers(model=model, pretrained="none", image_size=None)
         size = _input_size(towers)
         table = Table("pictures", "MB", "images/s", "ratio", title=f"{len(data['train'].images)} pictures, {size} pixels, {workers or 'no'} workers")

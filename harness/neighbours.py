@@ -24,14 +24,13 @@ def nearest(embedding: NDArray[Any], width: int, *, key: str) -> NDArray[np.int3
             return found
     except (OSError, ValueError, EOFError):
         pass
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = F.normalize(torch.from_numpy(np.array(embedding, np.float32)), dim=1).to(device)
+    rows = F.normalize(torch.from_numpy(np.array(embedding, np.float32)), dim=1)  # on the CPU everywhere: a trial's noise is no matter of its device
     parts = []
     for start in range(0, len(rows), _BLOCK):
         scores = rows[start : start + _BLOCK] @ rows.T
-        own = torch.arange(len(scores), device=device)
+        own = torch.arange(len(scores))
         scores[own, own + start] = -torch.inf
-        parts.append(scores.topk(width, dim=1).indices.to("cpu", torch.int32))
+        parts.append(scores.topk(width, dim=1).indices.int())
     found = torch.cat(parts).numpy()
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}.npy")

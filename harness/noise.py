@@ -272,6 +272,11 @@ def read_embedding(file: Path, split: Split) -> NDArray[np.floating]:
     if found.ndim != 2 or not np.issubdtype(found.dtype, np.floating) or len(found) not in (len(split.captions), len(split.images)):
         raise DataError(f"embedding {file}: expected floating-point rows for the {len(split.captions)} captions or the "
                         f"{len(split.images)} images of train, found {found.dtype} {found.shape}")
+    for start in range(0, len(found), 65536):
+        length = np.linalg.norm(np.asarray(found[start : start + 65536], np.float64), axis=1)
+        bad = np.flatnonzero(~(np.isfinite(length) & (length > 0)))
+        if len(bad):
+            raise DataError(f"embedding {file}: row {start + bad[0]} is zero or not finite, and has no direction")
     return found
 
 

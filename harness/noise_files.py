@@ -3,15 +3,16 @@
 - `caption` (the NCR line, `.npy`): for each caption the image that it is trained with, [C]. Published by NCR, BiCro, PC2, L2RM.
 - `image` (DECL and RCL, `noise_inx_0.4.npy`): a permutation of the images, [N]; captions of image i are trained with image index[i].
 - `text` (NPC, `0.4_noise_train_caps.txt`): the captions themselves in their new order, one a line. Which caption a line was is
-  recovered from its text; where a text stands several times, a line is taken for the caption that is in its own place, then for one of
-  the same image, then in order. That does not change which pairs are trained on, nor which of them match.
+  recovered from its text (white space aside); where a text stands several times, a line is taken for the caption that is in its own place,
+  then for one of the same image, then in order. That changes nothing about which image is trained with which text; which of two equal
+  captions it was, and so whether it matches, cannot be known: `ambiguous` counts them.
 
 A file goes by position: it fits a data set with the same images and captions in the same order.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.base import DataError, Split
+from harness.data.layout import read_lines
 
 FORMS = ("caption", "image", "text")
+_FEWER = " (an index goes by position: it fits the data set without on_bad_image: skip, train_groups, or drawn splits)"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class IndexFile:
     Attributes:
         form: one of `FORMS`.
         image: int64 [C], image of each caption.
-        matched: bool [C], whether they are of one group, or the image has a caption of the same text.
+        matched: bool [C], whether they are of one group.
         ambiguous: captions whose text stands several times, where the form goes by text.
     """
 
@@ -69,7 +72,7 @@ def read_index(path: Path, split: Split) -> IndexFile:
     index = read_array(path)
     images, captions = len(split.images), len(split.captions)
     if len(index) not in (images, captions):
-        raise DataError(f"noise file {path} has {len(index):,} entries, and train has {captions:,} captions of {images:,} images")
+        raise DataError(f"noise file {path} has {len(index):,} entries, and train has {captions:,} captions of {images:,} images{_FEWER}")
     if index.min() < 0 or index.max() >= images:
         wrong = int(index.min() if index.min() < 0 else index.max())
         raise DataError(f"noise file {path}: {wrong} is no image of train (0 to {images - 1:,})")
@@ -96,15 +99,15 @@ def read_array(path: Path) -> NDArray[np.int64]:
 
 def _read_text(path: Path, split: Split) -> IndexFile:
     try:
-        lines = [line.strip() for line in path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")]
+        lines = [" ".join(line.split()) for line in path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")]
     except OSError as error:
         raise DataError(f"noise file {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"noise file {path}: expected UTF-8, found the byte {error.object[error.start]:#x} at {error.start}") from None
-    own = [caption.strip() for caption in split.captions]
+    own = [" ".join(caption.split()) for caption in split.captions]
     if len(lines) != len(own):
         twice = " (NPC's code adds to a file that is there already: remove it and make it again)" if len(lines) % len(own) == 0 else ""
-        raise DataError(f"noise file {path} has {len(lines):,} lines, and train has {len(own):,} captions{twice}")
+        raise DataError(f"noise file {path} has {len(lines):,} lines, and train has {len(own):,} captions{twice or _FEWER}")
     known = set(own)
     unknown = [k for k, line in enumerate(lines) if line not in known]
     if unknown:
@@ -116,48 +119,44 @@ def _read_text(path: Path, split: Split) -> IndexFile:
     texts = np.unique(own, return_inverse=True)[1]
     count = np.bincount(texts)
     ambiguous = int((count[texts] > 1).sum())
-    same_text = _owns_text(image, texts, split)
-    return IndexFile("text", image, (split.image_group[image] == split.caption_group) | same_text, split.owner, ambiguous)
+    return IndexFile("text", image, split.image_group[image] == split.caption_group, split.owner, ambiguous)
 
 
 def _places(lines: list[str], own: list[str], split: Split) -> NDArray[np.int64] | None:
     """For each caption the line where it stands now; None where that cannot be."""
-    place = np.full(len(own), -1)
+    group = split.caption_group.tolist()
     same = np.flatnonzero([a == b for a, b in zip(lines, own, strict=True)])
+    place = np.full(len(own), -1)
     place[same] = same
-    waiting: dict[str, list[int]] = defaultdict(list)
+    at_home: dict[tuple[str, int], deque[int]] = defaultdict(deque)
     for c in np.flatnonzero(place < 0).tolist():
-        waiting[own[c]].append(c)
-    taken = np.zeros(len(lines), bool)
-    taken[same] = True
-    later = []
-    group = split.caption_group
-    for line in np.flatnonzero(~taken).tolist():
-        at_home = next((c for c in waiting[lines[line]] if group[c] == group[line]), None)
-        if at_home is None:
-            later.append(line)
+        at_home[own[c], group[c]].append(c)
+    others = []
+    for line in np.setdiff1d(np.arange(len(lines)), same).tolist():
+        waiting = at_home[lines[line], group[line]]
+        if waiting:
+            place[waiting.popleft()] = line
         else:
-            place[at_home] = line
-            waiting[lines[line]].remove(at_home)
-    for line in later:
-        if not waiting[lines[line]]:
+            others.append(line)
+    anywhere: dict[str, deque[int]] = defaultdict(deque)
+    for c in np.flatnonzero(place < 0).tolist():
+        anywhere[own[c]].append(c)
+    for line in others:
+        if not anywhere[lines[line]]:
             return None
-        place[waiting[lines[line]].pop(0)] = line
+        place[anywhere[lines[line]].popleft()] = line
     return place
-
-
-def _owns_text(image: NDArray[np.int64], texts: NDArray[np.int64], split: Split) -> NDArray[np.bool_]:
-    """Whether the image's group has a caption of that very text."""
-    there = np.unique(split.caption_group * (texts.max() + 1) + texts)
-    return np.isin(split.image_group[image] * (texts.max() + 1) + texts, there)
 
 
 def write_index(image: NDArray[np.int64], split: Split, path: Path, form: str) -> None:
     """Write an index [C] in a published form.
 
     Raises:
-        DataError: the form cannot hold it, or the file exists.
+        DataError: the form cannot hold it, the file exists, or its name does not end as the form wants it.
     """
+    suffix = ".txt" if form == "text" else ".npy"
+    if path.suffix != suffix:
+        raise DataError(f"{path}: form {form!r} is a {suffix} file")
     if path.exists():
         raise DataError(f"{path} exists already")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,13 +177,13 @@ def _lines_of(image: NDArray[np.int64], split: Split) -> list[str]:
     line = np.full(len(image), -1)
     stays = np.flatnonzero(image == split.owner)
     line[stays] = stays
-    free: dict[int, list[int]] = defaultdict(list)
+    free: dict[int, deque[int]] = defaultdict(deque)
     for c in np.setdiff1d(np.arange(len(image)), stays).tolist():
         free[int(split.owner[c])].append(c)
     for c in np.flatnonzero(line < 0).tolist():
         if not free[int(image[c])]:
             raise DataError("form 'text' needs as many captions of each image as before, and this index gives some image more: use form 'caption'")
-        line[c] = free[int(image[c])].pop(0)
+        line[c] = free[int(image[c])].popleft()
     lines = [""] * len(image)
     for c, at in enumerate(line.tolist()):
         lines[at] = split.captions[c]
@@ -201,9 +200,12 @@ def guessed_split(path: Path) -> Split:
         beside = path.with_name("train_caps.txt")
         if not beside.is_file():
             raise DataError(f"noise file {path} goes by text: name the data set with --data (or put its train_caps.txt beside it)")
-        captions = beside.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        faults: list[str] = []
+        captions = read_lines(beside, faults)
         ids = path.with_name("train_ids.txt")
-        images = len(ids.read_text().split("\n")) - 1 if ids.is_file() else len(captions) // 5
+        images = len(read_lines(ids, faults)) if ids.is_file() else len(captions) // 5
+        if faults:
+            raise DataError("; ".join(faults))
         return _plain(images, captions)
     index = read_array(path)
     images = len(index)

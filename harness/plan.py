@@ -17,7 +17,7 @@ from harness.tracking import Speed
 def show_plan(sweep: Sweep, data: Mapping[str, DataSet], speeds: Sequence[Speed], *, done: set[str], failed: set[str]) -> None:
     """The cells of the grid with their trials and what each would cost; then every trial that is left, with its id.
 
-    Costs come from the steps a second of finished trials in the store with the same method, backbone and batch size, if there are any.
+    Costs come from the steps a second of finished trials in the store with the same method, data set, backbone and batch size, if there are any.
     """
     title = f"sweep {sweep.name}: {len(sweep.trials)} trials, {len(done)} done, {len(failed)} failed before"
     settings = {(t.dataset_label, t.noise_label) for t in sweep.trials}
@@ -30,7 +30,7 @@ def show_plan(sweep: Sweep, data: Mapping[str, DataSet], speeds: Sequence[Speed]
     total, unknown, devices = 0.0, 0, set()
     for (method, dataset, noise, ratio), trials in cells.items():
         left = [t for t in trials if t.id not in done]
-        known = [_seconds(t, data[data_key(t)], speeds) for t in left]
+        known = [_seconds(t, data[data_key(t)], speeds, sweep.file.resources.processes) for t in left]
         seconds = [k[0] for k in known if k]
         devices |= {k[1] for k in known if k and k[1]}
         total, unknown = total + sum(seconds), unknown + len(left) - len(seconds)
@@ -46,7 +46,7 @@ def show_plan(sweep: Sweep, data: Mapping[str, DataSet], speeds: Sequence[Speed]
         console.print(f"training time of what is left: {duration(total)} one after another, as measured on {', '.join(sorted(devices))}"
                       f"{f'; {unknown} trials have no measurement' if unknown else ''} (evaluation comes on top)", markup=False)
     elif unknown:
-        console.print("no finished trial of these methods on this backbone is in the store, so the cost is not known: run one of them "
+        console.print("no finished trial like these (method, data set, backbone, batch size) is in the store, so the cost is not known: run one of them "
                       "(python -m harness.train FILE --trial ID measures, a sweep keeps what it measured)", markup=False)
     for trial in sweep.trials:
         if trial.id not in done:
@@ -66,15 +66,21 @@ def steps_of(trial: Trial, data: DataSet) -> int:
     return trial.epochs * (len(data["train"].captions) // trial.batch_size) * int(trial.hyper.get("n_networks", 1))
 
 
-def _seconds(trial: Trial, data: DataSet, speeds: Sequence[Speed]) -> tuple[float, str] | None:
-    """Training time of a trial and the device it was measured on; None where nothing like it was measured."""
+def _seconds(trial: Trial, data: DataSet, speeds: Sequence[Speed], processes: int) -> tuple[float, str] | None:
+    """Training time of a trial and the device it was measured on; None where nothing like it was measured.
+
+    Of several devices the one with as many processes counts, then the one that was measured most.
+    """
     if not steps_of(trial, data):
         return 0.0, ""
-    like = [s for s in speeds if (s.method, s.backbone, s.batch_size) == (trial.method, trial.backbone, trial.batch_size)]
+    like: dict[tuple[str, str], list[float]] = {}
+    for s in speeds:
+        if (s.method, s.backbone, s.batch_size, s.dataset) == (trial.method, trial.backbone, trial.batch_size, trial.dataset_label):
+            like.setdefault((s.device, s.processes), []).append(s.steps_per_second)
     if not like:
         return None
-    per_second = median(s.steps_per_second for s in like)
-    return steps_of(trial, data) / per_second, f"{like[0].device}, {like[0].processes} process{'es' if like[0].processes != '1' else ''}"
+    (device, count), rates = max(like.items(), key=lambda found: (found[0][1] == str(processes), len(found[1])))
+    return steps_of(trial, data) / median(rates), f"{device}, {count} process{'es' if count != '1' else ''}"
 
 
 def duration(seconds: float | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ import torch
 from harness.backbones import BACKBONES
 from harness.console import console
 from harness.data import DataError, DataSet, load_dataset
-from harness.noise import Derangement, FromFile, Hard, Natural, make_noise, read_embedding
+from harness.noise import Natural, Partial, Shuffle, make_noise
 from harness.registry import UnknownName, resolve
 from harness.sampling import PoolTooNarrow, epoch_batches
 from harness.spec import Resources, Sweep, Trial, method_class
@@ -64,9 +63,7 @@ def _check_noise(trial: Trial, data: DataSet) -> list[str]:
     if not trial.noise_ratio:
         return []
     try:
-        if isinstance(trial.noise, Hard):
-            read_embedding(Path(trial.noise.embedding), data["train"])
-        elif isinstance(trial.noise, (FromFile, Derangement)):
+        if not isinstance(trial.noise, (Shuffle, Partial)):
             noise_of(trial, data)
     except (ValueError, OSError) as error:
         return [f"noise of {data.name!r} at noise_ratio {trial.noise_ratio:g}: {error}"]

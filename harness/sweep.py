@@ -29,8 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     _quiet()
     try:
         sweep, data, store = _check(options)
+        fingerprints = {t.id: fingerprint(t, data[data_key(t)]) for t in sweep.trials}
         if options.dry_run:
-            known = store.find_records(sweep)
+            known = store.find_records(sweep, fingerprints)
             failed = {i for i, r in known.items() if r.status == "FAILED"}
             show_plan(sweep, data, store.speeds(), done={i for i, r in known.items() if r.done}, failed=failed)
             return 0
@@ -40,7 +41,6 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(error.errors)
     except (DataError, ClusterError) as error:
         return fail([str(error)])
-    fingerprints = {t.id: fingerprint(t, data[data_key(t)]) for t in sweep.trials}
     place = store.open_sweep(sweep, fingerprints)
     known = store.records(place, sweep.trials, fingerprints)
     done = {i for i, r in known.items() if r.done}
@@ -64,7 +64,8 @@ def _check(options: argparse.Namespace) -> tuple[Sweep, dict[str, DataSet], Stor
     sweep = load_sweep(options.file)
     errors, data = check_sweep(sweep, elsewhere=bool(options.address) or options.dry_run)
     if options.dry_run and not options.address:
-        console.print(*(f"note: {fault}" for fault in check_devices(sweep.file.resources)), sep="\n", end="", markup=False)
+        for fault in check_devices(sweep.file.resources):
+            console.print(f"note: {fault}", markup=False)
     if options.address:
         errors += check_address(options.address)
     store = None

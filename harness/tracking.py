@@ -72,6 +72,7 @@ class Speed:
     """How fast a finished trial trained."""
 
     method: str
+    dataset: str
     backbone: dict[str, Any]
     batch_size: int
     steps_per_second: float
@@ -139,7 +140,9 @@ class Store:
         if parents:
             parent = parents[0].info.run_id
             self.client.update_run(parent, status="RUNNING")
+            known = json.loads(self._read_artifact(parent, "plan.json"))["fingerprints"]
         else:
+            known = {}
             tags = {"kind": "sweep", RUN_NAME: f"sweep {sweep.name}", "mlflow.note.content": sweep.file.description}
             parent = self.client.create_run(experiment_id, tags=tags).info.run_id
         plan = {
@@ -147,7 +150,7 @@ class Store:
             "description": sweep.file.description,
             "select": sweep.file.select,
             "protocol_version": PROTOCOL_VERSION,
-            "fingerprints": dict(fingerprints or {}),
+            "fingerprints": {**known, **(fingerprints or {})},
             "trials": [t.model_dump(mode="json") for t in sweep.trials],
         }
         self.client.log_text(parent, json.dumps(plan, indent=1), "plan.json")
@@ -202,10 +205,10 @@ class Store:
             found[trial.id] = record
         return found
 
-    def find_records(self, sweep: Sweep) -> dict[str, TrialRecord]:
-        """Records of a sweep's trials without opening it: empty if it was never started."""
+    def find_records(self, sweep: Sweep, fingerprints: Mapping[str, str]) -> dict[str, TrialRecord]:
+        """Records of a sweep's trials without opening it, as `records` gives them: empty if it was never started."""
         experiment = self.client.get_experiment_by_name(sweep.name)
-        return self.records(Place(self.uri, experiment.experiment_id, ""), sweep.trials) if experiment else {}
+        return self.records(Place(self.uri, experiment.experiment_id, ""), sweep.trials, fingerprints) if experiment else {}
 
     def speeds(self) -> list[Speed]:
         """Of every finished trial in the store that the plan of its sweep still names."""
@@ -220,7 +223,7 @@ class Store:
                     pairs = r.metrics.get("cost/pairs_per_second")
                     if r.done and pairs:
                         t, tags = r.trial, r.tags
-                        found.append(Speed(t.method, t.backbone, t.batch_size, pairs / t.batch_size, tags.get("device", "?"), tags.get("processes", "?")))
+                        found.append(Speed(t.method, t.dataset_label, t.backbone, t.batch_size, pairs / t.batch_size, tags.get("device", "?"), tags.get("processes", "?")))
         return found
 
     def read_array(self, run_id: str, path: str) -> Mapping[str, np.ndarray]:

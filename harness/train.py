@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.console import console, fail
-from harness.data import DataError
+from harness.data import DataError, load_dataset
 from harness.preflight import check_trial
 from harness.spec import BadInput, Sweep, Trial, load_sweep
 from harness.trainer import Diverged
-from harness.trial import PrintRecorder, run_trial
+from harness.trial import PrintRecorder, fingerprint, run_trial
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,12 +54,13 @@ def _run_tracked(sweep: Sweep, trial: Trial, uri: str | None) -> int:
         store = Store(uri, patient=False)
     except StoreError as error:
         return fail([str(error)]) if main_process else 2
-    done = store.find_records(sweep).get(trial.id)  # every process looks, so that none waits for one that has left
+    known = {trial.id: fingerprint(trial, load_dataset(trial.dataset, **trial.dataset_options))}
+    done = store.find_records(sweep, known).get(trial.id)  # every process looks, so that none waits for one that has left
     if done and done.done:
         console.print(f"trial {trial.id} is done already: run {done.run_id}")
         return 0
     if main_process:
-        place = store.open_sweep(sweep)
+        place = store.open_sweep(sweep, known)
         recorder = MlflowRecorder(place, trial)
     try:
         outcome = run_trial(trial, recorder, storage=Path.cwd() / ".harness" / "trials", workers=sweep.file.resources.workers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import tarfile
@@ -161,19 +162,49 @@ DAMAGE = {
     "shard cut off": (ONE["webdataset"][1], lambda r: cut(r, "train-000001.tar", 9000), "train-000001.tar is damaged or cut off"),
     "no shard": (ONE["webdataset"][1], lambda r: (r / "test-000000.tar").write_text("nothing"), "test-000000.tar is damaged or cut off after 0 samples"),
     "sample without caption": (ONE["webdataset"][1], lambda r: remake(r, lambda n: n.endswith((".txt", ".json")) and "000000003" in n), "000000003 has no caption"),
+    "directory for a picture": (FIVE["npc f30k"][1], lambda r: ((r / "images" / "1002.jpg").unlink(), (r / "images" / "1002.jpg").mkdir()), "1002.jpg (cannot be read|is missing)"),
+    "entry twice": (FIVE["karpathy coco"][1], lambda r: edit_json(r, lambda i: i.append(i[0])), "train2014/COCO_train2014_000000391895.jpg stands there 2 times"),
+    "surrogate": (FIVE["karpathy coco"][1], lambda r: edit_json(r, lambda i: i[0]["sentences"][0].update(raw="\ud83d")), "image 0: expected filename"),
+    "endless name": (FIVE["karpathy coco"][1], lambda r: edit_json(r, lambda i: i[0].update(filename="x" * 5000)), "x is in none of"),
+    "null in a name": (FIVE["karpathy coco"][1], lambda r: edit_json(r, lambda i: i[2].update(filename="a\0b")), "is missing|cannot be read"),
+    "no dev": (FIVE["karpathy coco"][1], lambda r: edit_json(r, lambda i: [e.update(split="train") for e in i if e["split"] == "val"]), "no dev split was found"),
+    "unquoted commas": (lambda r: with_splits(layouts.own_table(r)), lambda r: edit_text(r, "captions.csv", lambda t: t + b"0.jpg,train,a dog, and more\n"), r"line \d+: 4 columns where the first line has 3 \(a caption that has commas"),
+    "empty table": (ONE["conceptual captions"][1], lambda r: (r / "dev.tsv").write_text("image\tcaption\n"), "dev has no images"),
+    "same picture by another spelling": (ONE["conceptual captions"][1], lambda r: edit_text(r, "dev.tsv", lambda t: t + b"./000000000.jpg\ta caption\n"), "000000000.jpg stands in train and in dev"),
+    "table for a directory": (ONE["conceptual captions"][1], lambda r: ((r / "dev.tsv").unlink(), (r / "dev.tsv").mkdir()), "no dev split was found"),
+    "shard cut at a member": (ONE["webdataset"][1], lambda r: cut(r, "train-000001.tar", 6 * 512 * 4), "train-000001.tar is (damaged or )?cut off"),
+    "compressed shard": (ONE["webdataset"][1], lambda r: (r / "test-000000.tar").write_bytes(gzip.compress((r / "test-000000.tar").read_bytes())), "test-000000.tar is compressed"),
+    "dots in names": (ONE["webdataset"][1], lambda r: remake(r, lambda n: False, lambda n: n.replace(".", ".v2.", 1)), r"has no picture \(it has 000000000.v2.jpg"),
+    "caption of numbers": (ONE["webdataset"][1], lambda r: rewrite_json(r, {"caption": [1, None]}), "expected text in 'caption'"),
     "sample without picture": (ONE["webdataset"][1], lambda r: remake(r, lambda n: n == "000000002.jpg"), "000000002 has no picture"),
 }
 
 
-def remake(root, leave_out):
-    """The first shard without some of its members."""
+def with_splits(root):
+    lines = ["image,split,caption", *(f'{e.number}.jpg,{e.split},"{c}"' for e in layouts.entries() for c in e.captions)]
+    (root / "captions.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def rewrite_json(root, content):
+    """The first shard with other JSON, and without the texts that would win over it."""
+    file = root / "train-000000.tar"
+    with tarfile.open(file) as old:
+        members = [(m.name, old.extractfile(m).read()) for m in old.getmembers() if not m.name.endswith(".txt")]
+    with tarfile.open(file, "w") as new:
+        for name, given in members:
+            layouts.add(new, name, json.dumps(content).encode() if name.endswith(".json") else given)
+
+
+def remake(root, leave_out, rename=lambda name: name):
+    """The first shard without some of its members, or with other names."""
     file = root / "train-000000.tar"
     with tarfile.open(file) as old:
         members = [(m.name, old.extractfile(m).read()) for m in old.getmembers()]
     with tarfile.open(file, "w") as new:
         for name, content in members:
             if not leave_out(name):
-                layouts.add(new, name, content)
+                layouts.add(new, rename(name), content)
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -220,6 +251,37 @@ def test_notes_do_not_fail_the_check(tmp_path):
     assert "1 pictures in" in text
     assert "unused.jpg" in text
     assert "train has 24 images, flickr30k as published 29,000" in text
+
+
+def test_options_that_do_not_go_with_the_data_fail_the_check(tmp_path, capsys):
+    root = layouts.npc(tmp_path / "flickr")
+    assert main(["check", str(root), "--options", "{train_groups: 999}"]) == 1
+    assert "train has 24 groups of images" in capsys.readouterr().out
+    for options in ("{folder: x}", "{1: 2}", "[", "{trian_groups: 3}"):
+        assert main(["check", str(root), "--options", options]) == 2
+    assert main(["show", "emoji", "--options", "{foo: 1}"]) == 2
+    assert main(["show", "emoji", "--layout", "npc"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_fingerprint_follows_owners_and_bytes(tmp_path):
+    """Which image owns a caption, and the pictures themselves, also where no size changes."""
+    root = with_splits(layouts.own_table(tmp_path / "photos"))
+    prints = [load_dataset("table", folder=str(root)).fingerprint]
+    edit_text(root, "captions.csv", lambda t: t.replace(b"0.jpg,train", b"1.jpg,train", 1))
+    prints.append(load_dataset("table", folder=str(root)).fingerprint)
+    content = bytearray((root / "5.jpg").read_bytes())
+    content[-20] ^= 1
+    (root / "5.jpg").write_bytes(content)
+    prints.append(load_dataset("table", folder=str(root)).fingerprint)
+    assert len(set(prints)) == 3
+    assert load_dataset("table", folder=str(root)).fingerprint == prints[2]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    root = layouts.npc(tmp_path / "flickr")
+    edit_text(root, "train_caps.txt", lambda t: b"\xef\xbb\xbf" + t)
+    assert load_dataset("npc", folder=str(root))["train"].captions[0] == layouts.entries()[0].captions[0]
 
 
 def test_an_unknown_folder_says_what_it_holds(tmp_path, capsys):
@@ -280,6 +342,15 @@ def test_skipping_leaves_out_pictures_and_captions_and_counts_them(tmp_path):
     for split, found in data.splits.items():
         assert list(found.captions) == [c for e in layouts.of_split(split) if e.number not in (3, 5, 30) for c in e.captions]
     assert data.fingerprint != whole.fingerprint
+
+
+def test_a_picture_that_was_mended_is_not_skipped_any_more(tmp_path):
+    root = layouts.npc(tmp_path / "flickr")
+    good = (root / "images" / "1003.jpg").read_bytes()
+    (root / "images" / "1003.jpg").write_bytes(bytes(len(good)))
+    assert load_dataset("npc", folder=str(root), on_bad_image="skip").skipped["train"] == 1
+    (root / "images" / "1003.jpg").write_bytes(good)
+    assert load_dataset("npc", folder=str(root), on_bad_image="skip").skipped["train"] == 0
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):

@@ -132,6 +132,15 @@ def test_an_embedding_that_does_not_fit_is_refused(train, tmp_path):
             make_noise(train, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / file)))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_an_embedding_without_directions_is_refused(train, value, tmp_path):
+    embedding = unit(len(train.images))
+    embedding[7] = value
+    np.save(tmp_path / "e.npy", embedding)
+    with pytest.raises(DataError, match="row 7 is zero or not finite"):
+        make_noise(train, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy")))
+
+
 def test_partial_noise_replaces_a_share_of_the_words(train):
     noise = make_noise(train, ratio=0.4, granularity="caption", seed=0, model=Partial(words=0.5))
     assert (noise.image == train.owner).all()

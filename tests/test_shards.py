@@ -208,6 +208,39 @@ def test_png_gives_a_trial_the_same_numbers_bit_for_bit(prepared):
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_captions_keep_their_order_and_their_spaces(tmp_path):
+    """Noise goes by position: an image's captions need not stand together, and NPC's text files hold them as they are."""
+    root = layouts.own_table(tmp_path / "photos")
+    entries = layouts.entries()
+    lines = [f'{e.number}.jpg,{e.split},"{e.captions[k]}"' for k in range(5) for e in entries]
+    (root / "captions.csv").write_text("\n".join(["image,split,caption", *lines]))
+    npc = layouts.npc(tmp_path / "npc")
+    caps = npc / "annotations" / "scan_split" / "train_caps.txt"
+    caps.write_text(caps.read_text().replace(" ", "  "))
+    for layout, folder in (("table", root), ("npc", npc)):
+        raw = load_dataset(layout, folder=str(folder))
+        prepare(raw, tmp_path / f"small_{layout}", size=16, form="png")
+        found = load_dataset("webdataset", folder=str(tmp_path / f"small_{layout}"))
+        for split in layouts.SIZES:
+            assert list(found[split].captions) == list(raw[split].captions)
+            assert found[split].owner.tolist() == raw[split].owner.tolist()
+
+
+def test_groups_stay_together_where_images_are_drawn(tmp_path):
+    root = tmp_path / "shards"
+    root.mkdir()
+    with tarfile.open(root / "all.tar", "w") as tar:
+        for e in layouts.entries():
+            layouts.add(tar, f"{e.number:09}.jpg", e.picture)
+            layouts.add(tar, f"{e.number:09}.json", json.dumps({"caption": e.captions[0], "group": e.number // 4}).encode())
+    data = load_dataset("webdataset", folder=str(root), held_out=8, meta_share=0.2, train_groups=3)
+    number = {n: {int(s.images.keys[i]) // 4 for i in range(len(s.images))} for n, s in data.splits.items()}
+    assert not any(a & b for i, a in enumerate(number.values()) for b in list(number.values())[i + 1 :])
+    assert len(number["train"]) == 3
+    other = load_dataset("webdataset", folder=str(layouts.shards(tmp_path / "others")))
+    assert data.fingerprint != other.fingerprint
+
+
 def test_groups_and_images_without_captions_survive(tmp_path):
     data = small.load()
     prepare(data, tmp_path / "small", size=32, form="png")
@@ -226,4 +259,15 @@ def test_preparing_is_all_or_nothing(tmp_path, capsys):
     (root / "images" / "1003.jpg").write_bytes(b"no picture")
     assert main(["prepare", str(root), "--out", str(tmp_path / "other")]) == 2
     assert "1003.jpg cannot be decoded" in capsys.readouterr().err.replace("\n", "")
-    assert not (tmp_path / "other").exists()
+    assert not [f for f in tmp_path.iterdir() if "other" in f.name]
+    data = load_dataset("npc", folder=str(root), on_bad_image="skip")
+    prepare(data, tmp_path / "fewer", size=16)
+    assert load_dataset("webdataset", folder=str(tmp_path / "fewer")).skipped == {"train": 1, "dev": 0, "test": 0}
+
+
+def test_one_shard_in_two_splits_is_refused(tmp_path):
+    root = layouts.shards(tmp_path / "shards")
+    with pytest.raises(DataError, match=r"dev-000000.tar would be in two splits"):
+        load_dataset("webdataset", folder=str(root), shards={"train": "*.tar", "dev": "dev*.tar", "test": "test*.tar"})
+    with pytest.raises(DataError, match=r"'/abs/\*.tar' is no pattern"):
+        load_dataset("webdataset", folder=str(root), shards={"train": "/abs/*.tar"})

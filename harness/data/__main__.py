@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except (UnknownName, DataError) as error:
         return fail([str(error)])
+    except OSError as error:
+        return fail([f"{error.filename or options.command}: {error.strerror or error}"])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,6 +100,8 @@ def _mapping(text: str, flag: str) -> dict[str, Any]:
         raise DataError(f"{flag} {text!r} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise DataError(f"{flag} {text!r}: expected a mapping, as in a sweep file")
+    if "folder" in found or not all(isinstance(k, str) for k in found):
+        raise DataError(f"{flag} {text!r}: expected names of options other than folder, which is PATH")
     return found
 
 
@@ -105,7 +109,15 @@ def _load(name: str, options: argparse.Namespace) -> DataSet:
     given = _mapping(options.options, "--options")
     if Path(name).is_dir():
         return load_dataset(options.layout or recognise(Path(name)), folder=name, **given)
-    return load_dataset(name, **given)
+    if options.layout:
+        raise DataError(f"--layout {options.layout}: {name!r} is no folder")
+    try:
+        data = load_dataset(name, **given)
+    except TypeError as error:
+        raise DataError(f"data set {name!r} with --options {given}: {error}") from None
+    if not isinstance(data, DataSet):
+        raise DataError(f"{name!r} gives a {type(data).__name__}, and no DataSet")
+    return data
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -156,8 +168,8 @@ def _embed(options: argparse.Namespace) -> int:
     from harness.backbones.clip import ClipConfig, ClipSetup
     from harness.backbones.features import CachedInputs
 
-    if options.out.exists():
-        raise DataError(f"{options.out} exists already")
+    if options.out.exists() or options.out.suffix != ".npy":
+        raise DataError(f"{options.out} exists already" if options.out.exists() else f"--out {options.out}: expected the name of an .npy file")
     try:
         setup = ClipSetup(ClipConfig.model_validate({**_mapping(options.backbone, "--backbone"), "locked": True, "cache": True}))
     except ValidationError as error:
@@ -165,12 +177,21 @@ def _embed(options: argparse.Namespace) -> int:
     fault = setup.check(setup.config)
     if fault:
         raise DataError(f"--backbone: {fault}")
-    inputs = setup.inputs(_load(options.name, options), "train", quiet=False)
+    data = _load(options.name, options)
+    fault = setup.check_data(data, 1)
+    if fault:
+        raise DataError(fault)
+    try:
+        inputs = setup.inputs(data, "train", quiet=False)
+    except DataError:
+        raise
+    except Exception as error:  # a checkpoint or a model's configuration that cannot be read
+        raise DataError(f"--backbone: {type(error).__name__}: {error}") from error
     assert isinstance(inputs, CachedInputs)
     rows = inputs.image_features if options.of == "images" else inputs.text_features[inputs.rows]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    np.save(options.out.with_suffix(".npy"), rows.numpy())
-    console.print(f"written: {options.out.with_suffix('.npy')}, {len(rows):,} {options.of} x {rows.shape[1]}")
+    np.save(options.out, rows.numpy())
+    console.print(f"written: {options.out}, {len(rows):,} {options.of} x {rows.shape[1]}")
     return 0
 
 
@@ -223,7 +244,7 @@ def _noise_write(options: argparse.Namespace) -> int:
     from harness.noise_files import write_index
 
     split = _load(options.name, options)["train"]
-    given = yaml.safe_load(options.noise)
+    given = _mapping(options.noise, "--noise") if "{" in options.noise else options.noise
     try:
         model: Any = TypeAdapter(NoiseModel).validate_python({"model": given} if isinstance(given, str) else given)
         noise = make_noise(split, ratio=options.ratio, granularity=options.granularity, seed=options.seed, model=model)

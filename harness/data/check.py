@@ -61,21 +61,27 @@ def check(folder: Path, *, layout: str | None = None, options: dict[str, Any] | 
         raise DataError(f"folder {folder} does not exist")
     name = layout or recognise(folder)
     module = importlib.import_module(f"harness.data.{name}")
-    listing: Listing = module.listing(read_options(module.OPTIONS, {"folder": str(folder), **(options or {})}))
-    listing.published = listing.published or _guess(folder)
+    given = read_options(module.OPTIONS, {"folder": str(folder), **(options or {})})
+    listing: Listing = module.listing(given)
+    listing.published = listing.published or _guess(folder, listing)
     found = Findings(name, listing)
-    found.faults += listing.faults + listing.overlaps
+    found.faults += listing.problems
     for split, listed in listing.splits.items():
         _check_captions(split, listed, found)
     digests = {s: _check_pictures(s, listed.images, found, threads) for s, listed in listing.splits.items() if isinstance(listed.images, Pictures)}
     found.faults += _duplicates(digests, listing)
+    if not found.faults:
+        try:  # what else loading would refuse: options that do not go with these counts
+            listing.dataset(given.model_copy(update={"on_bad_image": "error"}))
+        except DataError as error:
+            found.faults.append(str(error))
     found.notes += _unused(listing) + _counts(listing)
     return found
 
 
-def _guess(folder: Path) -> str:
+def _guess(folder: Path, listing: Listing) -> str:
     """Whose counts to compare with, by the folder's name, where the layout does not tell."""
-    word = folder.resolve().name.lower()
+    word = f"{listing.name} {folder.resolve().name}".lower()
     return next((name for part, name in (("f30k", "flickr30k"), *((n, n) for n in PUBLISHED)) if part in word), "")
 
 

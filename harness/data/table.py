@@ -72,7 +72,7 @@ def listing(options: TableOptions) -> Listing:
         found.faults.append(f"{root}: no table of captions was found (*.csv, *.tsv); name it with dataset_options.captions")
     if found.faults:
         return found
-    rows = {name: _read(path, name, images, options.columns, found) for name, path in tables.items()}
+    rows = {name: _read(tables[name], name, images, options.columns, found) for name in ("", *WORDS) if name in tables}
     if set(rows) == {""}:
         _divide(found, images, rows[""])
     else:
