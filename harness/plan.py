@@ -30,13 +30,13 @@ def show_plan(sweep: Sweep, data: Mapping[str, DataSet], speeds: Sequence[Speed]
     total, unknown, devices = 0.0, 0, set()
     for (method, dataset, noise, ratio), trials in cells.items():
         left = [t for t in trials if t.id not in done]
-        known = [_seconds(t, data[data_key(t)], speeds, sweep.file.resources.processes) for t in left]
-        seconds = [k[0] for k in known if k]
+        known = [_seconds(t, data[data_key(t)], speeds, sweep.file.resources.processes) for t in trials]
+        seconds = [k[0] for t, k in zip(trials, known, strict=True) if k and t in left]
         devices |= {k[1] for k in known if k and k[1]}
         total, unknown = total + sum(seconds), unknown + len(left) - len(seconds)
         steps = sorted({steps_of(t, data[data_key(t)]) for t in trials})
-        each = median(seconds) if seconds else None
-        rates = {f"{steps_of(t, data[data_key(t)]) / k[0]:.3g}" for t, k in zip(left, known, strict=True) if k and k[0]}
+        each = median(k[0] for k in known if k) if any(known) else None
+        rates = {f"{steps_of(t, data[data_key(t)]) / k[0]:.3g}" for t, k in zip(trials, known, strict=True) if k and k[0]}
         table.add_row(
             *([f"{dataset}, {noise}"] if several else []), method, f"{ratio:g}", str(len(trials)), str(len(left)), " or ".join(f"{s:,}" for s in steps),
             ", ".join(sorted(rates)) or "–", duration(each), duration(sum(seconds) if len(seconds) == len(left) else None),
