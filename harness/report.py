@@ -16,6 +16,7 @@ import pandas as pd
 
 from harness import PROTOCOL_VERSION
 from harness.coco import ECCV_MEASURES
+from harness.comparison import blocks_table, differences_table, not_worse, reference_row
 from harness.console import console, fail
 from harness.metrics import RECALLS
 from harness.registry import UnknownName
@@ -24,6 +25,7 @@ from harness.tables import Cell, Table
 from harness.tracking import Store, StoreError, SweepRecord
 
 _HEADINGS = {f"{d}_r{k}": f"{d} R@{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": "rSum"}
+_UNDERLINED = "Underlined: not significantly worse than the best (paired t test over seeds, Holm over the table)."
 _ECCV = {"map_at_r": "mAP@R", "rprecision": "R-Precision", "r1": "R@1"}
 _MEAN = "Mean ± sd over seeds (ddof 1)"
 
@@ -53,7 +55,7 @@ def write_report(store: Store, name: str, folder: Path) -> Path:
     if sweep.select:  # test plays no part in a search
         frame = frame.drop(columns=[c for c in frame if c.removeprefix("last_") in MEASURES or c.startswith(("1k_", "eccv_"))])
     frame.to_csv(folder / "results.csv", index=False, float_format="%.6g")
-    tables, figures = _selection(sweep, frame) if sweep.select else _comparison(frame, folder)
+    tables, figures = _selection(sweep, frame) if sweep.select else _comparison(frame, folder, sweep.reference)
     text = [f"# {sweep.name}", "", sweep.description, "", _state(frame), ""]
     for title, file in figures:
         text += [f"![{title}]({file})", ""]
@@ -78,7 +80,7 @@ def print_summary(folder: Path) -> None:
     console.print(f"report: {folder / 'report.md'}   all runs: mlflow ui", soft_wrap=True)
 
 
-def _comparison(frame: pd.DataFrame, folder: Path) -> tuple[list[Table], list[tuple[str, str]]]:
+def _comparison(frame: pd.DataFrame, folder: Path, reference: str | None) -> tuple[list[Table], list[tuple[str, str]]]:
     """All tables and figures of a sweep that compares rows over noise ratios."""
     from harness.figures import degradation
 
@@ -90,6 +92,7 @@ def _comparison(frame: pd.DataFrame, folder: Path) -> tuple[list[Table], list[tu
         figures.append((f"rSum over the noise ratio: {where}", f"{file}.png"))
         tables += [
             _by_ratio(part, "rsum", f"rSum by noise ratio: {where}", "Test rSum of the epoch that is best on dev"),
+            *([differences_table(part, reference_row(part, reference), where)] if part["row"].nunique() > 1 else []),
             _recalls(part, where),
             *_coco(part, where),
             *([_stability(part, where)] if part["noise_ratio"].nunique() > 1 else []),
@@ -99,22 +102,24 @@ def _comparison(frame: pd.DataFrame, folder: Path) -> tuple[list[Table], list[tu
             caption = "AUROC of the confidence after the last epoch for telling matched from mismatched training pairs; "
             tables.append(_by_ratio(part, "auroc", f"Noise detection: {where}", caption + "rows without a confidence are left out", digits=3))
         tables.append(_cost(part, where))
-    return tables, figures
+    together = blocks_table(frame, reference_row(frame, reference))
+    return [*tables, *([together] if together and frame["row"].nunique() > 1 else [])], figures
 
 
 def _by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits: int = 1) -> Table:
     """Rows x noise ratio of one measure."""
     ratios = sorted(frame["noise_ratio"].unique())
     found = cells(frame, measure)
-    best = {r: _best(frame, found, r) for r in ratios}
+    best = {float(r): _best(frame, found, r) for r in ratios}
+    near = not_worse(frame, best, measure)
     rows = []
     for row in dict.fromkeys(frame["row"]):
         if measure == "auroc" and found.loc[row]["n"].sum() == 0:
             continue
-        texts = [_mean_sd(found.loc[row, r], digits) for r in ratios]
-        rows.append([Cell(_marked(frame, row)), *(Cell(t, best=row in best[r]) for t, r in zip(texts, ratios, strict=True))])
+        cells_ = [Cell(_mean_sd(found.loc[row, r], digits), best=row in best[r], near=(row, r) in near) for r in ratios]
+        rows.append([Cell(_marked(frame, row)), *cells_])
     planned = int(found["planned"].max())
-    caption = f"{what}. {_MEAN}, n = {planned} seeds a cell unless marked. {_LEGEND}"
+    caption = f"{what}. {_MEAN}, n = {planned} seeds a cell unless marked. {_LEGEND} {_UNDERLINED if near else ''}".rstrip()
     return Table(title, caption, ["method", *(f"noise {r:g}" for r in ratios)], rows)
 
 

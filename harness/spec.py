@@ -144,6 +144,7 @@ class Resources(_Model):
 class SweepFile(_Model):
     """The top level of a sweep file.
 
+    `reference` is the method that the report compares the others with (default: `clip`, or the first).
     `select` makes a sweep a search: the report then names, for each method, the setting with the best dev
     rSum, and tests stay out of it.
     """
@@ -154,6 +155,7 @@ class SweepFile(_Model):
     fixed: dict[str, Any] = {}
     overrides: dict[str, dict[str, Any]] = {}
     resources: Resources = Resources()
+    reference: str | None = None
     select: bool = False
 
 
@@ -223,6 +225,8 @@ def _check_grid(file: SweepFile, errors: list[str]) -> None:
     for name in methods:
         if name is not None or "method" in file.grid:
             _collect(errors, lambda name=name: method_class(name))
+    if file.reference is not None and file.reference not in methods:
+        errors.append(f"reference = {file.reference!r}: no such method in the grid{suggest(file.reference, [str(m) for m in methods])}")
     for key in [*file.grid, *file.fixed, *(f"{m}.x" for m in file.overrides)]:
         owner = key.rpartition(".")[0]
         if owner and owner not in methods:

@@ -12,10 +12,11 @@ _TEXT_COLUMNS = ("method", "noise", "try")
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table: plain text, and whether it is the best of its column."""
+    """What stands in a table: plain text, whether it is the best of its column, and whether it is not significantly worse (underlined)."""
 
     text: str
     best: bool = False
+    near: bool = False
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Table:
     rows: list[list[Cell]] = field(default_factory=list)
 
     def markdown(self) -> str:
-        body = [[f"**{_markdown(c.text)}**" if c.best else _markdown(c.text) for c in row] for row in self.rows]
+        body = [[_marked(c, _markdown(c.text), "**", "**", "<u>", "</u>") for c in row] for row in self.rows]
         align = ["left" if c in _TEXT_COLUMNS else "right" for c in self.columns]
         grid = tabulate(body, headers=[_markdown(c) for c in self.columns], tablefmt="pipe", colalign=align, disable_numparse=True)
         return f"### {self.title}\n\n{grid}\n\n{self.caption}\n"
@@ -43,8 +44,12 @@ class Table:
         for i, row in enumerate(self.rows):
             if i and row[0].text and len(self.columns) > 2 and self.rows[i - 1][0].text != row[0].text and self.columns[0] == "noise":
                 lines.append(r"\midrule")
-            lines.append(" & ".join(rf"\textbf{{{_latex(c.text)}}}" if c.best else _latex(c.text) for c in row) + r" \\")
+            lines.append(" & ".join(_marked(c, _latex(c.text), r"\textbf{", "}", r"\underline{", "}") for c in row) + r" \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _marked(cell: Cell, text: str, bold: str, end: str, under: str, under_end: str) -> str:
+    return f"{bold}{text}{end}" if cell.best else f"{under}{text}{under_end}" if cell.near else text
 
 
 def _markdown(text: str) -> str:

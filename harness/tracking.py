@@ -89,6 +89,7 @@ class SweepRecord:
     select: bool
     planned: tuple[Trial, ...]
     records: dict[str, TrialRecord]
+    reference: str | None = None
 
 
 def absolute_uri(uri: str | None) -> str:
@@ -149,6 +150,7 @@ class Store:
             "name": sweep.name,
             "description": sweep.file.description,
             "select": sweep.file.select,
+            "reference": sweep.file.reference,
             "protocol_version": PROTOCOL_VERSION,
             "fingerprints": {**known, **(fingerprints or {})},
             "trials": [t.model_dump(mode="json") for t in sweep.trials],
@@ -182,7 +184,7 @@ class Store:
         planned = tuple(Trial.model_validate(t) for t in plan["trials"])
         place = Place(self.uri, experiment.experiment_id, parents[0].info.run_id)
         records = self.records(place, planned, plan["fingerprints"])
-        return SweepRecord(name, plan["description"], plan["select"], planned, records)
+        return SweepRecord(name, plan["description"], plan["select"], planned, records, plan.get("reference"))
 
     def records(
         self, place: Place, trials: Iterable[Trial], fingerprints: Mapping[str, str] | None = None

@@ -1,0 +1,122 @@
+"""Is a difference more than seed noise? Paired differences to a reference, what is not worse than the best, and all blocks together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from harness.stats import (
+    Difference,
+    average_ranks,
+    critical_difference,
+    holm,
+    inter_quartile_mean,
+    paired_difference,
+    probability_of_improvement,
+    stratified_bootstrap,
+)
+from harness.tables import Cell, Table
+
+ALPHA = 0.05
+LEAST_BLOCKS = 6  # data sets x ratios from which average ranks say something (Demsar 2006)
+
+
+def reference_row(frame: pd.DataFrame, method: str | None) -> str:
+    """The row that the others are compared with: that of a method, by default of `clip`, or the first."""
+    for wanted in (method, "clip"):
+        mine = frame.loc[(frame["method"] == wanted) | (frame["row"] == wanted), "row"]
+        if len(mine):
+            return str(mine.iloc[0])
+    return str(frame["row"].iloc[0])
+
+
+def compare(frame: pd.DataFrame, reference: str, measure: str) -> dict[tuple[str, float], Difference]:
+    """Each other row less the reference at each ratio, paired by seed, Holm-corrected over all of them.
+
+    The frame is of one data set and one kind of noise; both sides of a pair have the same seed and noise seed.
+    """
+    found = {}
+    for ratio, part in frame.groupby("noise_ratio"):
+        table = part.pivot_table(index=["seed", "noise_seed"], columns="row", values=measure, dropna=False)
+        for row in dict.fromkeys(frame["row"]):
+            if row != reference and {row, reference} <= set(table.columns):
+                found[row, float(ratio)] = paired_difference(table[row], table[reference])
+    corrected = holm([d.p for d in found.values()])
+    return {key: replace(d, holm=float(p)) for (key, d), p in zip(found.items(), corrected, strict=True)}
+
+
+def not_worse(frame: pd.DataFrame, best: dict[float, set[str]], measure: str) -> set[tuple[str, float]]:
+    """(row, ratio) that are not significantly worse than the best row of their ratio: paired t test over seeds, Holm over the table.
+
+    With one seed nothing can be told, and nothing is in it; nor is what knows the truth, which does not compete.
+    """
+    differences: dict[tuple[str, float], Difference] = {}
+    for ratio, rows in best.items():
+        for row in rows:
+            part = frame[(frame["noise_ratio"] == ratio) & ~frame["ground_truth"]]
+            differences |= {k: d for k, d in compare(part, row, measure).items() if d.n > 1}
+    corrected = holm([d.p for d in differences.values()])
+    return {key for (key, d), p in zip(differences.items(), corrected, strict=True) if p >= ALPHA or d.value >= 0}
+
+
+def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
+    """rSum of each row less that of the reference, with its t interval."""
+    found = compare(frame, reference, "rsum")
+    ratios = sorted(frame["noise_ratio"].unique())
+    rows = []
+    for row in dict.fromkeys(frame["row"]):
+        if row != reference:
+            rows.append([Cell(row), *(Cell(_difference(found.get((row, r)))) for r in ratios)])
+    caption = (
+        f"Test rSum less that of {reference}, paired by seed: mean and 95 % t interval. "
+        f"*: p < {ALPHA:g} in a paired t test, Holm-corrected over this table."
+    )
+    return Table(f"Differences to {reference}: {where}", caption, ["method", *(f"noise {r:g}" for r in ratios)], rows)
+
+
+def _difference(found: Difference | None) -> str:
+    if found is None or not np.isfinite(found.value):
+        return "–"
+    if found.n < 2:
+        return f"{found.value:+.1f} (n={found.n})"
+    return f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]{'*' if found.holm < ALPHA else ''}"
+
+
+def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
+    """All blocks (data set x noise x ratio) together; None with fewer than two. Rows that lack a trial of any block are left out."""
+    blocks = [part for _, part in frame.groupby(["dataset", "noise", "noise_ratio"], sort=False)]
+    rows = [r for r in dict.fromkeys(frame["row"]) if all(_complete(b, r) for b in blocks)]
+    if len(blocks) < 2 or reference not in rows:
+        return None
+    scores = {r: [b.loc[b["row"] == r, "rsum"].to_numpy(float) for b in blocks] for r in rows}
+    ranked = [r for r in rows if not frame.loc[frame["row"] == r, "ground_truth"].any()]
+    ranks = dict(zip(ranked, average_ranks([[s.mean() for s in (scores[r][k] for r in ranked)] for k in range(len(blocks))]), strict=True))
+    several = all(len(s) > 1 for s in scores[rows[0]])
+    lines = []
+    for row in rows:
+        estimate = stratified_bootstrap(scores[row], _iqm)
+        interval = f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]" if several else f"{estimate.value:.1f}"
+        better = "" if row == reference else f"{probability_of_improvement(scores[row], scores[reference]):.2f}"
+        lines.append([Cell(row), Cell(interval), Cell(better or "–"), Cell(f"{ranks[row]:.2f}" if row in ranks else "–")])
+    caption = (
+        f"{len(blocks)} blocks (data set x noise ratio). Inter-quartile mean of test rSum with 95 % stratified bootstrap interval over seeds; "
+        f"probability that a run beats one of {reference} in the same block; average rank among rows that do not know the truth (1 is the best). "
+    )
+    if len(blocks) >= LEAST_BLOCKS and len(ranked) > 1:
+        caption += f"Average ranks differ at 5 % from {critical_difference(len(ranked), len(blocks)):.2f} on (Nemenyi)."
+    else:
+        caption += f"With fewer than {LEAST_BLOCKS} blocks ranks are not tested."
+    return Table("All blocks together", caption, ["method", "inter-quartile mean ↑", f"better than {reference} ↑", "average rank ↓"], lines)
+
+
+def _complete(block: pd.DataFrame, row: str) -> bool:
+    own = block.loc[block["row"] == row, "rsum"]
+    return bool(len(own) and own.notna().all())
+
+
+def _iqm(blocks: Sequence[NDArray[np.float64]]) -> float:
+    return inter_quartile_mean(np.concatenate(blocks))

@@ -1,0 +1,87 @@
+"""What a report says of differences: made-up trials whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from harness.comparison import blocks_table, compare, differences_table, not_worse, reference_row
+from harness.report import _by_ratio
+from harness.spec import BadInput
+from tests import small
+from tests.test_results import frame
+
+SEEDS = range(5)
+
+
+def trials(offsets, ratios=(0.0, 0.4), spread=1.0, hard=10.0):
+    """Rows with known offsets; `hard` is what a seed is worth, the same for every row."""
+    draw = np.random.default_rng(0)
+    of_seed = {(r, s): hard * draw.standard_normal() for r in ratios for s in SEEDS}
+    rows = [(row, r, s, 100 + offset + of_seed[r, s] + spread * draw.standard_normal(), 1) for row, offset in offsets.items() for r in ratios for s in SEEDS]
+    made = frame(rows)
+    return made.assign(method=made["row"], dataset="d", noise="caption-level noise")
+
+
+def test_pairs_see_through_what_a_seed_is_worth():
+    """A difference of 4 under a seed noise of 10: told by pairs, not by means."""
+    made = trials({"clip": 0, "better": 4, "same": 0})
+    found = compare(made, "clip", "rsum")
+    assert found["better", 0.4].holm < 0.05
+    assert found["better", 0.4].low < 4 < found["better", 0.4].high
+    assert found["same", 0.0].holm > 0.05
+    assert found["better", 0.4].n == 5
+    assert found["better", 0.4].holm >= found["better", 0.4].p
+
+
+def test_a_hole_is_left_out_of_its_pair_only():
+    made = trials({"clip": 0, "a": 4})
+    made.loc[(made["row"] == "a") & (made["seed"] == 2) & (made["noise_ratio"] == 0.4), "rsum"] = np.nan
+    found = compare(made, "clip", "rsum")
+    assert (found["a", 0.4].n, found["a", 0.0].n) == (4, 5)
+
+
+def test_the_table_of_differences_marks_what_is_significant():
+    text = differences_table(trials({"clip": 0, "better": 8, "same": 0}), "clip", "d").markdown()
+    better, same = (next(line for line in text.splitlines() if line.startswith(f"| {row}")) for row in ("better", "same"))
+    assert better.count("*") == 2
+    assert "*" not in same
+    assert "+" in better
+    alone = differences_table(trials({"clip": 0, "a": 1})[lambda f: f["seed"] == 0], "clip", "d").markdown()
+    assert "(n=1)" in alone
+
+
+def test_underlined_is_what_is_not_significantly_worse():
+    made = trials({"best": 9, "near": 8.5, "far": 0})
+    assert not_worse(made, {0.0: {"best"}, 0.4: {"best"}}, "rsum") == {("near", 0.0), ("near", 0.4)}
+    table = _by_ratio(made, "rsum", "t", "c")
+    assert table.markdown().count("<u>") == 2
+    assert table.latex("l").count(r"\underline{") == 2
+    assert "Underlined: not significantly worse" in table.caption
+    assert "<u>" not in _by_ratio(made[made["seed"] == 0], "rsum", "t", "c").markdown()
+
+
+def test_the_truth_is_never_underlined():
+    made = trials({"best": 0, "ceiling": 0.1})
+    assert not_worse(made, {0.0: {"best"}}, "rsum") == set()
+
+
+def test_blocks_together():
+    made = trials({"clip": 0, "good": 20, "bad": -20}, ratios=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5))
+    text = blocks_table(made, "clip").markdown()
+    good, bad = (next(line for line in text.splitlines() if line.startswith(f"| {row}")) for row in ("good", "bad"))
+    assert "1.00" in good  # rank
+    assert "3.00" in bad
+    assert "Nemenyi" in text
+    assert blocks_table(made[made["noise_ratio"] == 0], "clip") is None
+    assert "are not tested" in blocks_table(made[made["noise_ratio"] < 0.3], "clip").markdown()
+    made.loc[(made["row"] == "good") & (made["seed"] == 1), "rsum"] = np.nan  # an incomplete row is not averaged over its holes
+    assert "| good" not in blocks_table(made, "clip").markdown()
+
+
+def test_the_reference_is_named_or_clip_or_the_first():
+    made = trials({"a": 0, "clip": 0, "b": 0})
+    assert [reference_row(made, m) for m in ("b", None)] == ["b", "clip"]
+    assert reference_row(trials({"a": 0, "b": 0}), None) == "a"
+    with pytest.raises(BadInput, match="reference = 'npc': no such method in the grid"):
+        small.sweep("clip", reference="npc")
