@@ -20,7 +20,8 @@ from harness.comparison import blocks_table, differences_table, not_worse, refer
 from harness.console import console, fail
 from harness.metrics import RECALLS
 from harness.registry import UnknownName
-from harness.results import MEASURES, cells, shared_and_own_settings, stability, tidy
+from harness.results import MEASURES, cells, shared_and_own_settings, tidy
+from harness.stability import seeds_table, shares_table, stability_table
 from harness.tables import Cell, Table
 from harness.tracking import Store, StoreError, SweepRecord
 
@@ -86,23 +87,26 @@ def _comparison(frame: pd.DataFrame, folder: Path, reference: str | None) -> tup
 
     tables, figures = [], []
     for (dataset, noise), part in frame.groupby(["dataset", "noise"], sort=False):
-        where = f"{dataset}, {noise}"
+        where, marked = f"{dataset}, {noise}", _with_marks(part)
         file = "-".join(["degradation", *re.findall(r"\w+", dataset), *re.findall(r"\w+", noise.removesuffix("-level noise"))])
         degradation(part, where, folder / file)
         figures.append((f"rSum over the noise ratio: {where}", f"{file}.png"))
         tables += [
             _by_ratio(part, "rsum", f"rSum by noise ratio: {where}", "Test rSum of the epoch that is best on dev"),
-            *([differences_table(part, reference_row(part, reference), where)] if part["row"].nunique() > 1 else []),
+            *([differences_table(marked, reference_row(marked, reference), where)] if part["row"].nunique() > 1 else []),
             _recalls(part, where),
             *_coco(part, where),
-            *([_stability(part, where)] if part["noise_ratio"].nunique() > 1 else []),
+            *([stability_table(marked, where, _LEGEND)] if part["noise_ratio"].nunique() > 1 else []),
+            *([seeds_table(marked, where)] if part["seed"].nunique() > 1 else []),
+            *filter(None, [shares_table(marked, where)]),
             _by_ratio(part, "last_rsum", f"rSum of the last epoch: {where}", "Test rSum after the last epoch, nothing selected"),
         ]
         if part["auroc"].notna().any():
             caption = "AUROC of the confidence after the last epoch for telling matched from mismatched training pairs; "
             tables.append(_by_ratio(part, "auroc", f"Noise detection: {where}", caption + "rows without a confidence are left out", digits=3))
         tables.append(_cost(part, where))
-    together = blocks_table(frame, reference_row(frame, reference))
+    every = _with_marks(frame)
+    together = blocks_table(every, reference_row(every, reference))
     return [*tables, *([together] if together and frame["row"].nunique() > 1 else [])], figures
 
 
@@ -149,30 +153,6 @@ def _recalls(frame: pd.DataFrame, where: str) -> Table:
             rows.append([Cell(f"{ratio:g}"), Cell(_marked(frame, row)), *values, Cell(_count(cell))])
     columns = ["noise", "method", *(_HEADINGS[m] for m in MEASURES), "n"]
     return Table(f"All recalls: {where}", f"Test recalls in percent, epoch best on dev. {_MEAN}. {_LEGEND}", columns, rows)
-
-
-def _stability(frame: pd.DataFrame, where: str) -> Table:
-    found = stability(frame)
-    complete = found[found["n"] == found["planned"]]
-    candidates = complete.loc[[r for r in complete.index if not frame.loc[frame["row"] == r, "ground_truth"].any()]]
-    rows = []
-    for row, line in found.iterrows():
-        cells_ = [
-            Cell("–" if pd.isna(line[c]) else f"{line[c]:.{digits}f}", best=_is_best(line[c], candidates[c], high) and row in candidates.index)
-            for c, digits, high in (("var_i2t_r1", 2, False), ("var_t2i_r1", 2, False), ("drop", 1, False), ("sd_seeds", 1, False), ("worst", 1, True))
-        ]
-        rows.append([Cell(_marked(frame, str(row))), *cells_, Cell(_count(line))])
-    caption = (
-        "Variance of R@1: over noise ratios (population, as NPC defines it), for each seed, averaged over seeds; it says nothing "
-        "about seeds, and a method that is bad everywhere scores well. Drop: mean rSum at the lowest ratio less that at the highest. "
-        f"Sd over seeds: of rSum (ddof 1), averaged over ratios. Worst seed: lowest rSum at the highest ratio. n: trials. {_LEGEND}"
-    )
-    columns = ["method", "var i2t R@1 ↓", "var t2i R@1 ↓", "drop in rSum ↓", "sd over seeds ↓", "worst seed ↑", "n"]
-    return Table(f"Stability: {where}", caption, columns, rows)
-
-
-def _is_best(value: float, column: pd.Series, high: bool) -> bool:
-    return bool(pd.notna(value) and value == (column.max() if high else column.min()))
 
 
 def _cost(frame: pd.DataFrame, where: str) -> Table:
@@ -229,6 +209,11 @@ def _mean_sd(cell: pd.Series, digits: int, *, mark: bool = True) -> str:
 def _count(cell: pd.Series) -> str:
     n, planned = int(cell["n"]), int(cell["planned"])
     return str(n) if n == planned else f"{n} of {planned}!"
+
+
+def _with_marks(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with rows called as tables show them."""
+    return frame.assign(row=frame["row"].map({row: _marked(frame, row) for row in frame["row"].unique()}))
 
 
 def _marked(frame: pd.DataFrame, row: str) -> str:

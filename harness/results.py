@@ -111,29 +111,3 @@ def cells(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
     every = pd.MultiIndex.from_product([frame["row"].unique(), frame["noise_ratio"].unique()], names=found.index.names)
     found = found.reindex(every)
     return found.fillna({"n": 0, "planned": 0}).astype({"n": int, "planned": int})
-
-
-def stability(frame: pd.DataFrame) -> pd.DataFrame:
-    """How a row holds up, from its finished trials.
-
-    Columns: `var_i2t_r1` and `var_t2i_r1`, the population variance (ddof 0) of R@1 over noise ratios (NPC,
-    figure 1), taken for each seed and averaged over seeds that have all ratios; `drop`, mean rSum at the lowest
-    ratio less that at the highest; `sd_seeds`, the sd over seeds (ddof 1) of rSum, averaged over ratios; `worst`,
-    the lowest rSum of any seed at the highest ratio; `n` and `planned` trials. A row that was not planned at all
-    ratios of the frame has no line: its figures would be of something else.
-    """
-    ratios = set(frame["noise_ratio"])
-    lines = {}
-    for row, part in frame.groupby("row", sort=False):
-        if set(part["noise_ratio"]) != ratios or len(ratios) < 2:
-            continue
-        by_ratio = part.groupby("noise_ratio")["rsum"]
-        means = by_ratio.mean()
-        line = {"drop": means.iloc[0] - means.iloc[-1], "sd_seeds": by_ratio.std(ddof=1).mean(skipna=False)}
-        line |= {"n": part["rsum"].count(), "planned": len(part)}
-        line["worst"] = part.loc[part["noise_ratio"] == means.index[-1], "rsum"].min()
-        for name in ("i2t_r1", "t2i_r1"):
-            table = part.pivot_table(index=["seed", "noise_seed"], columns="noise_ratio", values=name, dropna=False)
-            line[f"var_{name}"] = table.dropna().var(axis=1, ddof=0).mean()
-        lines[row] = line
-    return pd.DataFrame.from_dict(lines, orient="index")

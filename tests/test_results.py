@@ -10,9 +10,10 @@ import yaml
 
 from harness.figures import styles
 from harness.preflight import check_trial
-from harness.report import _by_ratio, _recalls, _stability
-from harness.results import cells, row_labels, shared_and_own_settings, stability
+from harness.report import _by_ratio, _recalls
+from harness.results import cells, row_labels, shared_and_own_settings
 from harness.spec import parse_sweep
+from harness.stability import seeds_table, shares_table, stability, stability_table
 from harness.tables import Cell, Table
 from tests import layouts, small
 
@@ -44,6 +45,29 @@ def test_stability_over_seeds():
     assert found["var_i2t_r1"] == pytest.approx((1.0 + 9.0) / 2)
 
 
+def test_slope_area_and_intervals_by_hand():
+    """Two seeds over three ratios: 100, 90, 60 and 100, 80, 80."""
+    values = {0: (100, 90, 60), 1: (100, 80, 80)}
+    rows = frame([("a", ratio, seed, value, value / 2) for seed, curve in values.items() for ratio, value in zip((0, 0.2, 0.4), curve, strict=True)])
+    found = stability(rows).loc["a"]
+    slopes = np.array([-10.0, -5.0])  # rSum per 10 points: (last - first) / 4 tenths
+    areas = np.array([(95 + 75) / 200, (90 + 80) / 200])
+    assert found["slope_rsum"] == pytest.approx(slopes.mean())
+    assert found["slope_i2t_r1"] == pytest.approx(slopes.mean() / 2)
+    assert found["area"] == pytest.approx(areas.mean())
+    half = 12.706 * slopes.std(ddof=1) / np.sqrt(2)
+    assert (found["slope_rsum_low"], found["slope_rsum_high"]) == pytest.approx((slopes.mean() - half, slopes.mean() + half), rel=1e-4)
+    assert "worst" in seeds_table(rows, "w").columns[-1]
+    assert "0.4: 70.0 [" in seeds_table(rows, "w").markdown()
+
+
+def test_shares_of_variance_where_noise_and_model_seeds_vary():
+    one = frame([("a", 0.4, s, 100 + s, 1) for s in (0, 1)])
+    assert shares_table(one, "w") is None
+    both = frame([("a", 0.4, s, 100 + 10 * n + s, 1) for n in (0, 1, 2) for s in (0, 1, 2)]).assign(noise_seed=np.repeat([0, 1, 2], 3))
+    assert re.search(r"\| a +\| +99 % \| +1 % \| +0 % \| +3 x 3 \|", shares_table(both, "w").markdown())
+
+
 def test_a_seed_with_a_hole_is_not_averaged_over():
     found = stability(frame([("a", 0, 0, 1, 10), ("a", 0.4, 0, 1, 20), ("a", 0, 1, 1, 30), ("a", 0.4, 1, np.nan, np.nan)])).loc["a"]
     assert found["var_i2t_r1"] == pytest.approx(25)
@@ -53,14 +77,14 @@ def test_a_row_without_a_ratio_has_a_hole_and_no_stability():
     rows = frame([("a", r, s, 10 + s, 1) for r in (0, 0.4) for s in (0, 1)] + [("b", 0, s, 20, 1) for s in (0, 1)])
     text = _by_ratio(rows, "rsum", "t", "c").markdown()
     assert re.search(r"\| b +\| +\*\*20.0 ± 0.0\*\* +\| +– \|", text)
-    assert "| b" not in _stability(rows, "w").markdown()
+    assert "| b" not in stability_table(rows, "w", "").markdown()
     assert "b" in _recalls(rows, "w").markdown()
 
 
 def test_an_unfinished_row_is_never_the_most_stable():
     rows = [("a", r, s, 10 + 50 * r + s, 1) for r in (0, 0.4) for s in (0, 1)]
     rows += [("b", 0, 0, 20, 1), ("b", 0, 1, np.nan, np.nan), ("b", 0.4, 0, 20, 1), ("b", 0.4, 1, np.nan, np.nan)]
-    text = _stability(frame(rows), "w").markdown()
+    text = stability_table(frame(rows), "w", "").markdown()
     line = next(line for line in text.splitlines() if line.startswith("| b"))
     assert "**" not in line
     assert "2 of 4!" in line
@@ -98,7 +122,7 @@ def test_bold_is_the_best_complete_cell_that_does_not_know_the_truth():
 
 def test_tables_of_a_sweep_that_has_not_begun_have_no_numbers():
     rows = frame([("a", r, s, np.nan, np.nan) for r in (0, 0.4) for s in (0, 1)])
-    for table in (_by_ratio(rows, "rsum", "t", "c"), _recalls(rows, "w"), _stability(rows, "w")):
+    for table in (_by_ratio(rows, "rsum", "t", "c"), _recalls(rows, "w"), stability_table(rows, "w", "")):
         assert "nan" not in table.markdown().lower()
 
 

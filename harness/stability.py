@@ -1,0 +1,139 @@
+"""How a row holds up: as noise grows, and over seeds. Each figure is taken for each seed and then has an interval over seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from harness.results import cells
+from harness.stats import Estimate, mean_interval, sd_interval, variance_shares
+from harness.tables import Cell, Table
+
+BY_SEED = ("var_i2t_r1", "var_t2i_r1", "slope_i2t_r1", "slope_rsum", "area")
+_COLUMNS = (  # name, heading, digits, whether high is good
+    ("var_i2t_r1", "var i2t R@1 ↓", 2, False),
+    ("var_t2i_r1", "var t2i R@1 ↓", 2, False),
+    ("slope_i2t_r1", "i2t R@1 per 10 points ↑", 2, True),
+    ("slope_rsum", "rSum per 10 points ↑", 1, True),
+    ("area", "area under the curve ↑", 3, True),
+    ("drop", "drop in rSum ↓", 1, False),
+    ("sd_seeds", "sd over seeds ↓", 1, False),
+    ("worst", "worst seed ↑", 1, True),
+)
+
+
+def by_seed(part: pd.DataFrame) -> pd.DataFrame:
+    """Figures of one row for each seed that has all of the row's ratios; columns `BY_SEED`.
+
+    `var_...`: population variance (ddof 0) of R@1 over noise ratios (NPC, figure 1). `slope_...`: least-squares slope over the ratio, per 10
+    points of noise (0.1). `area`: area under rSum over the ratio relative to that at the lowest ratio, 1 for a row that loses nothing
+    (trapezoids, divided by the range of ratios).
+    """
+    tables = {m: part.pivot_table(index=["seed", "noise_seed"], columns="noise_ratio", values=m, dropna=False).dropna() for m in ("i2t_r1", "t2i_r1", "rsum")}
+    ratios = np.array(tables["rsum"].columns, float)
+    found = pd.DataFrame(index=tables["rsum"].index)
+    for name in ("i2t_r1", "t2i_r1"):
+        found[f"var_{name}"] = tables[name].var(axis=1, ddof=0)
+    centred = ratios - ratios.mean()
+    for name in ("i2t_r1", "rsum"):
+        found[f"slope_{name}"] = 0.1 * (tables[name] @ centred) / (centred @ centred)
+    curve = tables["rsum"].to_numpy(float)
+    start = np.where(curve[:, :1] > 0, curve[:, :1], np.nan)
+    found["area"] = np.trapezoid(curve / start, ratios, axis=1) / np.ptp(ratios)
+    return found
+
+
+def stability(frame: pd.DataFrame) -> pd.DataFrame:
+    """How each row holds up, from its finished trials; a row that was not planned at all ratios of the frame has no line.
+
+    Columns: those of `by_seed`, means over seeds, with `_low` and `_high` of a 95 % t interval; `drop`, mean rSum at the lowest ratio less that
+    at the highest; `sd_seeds`, the sd over seeds (ddof 1) of rSum, averaged over ratios; `worst`, the lowest rSum of any seed at the
+    highest ratio; `n` and `planned` trials.
+    """
+    ratios = set(frame["noise_ratio"])
+    lines = {}
+    for row, part in frame.groupby("row", sort=False):
+        if set(part["noise_ratio"]) != ratios or len(ratios) < 2:
+            continue
+        of_ratio = part.groupby("noise_ratio")["rsum"]
+        means = of_ratio.mean()
+        line = {"drop": means.iloc[0] - means.iloc[-1], "sd_seeds": of_ratio.std(ddof=1).mean(skipna=False)}
+        line |= {"n": part["rsum"].count(), "planned": len(part)}
+        line["worst"] = part.loc[part["noise_ratio"] == means.index[-1], "rsum"].min()
+        for name, values in by_seed(part).items():
+            estimate = mean_interval(values)
+            line |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        lines[row] = line
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def stability_table(frame: pd.DataFrame, where: str, legend: str) -> Table:
+    """`stability` as a table; best is bold, among complete rows that do not know the truth."""
+    found = stability(frame)
+    truth = {r for r in found.index if frame.loc[frame["row"] == r, "ground_truth"].any()}
+    candidates = found[(found["n"] == found["planned"]) & ~found.index.isin(truth)]
+    rows = []
+    for row, line in found.iterrows():
+        own = [Cell(str(row))]
+        for name, _, digits, high in _COLUMNS:
+            best = row in candidates.index and pd.notna(line[name]) and line[name] == (candidates[name].max() if high else candidates[name].min())
+            own.append(Cell(_with_interval(line, name, digits), best=bool(best)))
+        count = f"{line['n']:g}" if line["n"] == line["planned"] else f"{line['n']:g} of {line['planned']:g}!"
+        rows.append([*own, Cell(count)])
+    caption = (
+        "Taken for each seed over its noise ratios, then mean and 95 % t interval over seeds. Variance of R@1 (population, as NPC defines it) says nothing "
+        "about seeds, and a method that is bad everywhere scores well. Per 10 points: least-squares slope. Area: under rSum relative to that at the "
+        "lowest ratio, 1 loses nothing. Drop: mean rSum at the lowest ratio less that at the highest. "
+        f"Sd over seeds: of rSum (ddof 1), averaged over ratios. Worst seed: lowest rSum at the highest ratio. n: trials. {legend}"
+    )
+    return Table(f"Stability: {where}", caption, ["method", *(heading for _, heading, _, _ in _COLUMNS), "n"], rows)
+
+
+def _with_interval(line: pd.Series, name: str, digits: int) -> str:
+    if pd.isna(line[name]):
+        return "–"
+    if pd.isna(line.get(f"{name}_low", np.nan)):
+        return f"{line[name]:.{digits}f}"
+    low = max(0.0, line[f"{name}_low"]) if name.startswith("var_") else line[f"{name}_low"]
+    return " ".join([_number(line[name], digits), f"[{_number(low, digits)}, {_number(line[f'{name}_high'], digits)}]"])
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # no minus before zero
+
+
+def seeds_table(frame: pd.DataFrame, where: str) -> Table:
+    """Spread over seeds at each ratio, with chi-square intervals, and the ratio at which the mean is worst."""
+    ratios = sorted(frame["noise_ratio"].unique())
+    means = cells(frame, "rsum")["mean"]
+    rows = []
+    for row in dict.fromkeys(frame["row"]):
+        own = frame[frame["row"] == row]
+        spread = [sd_interval(own.loc[own["noise_ratio"] == r, "rsum"]) for r in ratios]
+        at = means.loc[row].dropna()
+        worst: float | None = at.idxmin() if len(at) else None
+        mean = mean_interval(own.loc[own["noise_ratio"] == worst, "rsum"]) if worst is not None else None
+        rows.append([Cell(row), *(Cell(_estimate(s)) for s in spread), Cell("–" if mean is None else f"{worst:g}: {_estimate(mean)}")])
+    caption = "Sd of test rSum over seeds (ddof 1) with 95 % chi-square interval; worst ratio: the one with the lowest mean, with its 95 % t interval."
+    return Table(f"Spread over seeds: {where}", caption, ["method", *(f"sd at {r:g}" for r in ratios), "worst ratio"], rows)
+
+
+def _estimate(found: Estimate) -> str:
+    if np.isnan(found.value):
+        return "–"
+    return f"{found.value:.1f}" if np.isnan(found.low) else f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
+
+
+def shares_table(frame: pd.DataFrame, where: str) -> Table | None:
+    """Variance of rSum due to the noise index and to the model's seed, at each ratio, where a sweep varies both; else None."""
+    found = []
+    for (row, ratio), part in frame.groupby(["row", "noise_ratio"], sort=False):
+        table = part.pivot_table(index="noise_seed", columns="seed", values="rsum", dropna=False)
+        if min(table.shape) > 1 and len(part) == table.size:  # every noise seed with every model seed
+            shares = variance_shares(table.to_numpy())
+            texts = ["–" if np.isnan(v) else f"{100 * v:.0f} %" for v in shares.values()]
+            found.append([Cell(f"{ratio:g}"), Cell(str(row)), *map(Cell, texts), Cell(f"{table.shape[0]} x {table.shape[1]}")])
+    if not found:
+        return None
+    caption = "Two-way random effects without replication, by the method of moments; negative components count as zero. Few seeds: rough figures."
+    return Table(f"Where the variance comes from: {where}", caption, ["noise", "method", "noise index", "model seed", "rest", "noise x model seeds"], found)
