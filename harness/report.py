@@ -19,6 +19,7 @@ from harness.coco import ECCV_MEASURES
 from harness.comparison import blocks_table, differences_table, not_worse, reference_row
 from harness.console import console, fail
 from harness.metrics import RECALLS
+from harness.published import papers_table
 from harness.registry import UnknownName
 from harness.results import MEASURES, cells, shared_and_own_settings, tidy
 from harness.stability import seeds_table, shares_table, stability_table
@@ -105,6 +106,7 @@ def _comparison(frame: pd.DataFrame, folder: Path, reference: str | None) -> tup
             caption = "AUROC of the confidence after the last epoch for telling matched from mismatched training pairs; "
             tables.append(_by_ratio(part, "auroc", f"Noise detection: {where}", caption + "rows without a confidence are left out", digits=3))
         tables.append(_cost(part, where))
+        tables += filter(None, [papers_table(marked, where)])
     every = _with_marks(frame)
     together = blocks_table(every, reference_row(every, reference))
     return [*tables, *([together] if together and frame["row"].nunique() > 1 else [])], figures

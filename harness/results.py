@@ -19,7 +19,7 @@ MEASURES = (*RECALLS, "rsum")
 def tidy(sweep: SweepRecord) -> pd.DataFrame:
     """One line for each planned trial, finished or not.
 
-    Columns: trial, run, status, done, method, row (method and what else varies), data set, noise (in words), granularity, noise_ratio,
+    Columns: trial, run, status, done, method, row (method and what else varies), data set, noise (in words), granularity, noise model, backbone, noise_ratio,
     seed, noise_seed, the recalls and rsum of the best dev epoch (of MS-COCO also `1k_` and `eccv_` ones), the same with `last_` of the last epoch, dev_rsum,
     best_epoch, auroc (last epoch), realised ratio, cost, and whether the method uses clean data or the truth.
     """
@@ -39,6 +39,8 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "dataset": trial.dataset_label,
             "noise": trial.noise_label,
             "granularity": trial.noise_granularity,
+            "noise_model": trial.noise.model,
+            "backbone": trial.backbone_label,
             "noise_ratio": trial.noise_ratio,
             "seed": trial.seed,
             "noise_seed": trial.noise_seed,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tabulate import tabulate
 
-_TEXT_COLUMNS = ("method", "noise", "try")
+_TEXT_COLUMNS = ("method", "noise", "try", "protocol", "source", "remarks")
 
 
 @dataclass(frozen=True)

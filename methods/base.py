@@ -163,6 +163,8 @@ class Method(nn.Module):
     """
 
     paper: ClassVar[str] = ""
+    published: ClassVar[tuple[str, ...]] = ()
+    """What the method is called in tables of published results, which reports show beside ours."""
     uses_clean_data: ClassVar[bool] = False
     uses_ground_truth: ClassVar[bool] = False
     trains: ClassVar[bool] = True

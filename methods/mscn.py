@@ -66,6 +66,7 @@ class MSCN(CoTeaching):
     """
 
     paper = "MSCN (CVPR 2023)"
+    published = ("MSCN",)
     uses_clean_data = True
     in_turn = True
     younger: ClassVar = {"warmup_batch": 1, "margin_of": "pair"}

@@ -36,6 +36,7 @@ class NCR(CoTeaching):
     """
 
     paper = "NCR (NeurIPS 2021)"
+    published = ("NCR", "NCR-single")
 
     def __init__(self, *, margin: Positive = 0.2, noisy_after: Count = 20, released_margins: bool = False, **common: Any) -> None:
         super().__init__(**common)

@@ -41,6 +41,7 @@ class NPC(Method):
     """
 
     paper = "NPC (AAAI 2024)"
+    published = ("NPC",)
 
     entries: Tensor
     has_bank: Tensor

@@ -9,4 +9,5 @@ class ZeroShot(Method):
     """Only meaningful where the backbone's towers are aligned (CLIP weights); else it is chance."""
 
     paper = "CLIP (ICML 2021)"
+    published = ("CLIP zero-shot", "CLIP ViT-B/32 zero-shot", "CLIP ViT-L/14 zero-shot")
     trains = False
