@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from harness.stats import (
     Difference,
     average_ranks,
+    clustered_difference,
     critical_difference,
     holm,
     inter_quartile_mean,
@@ -85,6 +86,32 @@ def _difference(found: Difference | None) -> str:
     if found.n < 2:
         return f"{found.value:+.1f} (n={found.n})"
     return f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]{'*' if found.holm < ALPHA else ''}"
+
+
+def queries_table(frame: pd.DataFrame, reference: str, read: Callable[[str], Mapping[str, NDArray]], where: str) -> Table | None:
+    """R@1 of each row less that of the reference where they share one seed only: by test queries, images with their captions resampled together.
+
+    `read` gives the arrays `test_rankings` of a run. None where nothing is so, or the runs did not keep which image a query belongs to.
+    """
+    rows = []
+    for ratio, part in frame[frame["done"]].groupby("noise_ratio"):
+        theirs = part[part["row"] == reference]
+        for row in dict.fromkeys(part["row"]):
+            both = part[part["row"] == row].merge(theirs, on=["seed", "noise_seed"], suffixes=("", "_reference"))
+            if row == reference or len(both) != 1:
+                continue
+            ours, other = read(both["run"].iloc[0]), read(both["run_reference"].iloc[0])
+            if "i2t_group" not in ours:
+                continue
+            found = (clustered_difference(100.0 * (ours[f"{d}_rank"] == 0), 100.0 * (other[f"{d}_rank"] == 0), ours[f"{d}_group"]) for d in ("i2t", "t2i"))
+            rows.append([Cell(f"{ratio:g}"), Cell(row), *(Cell(f"{f.value:+.1f} [{f.low:+.1f}, {f.high:+.1f}]") for f in found)])
+    if not rows:
+        return None
+    caption = (
+        f"Test R@1 less that of {reference} at the one seed that both have, with the 95 % interval of a bootstrap over test images (with their captions). It says "
+        "how far this test set decides between these two trained models, and nothing about other seeds."
+    )
+    return Table(f"One seed: {where}", caption, ["noise", "method", "i2t R@1", "t2i R@1"], rows)
 
 
 def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:

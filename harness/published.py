@@ -50,7 +50,7 @@ def papers_table(frame: pd.DataFrame, where: str) -> Table | None:
         return None
     caption = (
         "Test rSum, ours: mean ± sd over seeds. Published: the sum of the six printed recalls, one run unless its source says more. A difference stands only where "
-        "backbone and granularity are the same and the published row is not flagged. The sources are in harness/published_results.csv."
+        "backbone, networks and granularity are the same and the published row is not flagged. The sources are in harness/published_results.csv."
     )
     return Table(f"Against the papers: {where}", caption, ["method", "noise", "protocol", "ours", "published", "difference", "source", "remarks"], lines)
 

@@ -10,13 +10,15 @@ import argparse
 import re
 import shutil
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from harness import PROTOCOL_VERSION
 from harness.coco import ECCV_MEASURES
-from harness.comparison import blocks_table, differences_table, not_worse, reference_row
+from harness.comparison import blocks_table, differences_table, not_worse, queries_table, reference_row
 from harness.console import console, fail
 from harness.metrics import RECALLS
 from harness.published import papers_table
@@ -53,11 +55,15 @@ def write_report(store: Store, name: str, folder: Path) -> Path:
     """
     sweep = store.read_sweep(name)
     frame = tidy(sweep)
+
+    def rankings(run: str) -> Mapping[str, Any]:
+        return store.read_array(run, "test_rankings.npz")
+
     folder.mkdir(parents=True, exist_ok=True)
     if sweep.select:  # test plays no part in a search
         frame = frame.drop(columns=[c for c in frame if c.removeprefix("last_") in MEASURES or c.startswith(("1k_", "eccv_"))])
     frame.to_csv(folder / "results.csv", index=False, float_format="%.6g")
-    tables, figures = _selection(sweep, frame) if sweep.select else _comparison(frame, folder, sweep.reference)
+    tables, figures = _selection(sweep, frame) if sweep.select else _comparison(frame, folder, sweep.reference, rankings)
     text = [f"# {sweep.name}", "", sweep.description, "", _state(frame), ""]
     for title, file in figures:
         text += [f"![{title}]({file})", ""]
@@ -82,7 +88,7 @@ def print_summary(folder: Path) -> None:
     console.print(f"report: {folder / 'report.md'}   all runs: mlflow ui", soft_wrap=True)
 
 
-def _comparison(frame: pd.DataFrame, folder: Path, reference: str | None) -> tuple[list[Table], list[tuple[str, str]]]:
+def _comparison(frame: pd.DataFrame, folder: Path, reference: str | None, read: Callable[[str], Mapping[str, Any]]) -> tuple[list[Table], list[tuple[str, str]]]:
     """All tables and figures of a sweep that compares rows over noise ratios."""
     from harness.figures import degradation
 
@@ -95,6 +101,7 @@ def _comparison(frame: pd.DataFrame, folder: Path, reference: str | None) -> tup
         tables += [
             _by_ratio(part, "rsum", f"rSum by noise ratio: {where}", "Test rSum of the epoch that is best on dev"),
             *([differences_table(marked, reference_row(marked, reference), where)] if part["row"].nunique() > 1 else []),
+            *filter(None, [queries_table(marked, reference_row(marked, reference), read, where)]),
             _recalls(part, where),
             *_coco(part, where),
             *([stability_table(marked, where, _LEGEND)] if part["noise_ratio"].nunique() > 1 else []),

@@ -302,6 +302,7 @@ class MlflowRecorder:
         self.logged = max((m.step for m in history), default=-1)
 
     def start(self, setup: Setup) -> None:
+        self.test = setup.data["test"]
         noise = setup.noise
         tags = {
             **setup.environment,
@@ -335,7 +336,8 @@ class MlflowRecorder:
 
     def finish(self, outcome: Outcome) -> None:
         i2t, t2i = outcome.i2t, outcome.t2i
-        self._log_array("test_rankings", i2t_rank=i2t.rank, i2t_top=i2t.top, t2i_rank=t2i.rank, t2i_top=t2i.top)
+        groups = {"i2t_group": self.test.image_group, "t2i_group": self.test.caption_group}
+        self._log_array("test_rankings", i2t_rank=i2t.rank, i2t_top=i2t.top, t2i_rank=t2i.rank, t2i_top=t2i.top, **groups)
         self._log(outcome.metrics, step=0)
         self.client.set_terminated(self.run_id, "FINISHED")
 

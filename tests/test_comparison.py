@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.comparison import blocks_table, compare, differences_table, not_worse, reference_row
+from harness.comparison import blocks_table, compare, differences_table, not_worse, queries_table, reference_row
 from harness.report import _by_ratio
 from harness.spec import BadInput
 from tests import small
@@ -80,6 +80,24 @@ def test_blocks_together():
     assert "are not tested" in blocks_table(made[made["noise_ratio"] < 0.3], "clip").markdown()
     made.loc[(made["row"] == "good") & (made["seed"] == 1), "rsum"] = np.nan  # an incomplete row is not averaged over its holes
     assert "| good" not in blocks_table(made, "clip").markdown()
+
+
+def test_one_seed_is_compared_by_queries():
+    """Two trained models on the same 200 images: one finds 40 of them that the other does not."""
+    made = trials({"clip": 0, "a": 1}, ratios=(0.0,))
+    made = made[made["seed"] == 0].assign(done=True, run=["r0", "r1"])
+    rank = np.arange(200) % 2
+    better = np.where(np.arange(200) % 5 == 0, 0, rank)
+    runs = {
+        name: {"i2t_rank": r, "t2i_rank": r.repeat(5), "i2t_group": np.arange(200), "t2i_group": np.arange(200).repeat(5)}
+        for name, r in (("r0", rank), ("r1", better))
+    }
+    (row,) = queries_table(made, "clip", runs.__getitem__, "w").rows
+    assert row[2].text.startswith("+10.0 [+6.")  # 20 of 200
+    assert row[2].text == row[3].text  # captions of an image hang together: five times as many say no more
+    assert queries_table(trials({"clip": 0, "a": 1}).assign(done=True, run="r0"), "clip", runs.__getitem__, "w") is None
+    old = {name: {k: v for k, v in arrays.items() if "group" not in k} for name, arrays in runs.items()}
+    assert queries_table(made, "clip", old.__getitem__, "w") is None
 
 
 def test_the_reference_is_named_or_clip_or_the_first():
