@@ -67,16 +67,61 @@ def recalls(i2t: Ranking, t2i: Ranking) -> dict[str, float]:
     return out | {"rsum": sum(out[name] for name in RECALLS)}
 
 
-def detection(confidence: NDArray[np.floating], matched: NDArray[np.bool_]) -> dict[str, float]:
-    """How well confidence tells matched from mismatched pairs: AUROC and average precision of mismatch.
+@dataclass(frozen=True)
+class Calibration:
+    """Pairs by their confidence, in `BINS` equal bins of [0, 1].
 
-    Empty where all pairs are of one kind: there is nothing to tell apart.
+    Attributes:
+        matched, mismatched: pairs of each kind in each bin, [BINS].
+        confidence: mean confidence of the bin's pairs, NaN where it is empty, [BINS].
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
 
+    matched: NDArray[np.int64]
+    mismatched: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+
+    @property
+    def share(self) -> NDArray[np.float64]:
+        """Share of matched pairs in each bin, NaN where it is empty."""
+        count = self.matched + self.mismatched
+        return np.divide(self.matched, count, out=np.full(BINS, np.nan), where=count > 0)
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error (Guo et al., ICML 2017, eq. 3): |share matched - mean confidence| over bins, weighted by pairs."""
+        count = self.matched + self.mismatched
+        return float(np.nansum(count * np.abs(self.share - self.confidence)) / count.sum())
+
+
+BINS = 20
+
+
+def calibration(confidence: NDArray[np.floating], matched: NDArray[np.bool_]) -> Calibration:
+    """Matched and mismatched pairs by confidence, [N] in [0, 1] and [N]."""
+    place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    count = np.bincount(place, minlength=BINS)
+    total = np.bincount(place, confidence, BINS)
+    mean = np.divide(total, count, out=np.full(BINS, np.nan), where=count > 0)
+    of_matched = np.bincount(place[matched], minlength=BINS)
+    return Calibration(of_matched, count - of_matched, mean)
+
+
+DETECTION = ("auroc", "average_precision", "f1", "ece")
+
+
+def detection(confidence: NDArray[np.floating], matched: NDArray[np.bool_]) -> dict[str, float]:
+    """How well confidence tells mismatched from matched pairs, [N] in [0, 1] and [N].
+
+    `auroc`, `average_precision` and `f1` (mismatched: below 0.5) are of mismatched pairs, and are left out where all pairs are of one kind:
+    there is nothing to tell apart. `ece`: expected calibration error as a belief that a pair matches.
+    """
+    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+    found = {"ece": calibration(confidence, matched).error}
     if matched.all() or not matched.any():
-        return {}
-    return {
+        return found
+    return found | {
         "auroc": float(roc_auc_score(matched, confidence)),
         "average_precision": float(average_precision_score(~matched, -confidence)),
+        "f1": float(f1_score(~matched, confidence < 0.5, zero_division=0)),
     }

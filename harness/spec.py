@@ -1,6 +1,6 @@
 """Sweep files: YAML to a validated sweep, and a sweep to trials with hash ids.
 
-A sweep names its grid, the fixed settings, overrides for one method, and the resources of a trial.
+A sweep names its grid (or several, as a list), the fixed settings, overrides for one method, and the resources of a trial.
 Keys are fields of a trial (`lr`, `noise_ratio`, ...), or `METHOD.KEY` for a field or hyper-parameter of one
 method. Every error of a file is found and named before anything starts.
 """
@@ -144,6 +144,7 @@ class Resources(_Model):
 class SweepFile(_Model):
     """The top level of a sweep file.
 
+    `grid` is one grid, or a list of grids whose trials are put together; a trial that stands in several is one trial.
     `reference` is the method that the report compares the others with (default: `clip`, or the first).
     `select` makes a sweep a search: the report then names, for each method, the setting with the best dev
     rSum, and tests stay out of it.
@@ -151,12 +152,23 @@ class SweepFile(_Model):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     description: str = ""
-    grid: dict[str, list[Any]]
+    grid: list[dict[str, list[Any]]]
     fixed: dict[str, Any] = {}
     overrides: dict[str, dict[str, Any]] = {}
     resources: Resources = Resources()
     reference: str | None = None
     select: bool = False
+
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, Mapping) else value
+
+    @property
+    def methods(self) -> list[Any]:
+        """The methods of all grids, in their order."""
+        every = [m for grid in self.grid for m in _methods(grid, self.fixed)]
+        return [m for i, m in enumerate(every) if m not in every[:i]]
 
 
 class Sweep(_Model):
@@ -196,9 +208,10 @@ def parse_sweep(content: Mapping[str, Any], *, text: str = "") -> Sweep:
     try:
         file = SweepFile.model_validate(content)
     except ValidationError as error:
-        raise BadInput([_describe(e, list(SweepFile.model_fields)) for e in error.errors()]) from None
-    errors: list[str] = []
-    _check_grid(file, errors)
+        errors = [_describe(e, list(SweepFile.model_fields)) for e in error.errors()]
+        single = isinstance(content.get("grid"), Mapping)
+        raise BadInput([e.replace("grid.0.", "grid.", 1) if single else e for e in errors]) from None
+    errors = _faults(file)
     trials: dict[str, Trial] = {}
     for values in _points(file, errors) if not errors else ():
         trial = _trial(values, file, errors)
@@ -209,25 +222,24 @@ def parse_sweep(content: Mapping[str, Any], *, text: str = "") -> Sweep:
     return Sweep(file=file, trials=tuple(trials.values()), text=text)
 
 
-def _check_grid(file: SweepFile, errors: list[str]) -> None:
-    scoped = {**file.grid, **file.fixed}
-    for key in ("method", "dataset", "noise_ratio", "seed"):
-        if key not in scoped:
-            errors.append(f"grid: {key} is missing (a list of at least one value)")
-    for key, values in file.grid.items():
-        if not values:
-            errors.append(f"grid.{key} = []: expected at least one value")
-        elif len({repr(v) for v in values}) < len(values):
-            errors.append(f"grid.{key} = {values}: a value stands there twice")
-        if key in file.fixed:
-            errors.append(f"{key} stands in both grid and fixed")
-    methods = file.grid.get("method", [file.fixed.get("method")])
+def _methods(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any]) -> list[Any]:
+    found: list[Any] = grid.get("method", [fixed["method"]] if "method" in fixed else [])
+    return found
+
+
+def _faults(file: SweepFile) -> list[str]:
+    """What is wrong with a file as a whole, before any trial is made."""
+    errors: list[str] = []
+    if not file.grid:
+        errors.append("grid = []: expected at least one grid")
+    for number, grid in enumerate(file.grid):
+        _check_grid(grid, file.fixed, f"grid[{number}]" if len(file.grid) > 1 else "grid", errors)
+    methods = file.methods
     for name in methods:
-        if name is not None or "method" in file.grid:
-            _collect(errors, lambda name=name: method_class(name))
+        _collect(errors, lambda name=name: method_class(name))
     if file.reference is not None and file.reference not in methods:
         errors.append(f"reference = {file.reference!r}: no such method in the grid{suggest(file.reference, [str(m) for m in methods])}")
-    for key in [*file.grid, *file.fixed, *(f"{m}.x" for m in file.overrides)]:
+    for key in [*(k for grid in file.grid for k in grid), *file.fixed, *(f"{m}.x" for m in file.overrides)]:
         owner = key.rpartition(".")[0]
         if owner and owner not in methods:
             where = "overrides" if owner in file.overrides else "key"
@@ -236,22 +248,37 @@ def _check_grid(file: SweepFile, errors: list[str]) -> None:
             errors.append(f"unknown key {key!r}{suggest(key, _trial_keys())} (hyper-parameters are given as METHOD.KEY, or in overrides)")
         elif owner and key.rpartition(".")[2] in ("method", "dataset"):
             errors.append(f"{key!r}: {key.rpartition('.')[2]} is an axis of the whole grid, not of one method")
+    return errors
+
+
+def _check_grid(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any], where: str, errors: list[str]) -> None:
+    for key in ("method", "dataset", "noise_ratio", "seed"):
+        if key not in grid and key not in fixed:
+            errors.append(f"{where}: {key} is missing (a list of at least one value)")
+    for key, values in grid.items():
+        if not values:
+            errors.append(f"{where}.{key} = []: expected at least one value")
+        elif len({repr(v) for v in values}) < len(values):
+            errors.append(f"{where}.{key} = {values}: a value stands there twice")
+        if key in fixed:
+            errors.append(f"{key} stands in both {where} and fixed")
 
 
 def _points(file: SweepFile, errors: list[str]) -> Iterator[dict[str, Any]]:
-    """Every combination of the grid, method by method.
+    """Every combination of each grid, method by method.
 
     What is said of one method (its own axes, `METHOD.KEY`, overrides) wins over what is said of all.
     """
-    for method in file.grid.get("method", [file.fixed.get("method")]):
-        shared_axes, own_axes = _for_all_and_one(file.grid, method)
-        general, own = _for_all_and_one(file.fixed, method)
-        own |= file.overrides.get(str(method), {})
-        for clash in set(own) & set(own_axes):
-            errors.append(f"{method}.{clash} stands in both the grid and the settings of {method}")
-        axes = {k: v for k, v in {**shared_axes, **own_axes}.items() if k != "method" and k not in own}
-        for values in itertools.product(*axes.values()):
-            yield {**general, **own, **dict(zip(axes, values, strict=True)), "method": method}
+    for grid in file.grid:
+        for method in _methods(grid, file.fixed):
+            shared_axes, own_axes = _for_all_and_one(grid, method)
+            general, own = _for_all_and_one(file.fixed, method)
+            own |= file.overrides.get(str(method), {})
+            for clash in set(own) & set(own_axes):
+                errors.append(f"{method}.{clash} stands in both the grid and the settings of {method}")
+            axes = {k: v for k, v in {**shared_axes, **own_axes}.items() if k != "method" and k not in own}
+            for values in itertools.product(*axes.values()):
+                yield {**general, **own, **dict(zip(axes, values, strict=True)), "method": method}
 
 
 def _for_all_and_one(keys: Mapping[str, Any], method: Any) -> tuple[dict[str, Any], dict[str, Any]]:

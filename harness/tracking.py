@@ -320,6 +320,7 @@ class MlflowRecorder:
         metrics |= {} if noise.matched is None else {"noise/realised_ratio": noise.realised}
         metrics |= {f"skipped/{split}_images": float(count) for split, count in setup.data.skipped.items()}
         self._log(metrics, step=0, tags=tags)
+        self._log_array("noise_index", image=noise.image, **({} if noise.matched is None else {"matched": noise.matched}))
         if not run.inputs or not run.inputs.dataset_inputs:
             profile = json.dumps({"pairs": len(noise.image), "nominal": noise.nominal, "realised": None if noise.matched is None else noise.realised})
             source = json.dumps({"seed": noise.seed, "granularity": noise.granularity, "model": noise.model, "data": setup.fingerprint})

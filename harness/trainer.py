@@ -7,12 +7,9 @@ and the last one are both tested. Nothing is ever selected on test.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import os
-import resource
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +24,7 @@ from torch import Tensor
 
 from harness.backbones.features import Inputs
 from harness.coco import coco_metrics
+from harness.cost import Spent, reset_peak_memory
 from harness.data.base import DataSet, Split
 from harness.loading import Fetch, Plan, load
 from harness.metrics import Ranking, detection, rank_queries, recalls
@@ -69,8 +67,6 @@ class State:
     best_epoch: int = -1
     best_rsum: float = -1.0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "method": 0.0, "evaluation": 0.0})
-    pairs_seen: int = 0
 
 
 @dataclass
@@ -151,6 +147,9 @@ class Trainer:
             decay_steps=None if settings.decay_epochs is None else [e * self.steps for e in settings.decay_epochs],
         )
         self.state = State()
+        self.spent = Spent()
+        for net in method.networks:
+            self.spent.count_forwards(net)
 
     # The loop ---------------------------------------------------------------------------------
 
@@ -161,19 +160,19 @@ class Trainer:
             Diverged: the loss or a similarity is not finite.
         """
         self._resume()
-        _reset_peak_memory()
+        reset_peak_memory()
         epochs = self.settings.epochs if self.method.trains else 0
         if not epochs:
             self._evaluate_dev(0)
         for epoch in range(self.state.epoch, epochs):
             metrics: dict[str, float] = {}
-            before = dict(self.state.seconds)
+            before = dict(self.spent.seconds)
             for network in self.method.passes():
                 metrics |= self._train_pass(epoch, network)
             if (epoch + 1) % self.settings.evaluate_every == 0 or epoch + 1 == epochs:
                 metrics |= self._evaluate_dev(epoch)
             confidence = self._confidence(metrics)
-            metrics |= {f"seconds/{k}": v - before[k] for k, v in self.state.seconds.items()}
+            metrics |= {f"seconds/{k}": v - before[k] for k, v in self.spent.seconds.items()}
             on_epoch(EpochRecord(epoch, metrics, confidence))  # recorded first: a repeated epoch is told by its number
             self.state.epoch = epoch + 1
             self._save()
@@ -181,9 +180,9 @@ class Trainer:
 
     def _train_pass(self, epoch: int, network: int) -> dict[str, float]:
         self.method.eval()
-        with self._clock("method"), self.accelerator.autocast():
+        with self.spent.clock("method"), self.accelerator.autocast():
             found = dict(self.method.start_epoch(epoch, network, self._scan))
-        with self._clock("train"):
+        with self.spent.clock("train"):
             batches, widened = self._batches(epoch, network)
             pools = self._pool_batches(epoch, network, len(batches))
             scale = self.method.batch_scale(epoch)
@@ -201,7 +200,9 @@ class Trainer:
             found |= {k: v / len(batches) for k, v in total.items()}
             found["learning_rate"] = self.optimizers.learning_rate(f"network{network}")
             scalars = {k: float(v) for k, v in found.items()}
-        self.state.pairs_seen += sum(map(len, batches)) + sum(len(b) for drawn in pools.values() for b in drawn)
+        drawn = sum(map(len, batches))
+        self.spent.batch_pairs += drawn
+        self.spent.pairs["train"] += drawn + sum(len(pairs) for of_pool in pools.values() for _, pairs in of_pool)
         if not np.isfinite(scalars["loss"]):
             raise Diverged(f"the loss is {scalars['loss']} in epoch {epoch}")
         scalars["widened"] = float(widened)
@@ -223,26 +224,29 @@ class Trainer:
                 raise
             return epoch_batches(everything, self.groups, **arguments), True
 
-    def _pool_batches(self, epoch: int, network: int, steps: int) -> dict[str, list[np.ndarray]]:
+    def _pool_batches(self, epoch: int, network: int, steps: int) -> dict[str, list[tuple[Tensor, Pairs]]]:
         """For each further pool of the method a batch for each step; a pool of fewer than two (groups of) pairs gives none."""
         found = {}
-        for name, members in self.method.pools(network).items():
-            pool = members.cpu().numpy()
-            apart = len(pool) if self.groups is None else len(np.unique(self.groups[pool]))
+        for name, pool in self.method.pools(network).items():
+            if isinstance(pool, Pairs):  # the clean set
+                pairs, members = pool, np.arange(len(pool))
+                groups = None if self.groups is None else self.data[pool.split].image_group[pool.images.numpy()]
+            else:
+                pairs, members, groups = self.method.pairs, pool.cpu().numpy(), self.groups
+            apart = len(members) if groups is None else len(np.unique(groups[members]))
             size = min(self.settings.batch_size, apart)
             if size >= 2:
-                found[name] = epoch_batches(pool, self.groups, size=size, steps=steps, seed=(self.settings.seed, name, epoch, network))
+                drawn = epoch_batches(members, groups, size=size, steps=steps, seed=(self.settings.seed, name, epoch, network))
+                found[name] = [(index, pairs[index]) for index in map(torch.from_numpy, drawn)]
         return found
 
     def _plans(
-        self, batches: list[np.ndarray], epoch: int, network: int, pools: Mapping[str, list[np.ndarray]] | None = None
+        self, batches: list[np.ndarray], epoch: int, network: int, pools: Mapping[str, list[tuple[Tensor, Pairs]]] | None = None
     ) -> Iterator[Plan]:
         for step, index in enumerate(map(torch.from_numpy, batches)):
             seed = seed_of(self.settings.seed, "step", epoch, network, step)
             beside = {name: (torch.arange(len(pairs)), pairs) for name, pairs in self.method.also(index, seed).items()}
-            for name, drawn in (pools or {}).items():
-                further = torch.from_numpy(drawn[step])
-                beside[name] = (further, self.method.pairs[further])
+            beside |= {name: drawn[step] for name, drawn in (pools or {}).items()}
             yield Plan(index, self.method.pairs[index], seed, beside)
 
     def _fetch(self) -> Fetch:
@@ -259,6 +263,7 @@ class Trainer:
         size, seed = self.settings.batch_size, self.settings.seed
         groups, shards = (self.groups, self.shards) if pairs is None else (None, None)
         pairs = self.method.pairs if pairs is None else pairs
+        self.spent.pairs["method"] += len(pairs)
         indices = [torch.from_numpy(b) for b in scan_batches(len(pairs), groups, size=size, seed=seed, shards=shards)]
         mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
         idle = not mine  # more processes than batches: look all the same, for the shapes, and count for nothing
@@ -280,7 +285,7 @@ class Trainer:
     # Evaluation -------------------------------------------------------------------------------
 
     def _evaluate_dev(self, epoch: int) -> dict[str, float]:
-        with self._clock("evaluation"):
+        with self.spent.clock("evaluation"):
             found = recalls(*self.evaluate("dev"))
         if found["rsum"] > self.state.best_rsum:  # the earlier epoch on a tie
             self.state.best_rsum, self.state.best_epoch = found["rsum"], epoch
@@ -293,6 +298,7 @@ class Trainer:
         self.method.eval()
         pairs, source = self.data[split], self.inputs[split]
         scores = torch.zeros(len(pairs.images), len(pairs.captions), dtype=self.dtype)
+        self.spent.pairs["evaluation"] += len(pairs.captions) * self.method.n_networks
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         for number, net in enumerate(self.method.networks):
             images = self._encode_images(net, source, len(pairs.images))
@@ -340,7 +346,7 @@ class Trainer:
         return values
 
     def _test(self) -> Outcome:
-        with self._clock("evaluation"):
+        with self.spent.clock("evaluation"):
             found, i2t, t2i = self._test_scores()
             last = found
             if self.state.best_epoch < self.state.epoch - 1:
@@ -348,24 +354,13 @@ class Trainer:
                 found, i2t, t2i = self._test_scores()
         metrics = {f"test/{k}": v for k, v in found.items()} | {f"last/{k}": v for k, v in last.items()}
         metrics |= {"dev/best_epoch": self.state.best_epoch, "dev/best_rsum": self.state.best_rsum}
-        return Outcome(metrics | self._cost(), i2t, t2i)
+        cost = {**self.spent.metrics(), "cost/networks_at_test": float(self.method.n_networks)}
+        return Outcome(metrics | cost, i2t, t2i)
 
     def _test_scores(self) -> tuple[dict[str, float], Ranking, Ranking]:
         scores = self.similarities("test")
         i2t, t2i = rank_both(scores, self.data["test"])
         return recalls(i2t, t2i) | coco_metrics(scores, self.data), i2t, t2i
-
-    def _cost(self) -> dict[str, float]:
-        seconds = self.state.seconds
-        cost = {f"cost/{k}_seconds": v for k, v in seconds.items()} | {"cost/seconds": sum(seconds.values())}
-        if torch.cuda.is_available():
-            cost["cost/peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
-        if self.state.pairs_seen:
-            cost["cost/pairs_per_second"] = self.state.pairs_seen / (seconds["train"] + seconds["method"])
-        return cost | {"cost/peak_memory_mb": _peak_memory_mb(), "cost/networks_at_test": float(self.method.n_networks)}
-
-    def _clock(self, name: str) -> _Clock:
-        return _Clock(self.state.seconds, name)
 
     # Checkpoints ------------------------------------------------------------------------------
 
@@ -380,6 +375,7 @@ class Trainer:
             "method": self.method.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "state": vars(self.state),
+            "spent": self.spent.state_dict(),
         }
         torch.save(content, temporary)
         os.replace(temporary, self.folder / "state.pt")
@@ -406,6 +402,7 @@ class Trainer:
         self.method.load_state_dict(content["method"])
         self.optimizers.load_state_dict(content["optimizers"])
         self.state = State(**content["state"])
+        self.spent.load_state_dict(content["spent"])
 
 
 def _shapes(module: torch.nn.Module) -> str:
@@ -422,39 +419,3 @@ def rank_both(scores: np.ndarray, split: Split) -> tuple[Ranking, Ranking]:
         raise Diverged("similarities are not finite")
     images, captions = split.image_group, split.caption_group
     return rank_queries(scores, images, captions), rank_queries(scores.T, captions, images)
-
-
-class _Clock:
-    """Adds the seconds of a block to a counter; waits for the device on both sides."""
-
-    def __init__(self, seconds: dict[str, float], name: str) -> None:
-        self.seconds, self.name = seconds, name
-
-    def __enter__(self) -> None:
-        _synchronize()
-        self.started = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        _synchronize()
-        self.seconds[self.name] += time.perf_counter() - self.started
-
-
-def _reset_peak_memory() -> None:
-    """Start counting anew: a worker process runs many trials. Where the kernel does not allow it, the peak is the process's."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory_mb() -> float:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

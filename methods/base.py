@@ -43,6 +43,18 @@ class Pairs:
     def __getitem__(self, rows: Tensor) -> Pairs:
         return Pairs(self.images[rows], self.captions[rows], self.split)
 
+    def some(self, count: int | None, generator: torch.Generator) -> Pairs:
+        """A random part of so many pairs, which holds the smaller parts of an equal generator; None: all.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        if count is None:
+            return self
+        if count > len(self):
+            raise ValueError(f"{count} clean pairs are asked for, and the data set has {len(self)}")
+        return self[torch.randperm(len(self), generator=generator)[:count]]
+
 
 @dataclass
 class Batch:
@@ -210,9 +222,9 @@ class Method(nn.Module):
         """Training pairs (indices) that this pass draws its batches from; None: all. Steps stay the same."""
         return None
 
-    def pools(self, network: int) -> dict[str, Tensor]:
-        """Further pools of training pairs (indices). Each step also gets a batch from each, drawn by the same rules, as
-        `batch.extra[name]`: of the same size or, from a pool that does not fill one, of what there is (at least 2 pairs)."""
+    def pools(self, network: int) -> dict[str, Tensor | Pairs]:
+        """Further pools: training pairs (indices), or the clean set or a part of it. Each step also gets a batch from each, drawn by
+        the same rules, as `batch.extra[name]`: of the same size or, from a pool that does not fill one, of what there is (at least 2 pairs)."""
         return {}
 
     def batch_scale(self, epoch: int) -> int:

@@ -63,13 +63,19 @@ class MSCN(CoTeaching):
         meta_batch_size: clean positives in a meta batch, with as many negatives (not in the paper).
         hidden: units of V.
         margin_of: `pair`, or as in the released code `column`: an image's negative caption brings its own margin.
+        clean_pairs: how many pairs of the clean set are used; None: all.
+        meta: what the meta-loss is taken over: `both` kinds, or `positives` alone (ablation; the mixture starts from both).
+        purify: without, all pairs are trained on, and there is no mixture and no confidence (ablation).
+        adaptive_margin: without, the margin is alpha for every pair (ablation).
     """
 
     paper = "MSCN (CVPR 2023)"
     published = ("MSCN",)
     uses_clean_data = True
     in_turn = True
-    younger: ClassVar = {"warmup_batch": 1, "margin_of": "pair"}
+    younger: ClassVar = {
+        "warmup_batch": 1, "margin_of": "pair", "clean_pairs": None, "meta": "both", "purify": True, "adaptive_margin": True,
+    }
 
     heads: Sequence[ScoreHead]
 
@@ -82,12 +88,17 @@ class MSCN(CoTeaching):
         meta_batch_size: AtLeastTwo = 64,
         hidden: Size = 64,
         margin_of: Literal["pair", "column"] = "pair",
+        clean_pairs: AtLeastTwo | None = None,
+        meta: Literal["both", "positives"] = "both",
+        purify: bool = True,
+        adaptive_margin: bool = True,
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        if len(clean) < 2:
+        self.clean = clean.some(clean_pairs, torch_generator(self.seed, "clean pairs"))
+        if len(self.clean) < 2:
             raise ValueError("the clean set has one pair: mscn needs at least two")
-        self.clean = clean
+        self.meta, self.purify, self.adaptive_margin = meta, purify, adaptive_margin
         self.margin = margin
         self.meta_lr = meta_lr
         self.meta_batch_size = meta_batch_size
@@ -98,7 +109,7 @@ class MSCN(CoTeaching):
         )
         for net, head in zip(self.networks, self.heads, strict=True):
             head.take_over(net.published_head)
-        self.negatives = clean
+        self.negatives = self.clean
 
     def groups(self) -> dict[str, Group]:
         heads = {f"head{i}": Group(trainable(head)) for i, head in enumerate(self.heads)}
@@ -110,7 +121,13 @@ class MSCN(CoTeaching):
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
         self.negatives = self._mismatched(torch_generator(self.seed, "meta negatives", epoch, network))
+        if not self.purify:
+            self.epoch = epoch
+            return {}
         return super().start_epoch(epoch, network, scan)
+
+    def selected(self, network: int) -> Tensor | None:
+        return super().selected(network) if self.purify else None
 
     def divide(self, judge: int, scan: Scan) -> Tensor:
         net, head = self.networks[judge], self.heads[judge]
@@ -135,10 +152,9 @@ class MSCN(CoTeaching):
             return {}
         generator = torch_generator(seed, "meta batch")
         size = min(self.meta_batch_size, len(self.clean))
-        return {
-            "positives": self.clean[torch.randperm(len(self.clean), generator=generator)[:size]],
-            "negatives": self.negatives[torch.randperm(len(self.negatives), generator=generator)[:size]],
-        }
+        kinds = {"positives": self.clean, "negatives": self.negatives}
+        drawn = {kind: pairs[torch.randperm(len(pairs), generator=generator)[:size]] for kind, pairs in kinds.items()}
+        return drawn if self.meta == "both" else {self.meta: drawn[self.meta]}
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
         net, head = self.networks[network], self.heads[network]
@@ -170,7 +186,8 @@ class MSCN(CoTeaching):
         """
         with torch.set_grad_enabled(net.couples_pairs):
             scores = head(vectors)
-        margin = soft_margin(scores.diagonal().detach(), self.margin)
+        positive = scores.diagonal().detach()
+        margin = soft_margin(positive, self.margin) if self.adaptive_margin else torch.full_like(positive, self.margin)
         if self.margin_of == "column":
             margin = margin.expand(scores.shape)
         if net.couples_pairs:
@@ -184,9 +201,9 @@ class MSCN(CoTeaching):
         # The copy ahead is thrown away, and so are the running statistics of its passes.
         state = {**ahead, **{name: buffer.clone() for name, buffer in net.named_buffers()}}  # type: ignore[attr-defined]
         losses = []
-        for name, label in (("positives", 1.0), ("negatives", 0.0)):
-            found = functional_call(net, state, (batch.extra[name],), {"then": logits})  # type: ignore[arg-type]
-            losses.append(F.binary_cross_entropy_with_logits(found, torch.full_like(found, label)))
+        for kind, meta_batch in batch.extra.items():
+            found = functional_call(net, state, (meta_batch,), {"then": logits})  # type: ignore[arg-type]
+            losses.append(F.binary_cross_entropy_with_logits(found, torch.full_like(found, float(kind == "positives"))))
         return torch.stack(losses).mean()
 
     def score(self, network: int, images: Tensor, texts: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Backbone, Batch, Count, Optimizers, Positive, Report, Scan, evaluation_mode
+from methods.base import Backbone, Batch, Count, Optimizers, Pairs, Positive, Report, Scan, evaluation_mode
 from methods.co_teaching import CoTeaching
 from methods.losses import hardest_triplet_of, mean_triplet
 from methods.mixtures import low_loss_posterior
@@ -58,7 +58,7 @@ class NCR(CoTeaching):
         posterior = self.posterior[self.judge(network)]
         return posterior > posterior.sort().values[len(posterior) // 100]
 
-    def pools(self, network: int) -> dict[str, Tensor]:
+    def pools(self, network: int) -> dict[str, Tensor | Pairs]:
         if self.epoch < self.warmup_epochs + self.noisy_after:
             return {}
         return {"noisy": (~self.kept(network)).nonzero().flatten()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class NPC(Method):
         least_bank: when fewer than this share of the pairs pass the threshold (without noise none does),
             the bank falls back to this share of the pairs, those with the highest posterior, the smaller
             loss first among equals; `bank_fallback` 1 in the record says so.
+        weights: without, all pairs weigh 1, and there is no look-ahead and no confidence (ablation).
+        memory_loss: without, the entries are not trained on (ablation). Without both it is plain InfoNCE, and there is no bank.
 
     The losses of memory entries, in the ratio and in the memory loss, are taken without dropout, from one pass.
     Optimizer and schedule are the sweep's (paper: AdamW, cosine).
@@ -42,6 +44,7 @@ class NPC(Method):
 
     paper = "NPC (AAAI 2024)"
     published = ("NPC",)
+    younger: ClassVar = {"weights": True, "memory_loss": True}
 
     entries: Tensor
     has_bank: Tensor
@@ -55,6 +58,8 @@ class NPC(Method):
         bank: Literal["epoch", "frozen"] | None = None,
         warmup_epochs: Count = 0,
         least_bank: Share = 0.05,
+        weights: bool = True,
+        memory_loss: bool = True,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -63,13 +68,15 @@ class NPC(Method):
         self.rebuild = (bank or {"paper": "epoch", "released": "frozen"}[variant]) == "epoch"
         self.warmup_epochs = warmup_epochs
         self.least_bank = least_bank
+        self.weights, self.memory_loss = weights, memory_loss
         n = len(self.pairs)
         self.register_buffer("entries", torch.zeros(2, n, dtype=torch.long))  # nearest image, nearest caption
         self.register_buffer("has_bank", torch.tensor(False))
         self.register_buffer("weight", torch.ones(n))
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
-        if epoch < self.warmup_epochs or (self.has_bank and not self.rebuild):
+        idle = not (self.weights or self.memory_loss)
+        if idle or epoch < self.warmup_epochs or (self.has_bank and not self.rebuild):
             return {}
         net = self.networks[0]
 
@@ -122,13 +129,15 @@ class NPC(Method):
 
         bank = batch.extra["bank"]
         with evaluation_mode(net):  # dropout noise would swamp the ratio
-            before = net(bank, then=bank_losses)
-            sibling = optimizers.look_ahead(losses.mean(), "network0")
-            with torch.no_grad():
-                after = functional_call(net, sibling, (bank,), {"then": bank_losses})
-        weight = confidence_weight(before.detach(), after)
-        self.weight[batch.index] = weight.to(self.weight.dtype)
-        memory = before.sum(0).mean()
+            with torch.set_grad_enabled(self.memory_loss):
+                before = net(bank, then=bank_losses)
+            if self.weights:
+                sibling = optimizers.look_ahead(losses.mean(), "network0")
+                with torch.no_grad():
+                    after = functional_call(net, sibling, (bank,), {"then": bank_losses})
+                self.weight[batch.index] = confidence_weight(before.detach(), after).to(self.weight.dtype)
+        weight = self.weight[batch.index].to(losses.dtype)
+        memory = before.sum(0).mean() if self.memory_loss else losses.new_zeros(())
         if self.variant == "released":
             loss = weight.mean() * losses.mean() + memory.detach()
         else:
@@ -137,7 +146,7 @@ class NPC(Method):
         return {"loss": loss.detach(), "memory_loss": memory.detach(), "mean_weight": weight.mean()}
 
     def confidence(self) -> Tensor | None:
-        return self.weight if self.has_bank else None
+        return self.weight if self.has_bank and self.weights else None
 
 
 def confidence_weight(before: Tensor, after: Tensor) -> Tensor:

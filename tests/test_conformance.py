@@ -67,7 +67,7 @@ def test_training_changes_every_network(finished, name):
 def test_every_method_takes_the_same_number_of_steps(finished, name):
     """The pool that a method selects changes nothing about it; what it draws beside it (`pools`) comes on top."""
     trainer = finished[name][2]
-    beside = trainer.state.pairs_seen - 3 * trainer.steps * 16 * len(trainer.method.passes())
+    beside = trainer.spent.pairs["train"] - 3 * trainer.steps * 16 * len(trainer.method.passes())
     assert (beside > 0) == (type(trainer.method).pools is not Method.pools)
     assert beside >= 0
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.metrics import detection, rank_queries, recalls
+from harness.metrics import BINS, calibration, detection, rank_queries, recalls
 
 DATA = Path(__file__).parent / "data"
 
@@ -68,6 +68,26 @@ def test_recalls_do_not_depend_on_the_order_of_candidates():
 
 def test_detection_scores():
     matched = np.array([True, True, False, False])
-    assert detection(np.array([0.9, 0.8, 0.2, 0.1]), matched) == {"auroc": 1.0, "average_precision": 1.0}
-    assert detection(np.array([0.9, 0.2, 0.8, 0.1]), matched)["auroc"] == 0.75
-    assert detection(np.ones(4), np.ones(4, bool)) == {}
+    perfect = detection(np.array([0.9, 0.8, 0.2, 0.1]), matched)
+    assert perfect == {"auroc": 1.0, "average_precision": 1.0, "f1": 1.0, "ece": pytest.approx(0.15)}
+    mixed = detection(np.array([0.9, 0.2, 0.8, 0.1]), matched)
+    assert mixed["auroc"] == 0.75
+    assert mixed["f1"] == 0.5  # one of two found, one of two right
+    assert mixed["average_precision"] == pytest.approx((1 / 1 + 2 / 3) / 2)
+    assert detection(np.full(4, 0.75), np.ones(4, bool)) == {"ece": pytest.approx(0.25)}
+
+
+def test_calibration_by_hand():
+    """Three pairs at 0.9 of which two match, one at exactly 1 that matches: half of the rest is right."""
+    found = calibration(np.array([0.92, 0.92, 0.92, 1.0, 0.0, 0.02]), np.array([True, True, False, True, False, True]))
+    assert found.matched.tolist() == [1] + [0] * (BINS - 3) + [2, 1]
+    assert found.mismatched.tolist() == [1] + [0] * (BINS - 3) + [1, 0]
+    assert found.share[[0, -2, -1]] == pytest.approx([1 / 2, 2 / 3, 1])
+    assert found.error == pytest.approx((2 * abs(0.5 - 0.01) + 3 * abs(2 / 3 - 0.92) + 0) / 6)
+
+
+def test_a_calibrated_belief_has_no_error():
+    belief = np.random.default_rng(0).random(200_000)
+    matched = np.random.default_rng(1).random(200_000) < belief
+    assert calibration(belief, matched).error < 0.01
+    assert calibration(belief**2, matched).error > 0.1

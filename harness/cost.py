@@ -1,0 +1,130 @@
+"""What a trial spends: time, energy, memory, and how often pairs go through a network."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PARTS = ("train", "method", "evaluation")
+"""What time goes into: optimizer steps, the method's looks at all pairs before an epoch, ranking dev and test."""
+
+
+class Spent:
+    """Counters of a trial over all its attempts, by part; `state_dict` goes into the checkpoint.
+
+    Attributes:
+        seconds, joules, pairs: for each of `PARTS`. Pairs of `train` are those of the batches (with a method's pools), of `method` those
+            looked at, of `evaluation` the captions ranked; each counts once a network. Joules are this process's GPU's.
+        batch_pairs: pairs of the batches alone.
+        forwards: pairs that went forward through a network within steps, whatever for.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.joules = dict.fromkeys(PARTS, 0.0)
+        self.pairs = dict.fromkeys(PARTS, 0)
+        self.batch_pairs = 0
+        self.forwards = 0
+        self._part = ""
+
+    def clock(self, part: str) -> _Clock:
+        """A block whose time and energy belong to a part."""
+        return _Clock(self, part)
+
+    def count_forwards(self, network: torch.nn.Module) -> None:
+        """Count what goes forward through a network while it trains."""
+
+        def count(module: torch.nn.Module, given: tuple[Any, ...]) -> None:
+            if self._part == "train":
+                self.forwards += given[0].total
+
+        network.register_forward_pre_hook(count)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if not k.startswith("_")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    def metrics(self) -> dict[str, float]:
+        """`cost/...` for the record: seconds and pairs a second of each part and of all, forward passes a step (in batches), joules, peak memory."""
+        found = {f"cost/{part}_seconds": s for part, s in self.seconds.items()} | {"cost/seconds": sum(self.seconds.values())}
+        found |= {f"cost/{part}_pairs_per_second": self.pairs[part] / s for part, s in self.seconds.items() if self.pairs[part] and s}
+        if self.batch_pairs:
+            found["cost/pairs_per_second"] = self.pairs["train"] / (self.seconds["train"] + self.seconds["method"])
+            found["cost/forward_passes"] = self.forwards / self.batch_pairs
+        if torch.cuda.is_available():
+            found["cost/peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
+        if any(self.joules.values()):
+            found["cost/joules"] = sum(self.joules.values())
+        return found | {"cost/peak_memory_mb": _peak_memory_mb()}
+
+
+class _Clock:
+    """Adds the seconds and joules of a block to its part; waits for the device on both sides."""
+
+    def __init__(self, spent: Spent, part: str) -> None:
+        self.spent, self.part = spent, part
+
+    def __enter__(self) -> None:
+        _synchronize()
+        self.spent._part = self.part
+        self.started, self.joules = time.perf_counter(), _joules()
+
+    def __exit__(self, *error: object) -> None:
+        _synchronize()
+        self.spent._part = ""
+        self.spent.seconds[self.part] += time.perf_counter() - self.started
+        self.spent.joules[self.part] += _joules() - self.joules
+
+
+def reset_peak_memory() -> None:
+    """Start counting anew: a worker process runs many trials. Where the kernel does not allow it, the peak is the process's."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory_mb() -> float:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _joules() -> float:
+    """What the GPU has used since its driver was loaded; 0 where nothing tells (no GPU, no NVML, one older than Volta)."""
+    handle = _nvml_handle()
+    if handle is None:
+        return 0.0
+    import pynvml
+
+    return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+
+
+@lru_cache
+def _nvml_handle() -> Any:
+    if not torch.cuda.is_available():
+        return None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except (ImportError, pynvml.NVMLError):
+        return None
+    return handle
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
