@@ -15,9 +15,10 @@ from methods.seeding import torch_generator
 
 
 class ClipClean(Clip):
-    """To each batch comes one of clean pairs, as large or, where the clean set is smaller, as large as it can be; one loss over all of them.
+    """To each batch comes one of clean pairs, as large or, where the clean set is smaller, as large as it can be; every pair counts alike.
 
-    So a clean pair is trained on far more often than another. The baseline to hold methods against that need clean data.
+    Negatives are those of a pair's own batch. A clean pair is trained on far more often than another. The baseline to hold methods
+    against that need clean data.
 
     Args:
         clean_pairs: how many pairs of the clean set are used; None: all.
@@ -36,8 +37,5 @@ class ClipClean(Clip):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
         (network,) = self.networks
-        images, texts = network(batch)
-        if "clean" in batch.extra:  # two pairs of one concept are too few for a batch
-            more_images, more_texts = network(batch.extra["clean"])
-            images, texts = torch.cat([images, more_images]), torch.cat([texts, more_texts])
-        return pair_losses(network.logits(images, texts)).mean(), {}
+        batches = [batch, *batch.extra.values()]  # no second one where the clean pairs are too few, or of one concept
+        return torch.cat([pair_losses(network.logits(*network(b))) for b in batches]).mean(), {}
