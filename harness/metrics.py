@@ -67,6 +67,20 @@ def recalls(i2t: Ranking, t2i: Ranking) -> dict[str, float]:
     return out | {"rsum": sum(out[name] for name in RECALLS)}
 
 
+def chance_rsum(image_group: NDArray, caption_group: NDArray) -> float:
+    """rSum to be expected of a random order, both directions: group of each image and each caption."""
+    total = 0.0
+    for queries, candidates in ((image_group, caption_group), (caption_group, image_group)):
+        groups, sizes = np.unique(candidates, return_counts=True)
+        matches = sizes[np.searchsorted(groups, queries)]
+        others = len(candidates) - matches
+        for k in CUTOFFS:
+            # None of the first k matches: (others / all) ((others - 1) / (all - 1)) ... k times.
+            missed = np.prod([np.clip(others - i, 0, None) / max(len(candidates) - i, 1) for i in range(k)], axis=0)
+            total += 100 * float((1 - missed).mean())
+    return total
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Pairs by their confidence, in `BINS` equal bins of [0, 1].
@@ -84,7 +98,8 @@ class Calibration:
     def share(self) -> NDArray[np.float64]:
         """Share of matched pairs in each bin, NaN where it is empty."""
         count = self.matched + self.mismatched
-        return np.divide(self.matched, count, out=np.full(BINS, np.nan), where=count > 0)
+        share: NDArray[np.float64] = np.divide(self.matched, count, out=np.full(BINS, np.nan), where=count > 0)
+        return share
 
     @property
     def error(self) -> float:

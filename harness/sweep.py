@@ -17,7 +17,7 @@ from harness.console import bar, console, fail
 from harness.data import DataError, DataSet
 from harness.plan import label, show_plan
 from harness.preflight import check_address, check_devices, check_sweep, data_key, prepare_features
-from harness.report import print_summary, write_report
+from harness.report.write import print_summary, write_report
 from harness.schedule import ClusterError, Finished, run_trials, start_ray
 from harness.spec import BadInput, Sweep, load_sweep
 from harness.tracking import Place, Store, StoreError

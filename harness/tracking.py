@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -232,6 +233,18 @@ class Store:
         """An `.npz` artifact of a run."""
         with np.load(io.BytesIO(self._read_artifact(run_id, path)), allow_pickle=False) as content:
             return {k: content[k] for k in content.files}
+
+    def artifacts(self, run_id: str, folder: str) -> list[str]:
+        """The artifacts in a folder of a run, sorted; empty where there is none."""
+        return sorted(file.path for file in self.client.list_artifacts(run_id, folder))
+
+    def run_address(self, sweep: str, run_id: str) -> str:
+        """Where the MLflow UI shows a run: on the server, or where `mlflow ui` serves a database file by default."""
+        experiment = self.client.get_experiment_by_name(sweep)
+        given = urlsplit(self.uri)
+        # Without a name and password that may stand before the host.
+        server = f"{given.scheme}://{given.netloc.rpartition('@')[2]}{given.path.rstrip('/')}" if given.netloc else "http://127.0.0.1:5000"
+        return f"{server}/#/experiments/{experiment.experiment_id if experiment else 0}/runs/{run_id}"
 
     # A trial ----------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from methods.base import Batch, Method, Report
@@ -12,7 +14,7 @@ class Clip(Method):
     """Radford et al. 2021, section 2.3: cross-entropy over the batch in both directions, equal weight to every pair."""
 
     paper = "CLIP (ICML 2021)"
-    published = ("CLIP", "CLIP fine-tuned", "CLIP ViT-B/32")
+    published: ClassVar[tuple[str, ...]] = ("CLIP", "CLIP fine-tuned", "CLIP ViT-B/32")
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
         (network,) = self.networks

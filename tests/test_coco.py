@@ -11,7 +11,7 @@ import pytest
 from harness.coco import ECCV_MEASURES, FOLD_MEASURES, coco_metrics, eccv_metrics, fold_metrics
 from harness.data import DataSet, Split
 from harness.metrics import rank_queries, recalls
-from harness.report import _coco
+from harness.report.accuracy import coco_tables
 from harness.trainer import make_accelerator
 from harness.trial import build_trainer, noise_of
 from tests import small
@@ -66,9 +66,9 @@ def test_a_trial_records_1k_of_the_best_and_the_last_epoch():
 
 def test_the_report_has_tables_of_what_coco_is_measured_by():
     rows = frame([("a", r, s, 100 + s, 10) for r in (0, 0.4) for s in (0, 1)])
-    assert _coco(rows, "w") == []
+    assert coco_tables(rows, "w") == []
     measured = pd.concat([rows, pd.DataFrame(dict.fromkeys((*FOLD_MEASURES, *ECCV_MEASURES), rows["rsum"] + 50))], axis=1)
-    text = "\n".join(t.markdown() for t in _coco(measured, "w"))
+    text = "\n".join(t.markdown() for t in coco_tables(measured, "w"))
     assert "1K (mean of five folds of 1,000 images)" in text
     assert "ECCV Caption t2i mAP@R" in text
     assert "150.5 ± 0.7" in text

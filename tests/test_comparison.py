@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.comparison import blocks_table, compare, differences_table, not_worse, queries_table, reference_row
-from harness.report import _by_ratio
+from harness.report.accuracy import by_ratio
+from harness.report.comparison import blocks_table, compare, differences_table, not_worse, queries_table, reference_row
 from harness.spec import BadInput
 from tests import small
 from tests.test_results import frame
@@ -54,11 +54,11 @@ def test_the_table_of_differences_marks_what_is_significant():
 def test_underlined_is_what_is_not_significantly_worse():
     made = trials({"best": 9, "near": 8.5, "far": 0})
     assert not_worse(made, {0.0: {"best"}, 0.4: {"best"}}, "rsum") == {("near", 0.0), ("near", 0.4)}
-    table = _by_ratio(made, "rsum", "t", "c")
+    table = by_ratio(made, "rsum", "t", "c")
     assert table.markdown().count("<u>") == 2
     assert table.latex("l").count(r"\underline{") == 2
     assert "Underlined: not significantly worse" in table.caption
-    assert "<u>" not in _by_ratio(made[made["seed"] == 0], "rsum", "t", "c").markdown()
+    assert "<u>" not in by_ratio(made[made["seed"] == 0], "rsum", "t", "c").markdown()
 
 
 def test_the_truth_is_never_underlined():
@@ -92,12 +92,12 @@ def test_one_seed_is_compared_by_queries():
         name: {"i2t_rank": r, "t2i_rank": r.repeat(5), "i2t_group": np.arange(200), "t2i_group": np.arange(200).repeat(5)}
         for name, r in (("r0", rank), ("r1", better))
     }
-    (row,) = queries_table(made, "clip", runs.__getitem__, "w").rows
+    (row,) = queries_table(made, "clip", lambda run, _: runs[run], "w").rows
     assert row[2].text.startswith("+10.0 [+6.")  # 20 of 200
     assert row[2].text == row[3].text  # captions of an image hang together: five times as many say no more
-    assert queries_table(trials({"clip": 0, "a": 1}).assign(done=True, run="r0"), "clip", runs.__getitem__, "w") is None
+    assert queries_table(trials({"clip": 0, "a": 1}).assign(done=True, run="r0"), "clip", lambda run, _: runs[run], "w") is None
     old = {name: {k: v for k, v in arrays.items() if "group" not in k} for name, arrays in runs.items()}
-    assert queries_table(made, "clip", old.__getitem__, "w") is None
+    assert queries_table(made, "clip", lambda run, _: old[run], "w") is None
 
 
 def test_the_reference_is_named_or_clip_or_the_first():

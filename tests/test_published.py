@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.published import papers_table, published
+from harness.report.published import papers_table, published
 from tests.test_results import frame
 
 

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.figures import styles
 from harness.preflight import check_trial
-from harness.report import _by_ratio, _recalls
-from harness.results import cells, row_labels, shared_and_own_settings
+from harness.report.accuracy import by_ratio, recalls_table, with_marks
+from harness.report.figures import styles
+from harness.report.results import cells, row_labels, shared_and_own_settings
+from harness.report.stability import seeds_table, shares_table, stability, stability_table
+from harness.report.tables import Cell, Table
 from harness.spec import parse_sweep
-from harness.stability import seeds_table, shares_table, stability, stability_table
-from harness.tables import Cell, Table
 from tests import layouts, small
 
 README = Path(__file__).parents[1] / "README.md"
@@ -25,7 +25,8 @@ def frame(rows):
     made = pd.DataFrame(rows, columns=["row", "noise_ratio", "seed", "rsum", "i2t_r1"])
     for name in ("i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10"):
         made[name] = made["i2t_r1"]
-    return made.assign(noise_seed=made["seed"], ground_truth=made["row"] == "ceiling", clean_data=made["row"] == "clean", networks=1 + (made["row"] == "clean"))
+    done = made["rsum"].notna()
+    return made.assign(noise_seed=made["seed"], method=made["row"], done=done, collapsed=False, ground_truth=made["row"] == "ceiling", clean_data=made["row"] == "clean", networks=1 + (made["row"] == "clean"))
 
 
 def test_variance_over_ratios_is_that_of_npcs_figure():
@@ -75,10 +76,10 @@ def test_a_seed_with_a_hole_is_not_averaged_over():
 
 def test_a_row_without_a_ratio_has_a_hole_and_no_stability():
     rows = frame([("a", r, s, 10 + s, 1) for r in (0, 0.4) for s in (0, 1)] + [("b", 0, s, 20, 1) for s in (0, 1)])
-    text = _by_ratio(rows, "rsum", "t", "c").markdown()
+    text = by_ratio(rows, "rsum", "t", "c").markdown()
     assert re.search(r"\| b +\| +\*\*20.0 ± 0.0\*\* +\| +– \|", text)
     assert "| b" not in stability_table(rows, "w", "").markdown()
-    assert "b" in _recalls(rows, "w").markdown()
+    assert "b" in recalls_table(rows, "w").markdown()
 
 
 def test_an_unfinished_row_is_never_the_most_stable():
@@ -98,7 +99,10 @@ def test_rows_of_one_class_name_are_told_apart():
 
 
 def test_a_method_has_one_colour_everywhere():
-    both, alone = styles(["clip", "npc", "mine"]), styles(["npc"])
+    def of(*names):
+        return styles(with_marks(frame([(name, 0, 0, 1, 1) for name in names])))
+
+    both, alone = of("clip", "npc", "mine"), of("npc")
     assert both["npc"] == alone["npc"]
     assert len(set(both.values())) == 3
 
@@ -112,7 +116,7 @@ def test_cells_say_their_n():
 def test_bold_is_the_best_complete_cell_that_does_not_know_the_truth():
     rows = [("a", 0, s, 100 + s, 1) for s in (0, 1)] + [("b", 0, 0, 500, 1), ("b", 0, 1, np.nan, 1)]
     rows += [("ceiling", 0, s, 200, 1) for s in (0, 1)] + [("clean", 0, s, 90, 1) for s in (0, 1)]
-    text = _by_ratio(frame(rows), "rsum", "t", "c").markdown()
+    text = by_ratio(with_marks(frame(rows)), "rsum", "t", "c").markdown()
     assert "**100.5 ± 0.7**" in text
     assert "| 500.0 (n=1 of 2!)" in text
     assert "| ceiling ‡" in text
@@ -122,7 +126,7 @@ def test_bold_is_the_best_complete_cell_that_does_not_know_the_truth():
 
 def test_tables_of_a_sweep_that_has_not_begun_have_no_numbers():
     rows = frame([("a", r, s, np.nan, np.nan) for r in (0, 0.4) for s in (0, 1)])
-    for table in (_by_ratio(rows, "rsum", "t", "c"), _recalls(rows, "w"), stability_table(rows, "w", "")):
+    for table in (by_ratio(rows, "rsum", "t", "c"), recalls_table(rows, "w"), stability_table(rows, "w", "")):
         assert "nan" not in table.markdown().lower()
 
 

@@ -22,7 +22,7 @@ from harness import sweep as sweep_command
 from harness import train as train_command
 from harness.data import load_dataset
 from harness.noise import Derangement, make_noise
-from harness.report import main as report_command
+from harness.report.__main__ import main as report_command
 from harness.spec import load_sweep
 from harness.tracking import MlflowRecorder, Store
 from harness.trial import _describe as describe

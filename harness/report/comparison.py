@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from harness.report import figures
+from harness.report.source import Arrays
+from harness.report.tables import Cell, Figure, Table
 from harness.stats import (
     Difference,
     average_ranks,
@@ -20,7 +24,6 @@ from harness.stats import (
     probability_of_improvement,
     stratified_bootstrap,
 )
-from harness.tables import Cell, Table
 
 ALPHA = 0.05
 LEAST_BLOCKS = 6  # data sets x ratios from which average ranks say something (Demsar 2006)
@@ -88,10 +91,10 @@ def _difference(found: Difference | None) -> str:
     return f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]{'*' if found.holm < ALPHA else ''}"
 
 
-def queries_table(frame: pd.DataFrame, reference: str, read: Callable[[str], Mapping[str, NDArray]], where: str) -> Table | None:
+def queries_table(frame: pd.DataFrame, reference: str, read: Callable[[str, str], Arrays], where: str) -> Table | None:
     """R@1 of each row less that of the reference where they share one seed only: by test queries, images with their captions resampled together.
 
-    `read` gives the arrays `test_rankings` of a run. None where nothing is so, or the runs did not keep which image a query belongs to.
+    `read` gives the arrays of an artifact of a run. None where nothing is so, or the runs did not keep which image a query belongs to.
     """
     rows = []
     for ratio, part in frame[frame["done"]].groupby("noise_ratio"):
@@ -100,7 +103,7 @@ def queries_table(frame: pd.DataFrame, reference: str, read: Callable[[str], Map
             both = part[part["row"] == row].merge(theirs, on=["seed", "noise_seed"], suffixes=("", "_reference"))
             if row == reference or len(both) != 1:
                 continue
-            ours, other = read(both["run"].iloc[0]), read(both["run_reference"].iloc[0])
+            ours, other = (read(both[run].iloc[0], "test_rankings.npz") for run in ("run", "run_reference"))
             if "i2t_group" not in ours:
                 continue
             found = (clustered_difference(100.0 * (ours[f"{d}_rank"] == 0), 100.0 * (other[f"{d}_rank"] == 0), ours[f"{d}_group"]) for d in ("i2t", "t2i"))
@@ -116,30 +119,55 @@ def queries_table(frame: pd.DataFrame, reference: str, read: Callable[[str], Map
 
 def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
     """All blocks (data set x noise x ratio) together; None with fewer than two. Rows that lack a trial of any block are left out."""
-    blocks = [part for _, part in frame.groupby(["dataset", "noise", "noise_ratio"], sort=False)]
-    rows = [r for r in dict.fromkeys(frame["row"]) if all(_complete(b, r) for b in blocks)]
-    if len(blocks) < 2 or reference not in rows:
+    scores = _blocks(frame)
+    blocks = len(next(iter(scores.values()), []))
+    if blocks < 2 or reference not in scores:
         return None
-    scores = {r: [b.loc[b["row"] == r, "rsum"].to_numpy(float) for b in blocks] for r in rows}
-    ranked = [r for r in rows if not frame.loc[frame["row"] == r, "ground_truth"].any()]
-    ranks = dict(zip(ranked, average_ranks([[s.mean() for s in (scores[r][k] for r in ranked)] for k in range(len(blocks))]), strict=True))
-    enough = len(blocks) >= BOOTSTRAP_BLOCKS and min(len(s) for row in rows for s in scores[row]) >= BOOTSTRAP_SEEDS
+    means = _competitors(frame, scores)
+    ranks = dict(zip(means, average_ranks(means.to_numpy()), strict=True))
+    enough = blocks >= BOOTSTRAP_BLOCKS and min(len(s) for of_row in scores.values() for s in of_row) >= BOOTSTRAP_SEEDS
     lines = []
-    for row in rows:
-        found = stratified_bootstrap(scores[row], _iqm) if enough else None
-        interval = f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]" if found else f"{_iqm(scores[row]):.1f}"
-        better = "" if row == reference else f"{probability_of_improvement(scores[row], scores[reference]):.2f}"
+    for row, own in scores.items():
+        found = stratified_bootstrap(own, _iqm) if enough else None
+        interval = f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]" if found else f"{_iqm(own):.1f}"
+        better = "" if row == reference else f"{probability_of_improvement(own, scores[reference]):.2f}"
         lines.append([Cell(row), Cell(interval), Cell(better or "–"), Cell(f"{ranks[row]:.2f}" if row in ranks else "–")])
     caption = (
-        f"{len(blocks)} blocks (data set x noise ratio). Inter-quartile mean of test rSum, "
+        f"{blocks} blocks (data set x noise ratio). Inter-quartile mean of test rSum, "
         f"{'with 95 % stratified bootstrap interval over seeds' if enough else f'without an interval: that takes {BOOTSTRAP_BLOCKS} blocks of {BOOTSTRAP_SEEDS} seeds'}; "
-        f"probability that a run beats one of {reference} in the same block; average rank among rows that do not know the truth (1 is the best). "
+        f"probability that a run beats one of {reference} in the same block; average rank among rows that do not know the truth (1 is the best, ties share). "
     )
-    if len(blocks) >= LEAST_BLOCKS and len(ranked) > 1:
-        caption += f"Average ranks differ at 5 % from {critical_difference(len(ranked), len(blocks)):.2f} on (Nemenyi)."
+    if blocks >= LEAST_BLOCKS and len(ranks) > 1:
+        caption += f"Average ranks differ at 5 % from {critical_difference(len(ranks), blocks):.2f} on (Nemenyi)."
     else:
         caption += f"With fewer than {LEAST_BLOCKS} blocks ranks are not tested."
     return Table("All blocks together", caption, ["method", "inter-quartile mean ↑", f"better than {reference} ↑", "average rank ↓"], lines)
+
+
+def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
+    """Critical-difference diagram of average ranks; None with fewer than six blocks, or two complete rows that do not know the truth."""
+    import scikit_posthocs
+
+    means = _competitors(frame, _blocks(frame))
+    if len(means) < LEAST_BLOCKS or means.shape[1] < 2:
+        return None
+    different = scikit_posthocs.posthoc_nemenyi_friedman(means)
+    ranks = dict(zip(means, average_ranks(means.to_numpy()), strict=True))
+    figures.ranks(frame, ranks, different, f"average rank over {len(means)} blocks (1 is the best)", folder / "ranks")
+    return Figure("Average ranks", "ranks", "A bar joins rows whose ranks do not differ at 5 % (Nemenyi's test after Friedman's). Rows that know the truth are left out.")
+
+
+def _blocks(frame: pd.DataFrame) -> dict[str, list[NDArray[np.float64]]]:
+    """rSum of each complete row in each block."""
+    blocks = [part for _, part in frame.groupby(["dataset", "noise", "noise_ratio"], sort=False)]
+    rows = [r for r in dict.fromkeys(frame["row"]) if all(_complete(b, r) for b in blocks)]
+    return {r: [b.loc[b["row"] == r, "rsum"].to_numpy(float) for b in blocks] for r in rows}
+
+
+def _competitors(frame: pd.DataFrame, scores: dict[str, list[NDArray[np.float64]]]) -> pd.DataFrame:
+    """Mean rSum, blocks x rows, of those that do not know the truth."""
+    truth = set(frame.loc[frame["ground_truth"], "row"])
+    return pd.DataFrame({row: [s.mean() for s in own] for row, own in scores.items() if row not in truth})
 
 
 def _complete(block: pd.DataFrame, row: str) -> bool:

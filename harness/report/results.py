@@ -1,19 +1,31 @@
-"""From records to numbers: the tidy frame of a sweep, and what tables say of it."""
+"""From records to numbers: the tidy frame of a sweep, what its rows are called, and cells over seeds."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from harness.coco import ECCV_MEASURES, FOLD_MEASURES
-from harness.metrics import RECALLS
+from harness.metrics import DETECTION, RECALLS, chance_rsum
+from harness.report.source import Source
 from harness.spec import Trial, method_class
 from harness.tracking import SweepRecord, parameters
 
 _NOT_A_SETTING = ("noise_ratio", "seed", "noise_seed")
+_OF_THE_DATA = ("dataset", "dataset.", "noise", "noise.", "noise_granularity")
 MEASURES = (*RECALLS, "rsum")
+COSTS = {
+    "seconds": "cost/seconds", "train_seconds": "cost/train_seconds", "method_seconds": "cost/method_seconds",
+    "evaluation_seconds": "cost/evaluation_seconds", "pairs_per_second": "cost/pairs_per_second",
+    "train_pairs_per_second": "cost/train_pairs_per_second", "method_pairs_per_second": "cost/method_pairs_per_second",
+    "evaluation_pairs_per_second": "cost/evaluation_pairs_per_second", "forward_passes": "cost/forward_passes", "joules": "cost/joules",
+    "networks": "cost/networks_at_test", "parameters": "cost/parameters",
+}
+COLLAPSED = 1.5
+"""A trial whose rSum is at most so many times that of a random order has collapsed."""
 
 
 def tidy(sweep: SweepRecord) -> pd.DataFrame:
@@ -21,9 +33,9 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
 
     Columns: trial, run, status, done, method, row (method and what else varies), data set, noise (in words), granularity, noise model, backbone, noise_ratio,
     seed, noise_seed, the recalls and rsum of the best dev epoch (of MS-COCO also `1k_` and `eccv_` ones), the same with `last_` of the last epoch, dev_rsum,
-    best_epoch, auroc (last epoch), realised ratio, cost, and whether the method uses clean data or the truth.
+    best_epoch, detection scores (last epoch), realised ratio, costs, and whether the method uses clean data or the truth.
     """
-    labels = row_labels(sweep.planned)
+    labels = row_labels(sweep.planned, full=sweep.select)
     lines = []
     for trial in sweep.planned:
         record = sweep.records.get(trial.id)
@@ -50,21 +62,28 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
         line |= {m: found.get(f"test/{m}", np.nan) for m in MEASURES}
         line |= {m: found[f"test/{m}"] for m in (*FOLD_MEASURES, *ECCV_MEASURES) if f"test/{m}" in found}
         line |= {f"last_{m}": found.get(f"last/{m}", np.nan) for m in MEASURES}
+        line |= {"dev_rsum": found.get("dev/best_rsum", np.nan), "best_epoch": found.get("dev/best_epoch", np.nan)}
+        line |= {m: found.get(f"detection/{m}", np.nan) for m in DETECTION}
+        line |= {"realised_ratio": found.get("noise/realised_ratio", np.nan)}
+        line |= {name: found.get(metric, np.nan) for name, metric in COSTS.items()}
         line |= {
-            "dev_rsum": found.get("dev/best_rsum", np.nan),
-            "best_epoch": found.get("dev/best_epoch", np.nan),
-            "auroc": found.get("detection/auroc", np.nan),
-            "realised_ratio": found.get("noise/realised_ratio", np.nan),
-            "seconds": found.get("cost/seconds", np.nan),
-            "pairs_per_second": found.get("cost/pairs_per_second", np.nan),
             "peak_memory_mb": found.get("cost/peak_gpu_mb", found.get("cost/peak_memory_mb", np.nan)),
-            "networks": found.get("cost/networks_at_test", np.nan),
-            "parameters": found.get("cost/parameters", np.nan),
             "noise_digest": record.tags.get("noise_digest", "") if record else "",
             "failure": record.tags.get("failure", "") if record else "",
         }
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
+    """The frame with `chance` (rSum of a random order of the test split) and `collapsed` (finished, and no better than about that)."""
+    found = {}
+    for name, part in frame[frame["done"]].groupby("dataset"):
+        rankings = source.read(part["run"].iloc[0], "test_rankings.npz")
+        if "i2t_group" in rankings:
+            found[name] = chance_rsum(rankings["i2t_group"], rankings["t2i_group"])
+    chance = frame["dataset"].map(found).astype(float)
+    return frame.assign(chance=chance, collapsed=frame["rsum"] <= COLLAPSED * chance)
 
 
 def settings(trial: Trial) -> dict[str, str]:
@@ -73,8 +92,16 @@ def settings(trial: Trial) -> dict[str, str]:
     return {k.removeprefix(f"{short}."): str(v) for k, v in parameters(trial).items() if k not in _NOT_A_SETTING}
 
 
-def row_labels(trials: tuple[Trial, ...]) -> dict[str, str]:
-    """A short label for each trial's row: the method, and the settings that vary among the method's trials."""
+def of_the_data(key: str) -> bool:
+    """Whether a setting says what the data and its noise are: not what a row is, but where it is measured."""
+    return key in _OF_THE_DATA or key.startswith(("dataset.", "noise."))
+
+
+def row_labels(trials: Sequence[Trial], *, full: bool = False) -> dict[str, str]:
+    """A short label for each trial's row: the method, and the settings that vary among the method's trials.
+
+    A setting that has one value in at least half of the method's rows is named where it has another; with `full` everywhere.
+    """
     by_method: dict[str, list[Trial]] = {}
     for trial in trials:
         by_method.setdefault(trial.method, []).append(trial)
@@ -83,18 +110,36 @@ def row_labels(trials: tuple[Trial, ...]) -> dict[str, str]:
     labels = {}
     for method, members in by_method.items():
         own = [settings(t) for t in members]
-        keys = dict.fromkeys(k for s in own for k in s)
-        varied = [k for k in keys if len({s.get(k) for s in own}) > 1 and k not in ("dataset", "noise_granularity") and not k.startswith("noise.")]
-        varied = [k for k in varied if not (k == "backbone" and any(v.startswith("backbone.") for v in varied))]
+        usual = {} if full else _usual(own)
         for trial, values in zip(members, own, strict=True):
-            extra = ", ".join(f"{k.removeprefix('backbone.')}={values.get(k, 'default')}" for k in varied)
+            extra = ", ".join(f"{k.removeprefix('backbone.')}={values.get(k, 'default')}" for k in varied(own) if values.get(k, "default") != usual.get(k))
             labels[trial.id] = f"{names[method]} ({extra})" if extra else names[method]
     return labels
 
 
-def shared_and_own_settings(trials: tuple[Trial, ...]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+def varied(rows: Sequence[dict[str, str]]) -> list[str]:
+    """The settings that differ among rows, but for those of the data; a backbone is told by its parts where these differ."""
+    keys = dict.fromkeys(k for row in rows for k in row)
+    found = [k for k in keys if len({row.get(k) for row in rows}) > 1 and (k.startswith("dataset.") or not of_the_data(k))]
+    return [k for k in found if not (k == "backbone" and any(v.startswith("backbone.") for v in found))]
+
+
+def _usual(rows: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Of each varied setting the value that at least half of the distinct rows have, if one alone has."""
+    keys = varied(rows)
+    distinct = {tuple(row.get(k, "default") for k in keys) for row in rows}
+    found = {}
+    for place, key in enumerate(keys):
+        values = [row[place] for row in distinct]
+        common = [v for v in set(values) if 2 * values.count(v) >= len(values)]
+        if len(common) == 1 and len(values) > 2:
+            found[key] = common[0]
+    return found
+
+
+def shared_and_own_settings(trials: Sequence[Trial], *, full: bool = False) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     """Settings that most rows share, and for each row those in which it differs (and its hyper-parameters)."""
-    labels = row_labels(trials)
+    labels = row_labels(trials, full=full)
     rows = {labels[t.id]: settings(t) for t in trials}
     keys = list(dict.fromkeys(k for values in rows.values() for k in values))
     shared: dict[str, str] = {}

@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from harness.metrics import RECALLS
+from harness.report.tables import Cell, Table
 from harness.spec import method_class
-from harness.tables import Cell, Table
 
 FILE = Path(__file__).parent / "published_results.csv"
 _DATA_SETS = {"f30k": "Flickr30K", "flickr": "Flickr30K", "coco": "MS-COCO", "cc152k": "CC152K", "cc120k": "CC120K"}
@@ -50,7 +50,7 @@ def papers_table(frame: pd.DataFrame, where: str) -> Table | None:
         return None
     caption = (
         "Test rSum, ours: mean ± sd over seeds. Published: the sum of the six printed recalls, one run unless its source says more. A difference stands only where "
-        "backbone, networks and granularity are the same and the published row is not flagged. The sources are in harness/published_results.csv."
+        "backbone, networks and granularity are the same and the published row is not flagged. The sources are in harness/report/published_results.csv."
     )
     return Table(f"Against the papers: {where}", caption, ["method", "noise", "protocol", "ours", "published", "difference", "source", "remarks"], lines)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
-from harness.results import cells
+from harness.report import figures
+from harness.report.results import cells
+from harness.report.tables import Cell, Figure, Table, slug
 from harness.stats import Estimate, mean_interval, sd_interval, variance_shares
-from harness.tables import Cell, Table
 
 BY_SEED = ("var_i2t_r1", "var_t2i_r1", "slope_i2t_r1", "slope_rsum", "area")
 _COLUMNS = (  # name, heading, digits, whether high is good
@@ -87,6 +90,20 @@ def stability_table(frame: pd.DataFrame, where: str, legend: str) -> Table:
         f"Sd over seeds: of rSum (ddof 1), averaged over ratios. Worst seed: lowest rSum at the highest ratio. n: trials. {legend}"
     )
     return Table(f"Stability: {where}", caption, ["method", *(heading for _, heading, _, _ in _COLUMNS), "n"], rows)
+
+
+def stability_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | None:
+    """Area under the degradation curve against mean rSum, for rows whose trials are all done; None with fewer than two."""
+    found = stability(frame)
+    found = found[(found["n"] == found["planned"]) & found["area"].notna()] if len(found) else found
+    if len(found) < 2:
+        return None
+    points = pd.DataFrame({"x": frame.groupby(["row", "noise_ratio"])["rsum"].mean().groupby("row").mean()}).loc[found.index]
+    points = points.assign(y=found["area"], y_low=found["area_low"], y_high=found["area_high"])
+    points.attrs = {"x": "test rSum, mean over noise ratios", "y": "area under rSum over the ratio\n(1 loses nothing)"}
+    file = slug("stability", where)
+    figures.scatter(frame, points, where, folder / file)
+    return Figure(f"Stability against accuracy: {where}", file, "Up and to the right is better. Whiskers: 95 % t interval over seeds. Hollow: knows the truth.")
 
 
 def _with_interval(line: pd.Series, name: str, digits: int) -> str:

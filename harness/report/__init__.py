@@ -1,0 +1,1 @@
+"""From the record to the report: tables, figures and a page."""

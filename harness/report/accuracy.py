@@ -1,0 +1,144 @@
+"""How good each row is: tables of recalls, and what all tables share: marks of rows, cells and the bold of the best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from harness.coco import ECCV_MEASURES
+from harness.report.comparison import not_worse
+from harness.report.results import MEASURES, cells
+from harness.report.tables import Cell, Table
+
+MEAN = "Mean ± sd over seeds (ddof 1)"
+_UNDERLINED = " Underlined: not significantly worse than the best (paired t test over seeds, Holm over the table)."
+_HEADINGS = {f"{d}_r{k}": f"{d} R@{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": "rSum"}
+_ECCV = {"map_at_r": "mAP@R", "rprecision": "R-Precision", "r1": "R@1"}
+
+
+def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits: int = 1) -> Table:
+    """Rows x noise ratio of one measure of which more is better; rows that never have it are left out."""
+    ratios = sorted(frame["noise_ratio"].unique())
+    found = cells(frame, measure)
+    best = {float(r): best_rows(frame, found.xs(r, level="noise_ratio")) for r in ratios}
+    near = not_worse(frame, best, measure)
+    collapsed = _collapsed(frame) if measure.endswith("rsum") else set()
+    rows = []
+    for row in dict.fromkeys(frame["row"]):
+        if measure not in MEASURES and not measure.startswith("last_") and found.loc[row]["n"].sum() == 0:
+            continue
+        texts = [mean_sd(found.loc[row, r], digits) + ("°" if (row, r) in collapsed else "") for r in ratios]
+        rows.append([Cell(row), *(Cell(t, best=row in best[r], near=(row, r) in near) for t, r in zip(texts, ratios, strict=True))])
+    planned = int(found["planned"].max())
+    at_chance = " ° a seed is no better than chance." if collapsed else ""
+    caption = f"{what}. {MEAN}, n = {planned} seeds a cell unless marked. {legend(frame)}{_UNDERLINED if near else ''}{at_chance}"
+    return Table(title, caption, ["method", *(f"noise {r:g}" for r in ratios)], rows)
+
+
+def by_measure(frame: pd.DataFrame, measures: Mapping[str, tuple[str, int, bool]], title: str, what: str) -> Table:
+    """(Noise ratio, row) x measures; `measures` gives for a column its heading, digits and whether more is better.
+
+    Cells without any of them are left out, but for those of trials that are still to come.
+    """
+    found = {m: cells(frame, m) for m in measures}
+    rows = []
+    for ratio in sorted(frame["noise_ratio"].unique()):
+        at = {m: found[m].xs(ratio, level="noise_ratio") for m in measures}
+        best = {m: best_rows(frame, at[m], more=more) for m, (_, _, more) in measures.items()}
+        for row in dict.fromkeys(frame["row"]):
+            part = frame[(frame["row"] == row) & (frame["noise_ratio"] == ratio)]
+            if part["done"].any() and part[list(measures)].isna().all(axis=None):
+                continue  # such a method has none of these
+            values = [Cell(mean_sd(at[m].loc[row], digits, mark=False), best=row in best[m]) for m, (_, digits, _) in measures.items()]
+            count = pd.Series({"n": part[list(measures)].notna().any(axis=1).sum(), "planned": len(part)})
+            rows.append([Cell(f"{ratio:g}"), Cell(row), *values, Cell(counted(count))])
+    columns = ["noise", "method", *(heading for heading, _, _ in measures.values()), "n"]
+    return Table(title, f"{what}. {MEAN}. {legend(frame)}", columns, rows)
+
+
+def recalls_table(frame: pd.DataFrame, where: str) -> Table:
+    """All six recalls and rSum for each ratio and row."""
+    measures = {m: (_HEADINGS[m], 1, True) for m in MEASURES}
+    return by_measure(frame, measures, f"All recalls: {where}", "Test recalls in percent, epoch best on dev")
+
+
+def coco_tables(frame: pd.DataFrame, where: str) -> list[Table]:
+    """MS-COCO's 1K protocol and ECCV Caption, where the trials have them."""
+    tables = []
+    if "1k_rsum" in frame and frame["1k_rsum"].notna().any():
+        renamed = frame.drop(columns=list(MEASURES)).rename(columns={f"1k_{m}": m for m in MEASURES})
+        tables.append(recalls_table(renamed, f"{where}, 1K (mean of five folds of 1,000 images)"))
+    for measure in ECCV_MEASURES:
+        if measure in frame and frame[measure].notna().any():
+            _, direction, name = measure.split("_", 2)
+            title = f"ECCV Caption {direction} {_ECCV[name]}: {where}"
+            tables.append(by_ratio(frame, measure, title, f"{_ECCV[name]} in percent with ECCV Caption's judgements of MS-COCO's test images"))
+    return tables
+
+
+def search_table(frame: pd.DataFrame) -> Table:
+    """A search: dev rSum of every try, the best of each method marked. Test stays out of it."""
+    found = frame.groupby(["method", "row"], sort=False)["dev_rsum"].agg(mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size")
+    rows = []
+    for _, part in found.groupby(level=0, sort=False):
+        best = part["mean"].max()
+        rows += [[Cell(row), Cell(mean_sd(line, 1), best=line["mean"] == best)] for (_, row), line in part.iterrows()]
+    tries = ", ".join(f"{method} {len(part)}" for method, part in found.groupby(level=0, sort=False))
+    caption = f"Best dev rSum of each try, mean over noise ratios and seeds; in bold the setting that is chosen for the method. Tries: {tries}."
+    return Table("Search on dev", caption, ["try", "dev rSum"], rows)
+
+
+def legend(frame: pd.DataFrame) -> str:
+    """What bold means, and the marks of rows that the frame has."""
+    truth = " that do not know the truth" if frame["ground_truth"].any() else ""
+    return f"Bold: best among methods{truth}, with all seeds done. {marks(frame)}".rstrip()
+
+
+def marks(frame: pd.DataFrame) -> str:
+    """The marks of rows that the frame has."""
+    told = {
+        "×2: the similarities of two networks averaged at test.": frame["networks"].max() > 1,
+        "† uses clean data.": frame["clean_data"].any(),
+        "‡ knows the truth: a ceiling, not a competitor.": frame["ground_truth"].any(),
+    }
+    return " ".join(text for text, there in told.items() if there)
+
+
+def best_rows(frame: pd.DataFrame, found: pd.DataFrame, *, more: bool = True) -> set[str]:
+    """Rows with the best mean of [row] cells, among complete ones of methods that do not know the truth."""
+    allowed = set(frame.loc[~frame["ground_truth"], "row"])
+    column = found[found.index.isin(allowed) & (found["n"] == found["planned"]) & (found["n"] > 0)]
+    return set(column.index[column["mean"] == (column["mean"].max() if more else column["mean"].min())])
+
+
+def mean_sd(cell: pd.Series, digits: int, *, mark: bool = True) -> str:
+    """`101.2 ± 3.4`, with its n where seeds are missing; a dash where nothing is."""
+    if cell["n"] == 0:
+        return "–"  # nothing there: not planned, or nothing done yet
+    sd = "" if pd.isna(cell["sd"]) else f" ± {cell['sd']:.{digits}f}"
+    short = f" (n={counted(cell)})" if mark and cell["n"] < cell["planned"] else ""
+    return f"{cell['mean']:.{digits}f}{sd}{short}"
+
+
+def counted(cell: pd.Series) -> str:
+    n, planned = int(cell["n"]), int(cell["planned"])
+    return str(n) if n == planned else f"{n} of {planned}!"
+
+
+def with_marks(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with rows called as tables show them; `label` keeps the names without marks."""
+    return frame.assign(label=frame["row"], row=frame["row"].map({row: _marked(frame, row) for row in frame["row"].unique()}))
+
+
+def _marked(frame: pd.DataFrame, row: str) -> str:
+    line = frame.loc[frame["row"] == row].iloc[0]
+    networks = frame.loc[frame["row"] == row, "networks"].max()  # none before a trial is done
+    row += f" ×{networks:g}" if networks > 1 else ""
+    return row + (" †" if line["clean_data"] else "") + (" ‡" if line["ground_truth"] else "")
+
+
+def _collapsed(frame: pd.DataFrame) -> set[tuple[str, float]]:
+    return set(frame.loc[frame["collapsed"], ["row", "noise_ratio"]].itertuples(index=False, name=None))
+
+

@@ -1,0 +1,118 @@
+"""Do the methods know which pairs mismatch? Scores of their confidence, what it looks like, and how it comes about over epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from harness.metrics import BINS, Calibration, calibration
+from harness.report import figures
+from harness.report.accuracy import by_measure
+from harness.report.source import Source
+from harness.report.tables import Cell, Figure, Table, slug
+from harness.tracking import StoreError
+
+_SCORES = {"auroc": ("AUROC ↑", 3, True), "average_precision": ("AP ↑", 3, True), "f1": ("F1 at 0.5 ↑", 3, True), "ece": ("ECE ↓", 3, False)}
+_EPOCHS = 10  # columns of the table over epochs
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What the method of a finished trial believed: which pairs match [N], and its confidence [N] after each epoch that has one."""
+
+    row: str
+    noise_ratio: float
+    seed: int
+    matched: NDArray[np.bool_]
+    confidence: Mapping[int, NDArray[np.floating]]
+
+    @property
+    def last(self) -> Calibration:
+        return calibration(self.confidence[max(self.confidence)], self.matched)
+
+
+def beliefs(source: Source, frame: pd.DataFrame) -> list[Belief]:
+    """Those of all finished trials that have a confidence and a known truth."""
+    found = []
+    for line in frame[frame["done"]].itertuples():
+        files = source.names(line.run, "confidence")
+        matched = _truth(source, line.run) if files else None
+        if matched is not None:
+            confidence = {int(Path(f).stem.rpartition("_")[2]): source.read(line.run, f)["confidence"] for f in files}
+            found.append(Belief(line.row, line.noise_ratio, line.seed, matched, confidence))
+    return found
+
+
+def _truth(source: Source, run: str) -> NDArray[np.bool_] | None:
+    try:
+        return source.read(run, "noise_index.npz").get("matched")
+    except StoreError:  # a record from before the index was kept
+        return None
+
+
+def scores_table(frame: pd.DataFrame, where: str) -> Table:
+    what = (
+        "Confidence after the last epoch against the truth. AUROC, average precision and F1 (mismatched: confidence below 0.5) are of finding the mismatched training "
+        f"pairs; by chance AUROC is 0.5 and AP the noise ratio. ECE: expected calibration error as a belief that the pair matches ({BINS} bins). Methods without a confidence are left out"
+    )
+    return by_measure(frame, _SCORES, f"Noise detection: {where}", what)
+
+
+def confidence_figures(found: list[Belief], frame: pd.DataFrame, where: str, folder: Path) -> list[Figure]:
+    """Histograms, reliability and means over epochs, as far as there is a confidence; all seeds together."""
+    pooled: dict[tuple[str, float], Calibration] = {}
+    for belief in sorted(found, key=lambda b: b.noise_ratio):
+        key = (belief.row, belief.noise_ratio)
+        pooled[key] = _together(pooled[key], belief.last) if key in pooled else belief.last
+    pictures = {kind: slug(kind, where) for kind in ("confidence", "reliability", "epochs")}
+    figures.histograms(pooled, where, folder / pictures["confidence"])
+    figures.reliability(pooled, frame, where, folder / pictures["reliability"])
+    figures.confidence_over_epochs(means(found), frame, where, folder / pictures["epochs"])
+    told = (
+        ("Confidence of training pairs", pictures["confidence"], "After the last epoch, all seeds together; each kind's pairs add up to 1."),
+        ("Reliability of the confidence", pictures["reliability"],
+         "Share of pairs that match among those of like confidence, after the last epoch, all seeds together. Above the dotted line a method trusts too little, below too much."),
+        ("Confidence over epochs", pictures["epochs"], "Mean confidence of matched (solid) and mismatched (dashed) training pairs, with a band of one sd over seeds."),
+    )
+    return [Figure(f"{title}: {where}", file, caption) for title, file, caption in told]
+
+
+def _together(a: Calibration, b: Calibration) -> Calibration:
+    counts = [c.matched + c.mismatched for c in (a, b)]
+    total = sum(counts)
+    mean = sum(n * np.nan_to_num(c.confidence) for n, c in zip(counts, (a, b), strict=True))
+    confidence = np.divide(mean, total, out=np.full(BINS, np.nan), where=total > 0)
+    return Calibration(a.matched + b.matched, a.mismatched + b.mismatched, confidence)
+
+
+def means(found: list[Belief]) -> pd.DataFrame:
+    """Mean confidence of matched and of mismatched pairs (NaN without such) for each belief and epoch."""
+    return pd.DataFrame([
+        {"row": b.row, "noise_ratio": b.noise_ratio, "seed": b.seed, "epoch": epoch,
+         "matched": _mean(confidence[b.matched]), "mismatched": _mean(confidence[~b.matched])}
+        for b in found for epoch, confidence in b.confidence.items()
+    ])
+
+
+def _mean(values: NDArray[np.floating]) -> float:
+    return float(values.mean()) if len(values) else np.nan
+
+
+def epochs_table(found: list[Belief], where: str) -> Table:
+    """`means` over seeds, for at most ten epochs: matched / mismatched."""
+    every = means(found)
+    epochs = sorted(every["epoch"].unique())
+    shown = [epochs[i] for i in sorted({round(k) for k in np.linspace(0, len(epochs) - 1, min(_EPOCHS, len(epochs)))})]
+    rows = []
+    for (ratio, row), part in every.groupby(["noise_ratio", "row"], sort=False):
+        of_epoch = part.groupby("epoch")[["matched", "mismatched"]].mean()
+        texts = [" / ".join("–" if pd.isna(v) else f"{v:.2f}" for v in of_epoch.loc[e]) if e in of_epoch.index else "–" for e in shown]
+        rows.append([Cell(f"{ratio:g}"), Cell(str(row)), *map(Cell, texts)])
+    rows.sort(key=lambda r: float(r[0].text))
+    caption = "Mean confidence of matched / mismatched training pairs after an epoch (from 1), mean over seeds; a dash: none yet (warm-up), or no pairs of that kind."
+    return Table(f"Confidence over epochs: {where}", caption, ["noise", "method", *(f"epoch {e + 1}" for e in shown)], rows)

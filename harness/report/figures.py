@@ -1,0 +1,212 @@
+"""The figures of a report: one style, colour-blind safe, the same colour for a method everywhere."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from harness.metrics import BINS, Calibration
+from harness.report.results import cells
+from methods import METHODS
+
+plt.switch_backend("Agg")
+matplotlib.rcParams.update({
+    "svg.hashsalt": "harness", "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6, "legend.frameon": False, "lines.markersize": 5,
+})
+
+# Okabe and Ito's palette, told apart by all common kinds of colour vision; markers say it a second time.
+_COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#000000", "#D55E00", "#CC79A7", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
+MATCHED, MISMATCHED = "#0072B2", "#D55E00"
+
+Style = tuple[str, str]
+
+
+def styles(frame: pd.DataFrame) -> dict[str, Style]:
+    """Colour and marker of each row (by `label`): a registered method has its own everywhere, other rows take those that are left."""
+    labels = dict(zip(frame["row"], frame["label"], strict=True))
+    own = {name: i for i, name in enumerate(METHODS)}
+    taken = {own[label] % len(_COLOURS) for label in labels.values() if label in own}
+    free = itertools.cycle([i for i in range(len(_COLOURS)) if i not in taken] or range(len(_COLOURS)))
+    number = itertools.count(len(_COLOURS))
+    found = {}
+    for row, label in labels.items():
+        colour = own[label] if label in own else next(free)
+        marker = own[label] if label in own else next(number)
+        found[row] = (_COLOURS[colour % len(_COLOURS)], _MARKERS[marker % len(_MARKERS)])
+    return found
+
+
+def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
+    """rSum over the noise ratio: mean line, band of one sd, seeds as dots; the ceiling is dashed."""
+    table = cells(frame, "rsum")
+    with _figure(target, 7.2, 4.4) as axes:
+        for row, (colour, marker) in styles(frame).items():
+            part = table.loc[row].dropna(subset=["mean"]).sort_index()
+            if part.empty:
+                continue
+            own = frame[frame["row"] == row]
+            line = "--" if own["ground_truth"].any() else "-"
+            _band(axes, part.index.to_numpy(float), part["mean"], part["sd"], colour, marker=marker, linestyle=line, label=row)
+            axes.plot(own["noise_ratio"], own["rsum"], ".", color=colour, markersize=4, alpha=0.6)
+        axes.set(xlabel="noise ratio (nominal)", ylabel="test rSum", title=title)
+        axes.set_xticks(sorted(frame["noise_ratio"].unique()))
+        _legend(axes)
+
+
+def scatter(frame: pd.DataFrame, points: pd.DataFrame, title: str, target: Path, *, log: bool = False) -> None:
+    """A point a row with whiskers: [row] with columns x, y and their `_low`, `_high`, and the names of the axes in `attrs`."""
+    with _figure(target, 6.4, 4.2) as axes:
+        for row, (colour, marker) in styles(frame).items():
+            if row in points.index and points.loc[row, ["x", "y"]].notna().all():
+                p = points.loc[row]
+                whiskers = {f"{a}err": [[p[a] - p[f"{a}_low"]], [p[f"{a}_high"] - p[a]]] for a in "xy" if pd.notna(p.get(f"{a}_low"))}
+                face = "none" if frame.loc[frame["row"] == row, "ground_truth"].any() else colour
+                axes.errorbar(p["x"], p["y"], **whiskers, color=colour, marker=marker, markersize=8, markerfacecolor=face, linestyle="", elinewidth=1, label=row)
+        if log:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.xaxis.set_minor_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else ""))
+        axes.set(xlabel=points.attrs["x"], ylabel=points.attrs["y"], title=title)
+        _legend(axes)
+
+
+def ranks(frame: pd.DataFrame, average: Mapping[str, float], different: pd.DataFrame, title: str, target: Path) -> None:
+    """Critical-difference diagram (Demsar 2006): average ranks; a bar joins rows that do not differ. `different`: p values, rows x rows."""
+    import scikit_posthocs
+
+    found = styles(frame)
+    colours = {row: found[row][0] for row in average}
+    with _figure(target, 7.2, 0.9 + 0.28 * len(average)) as axes:
+        axes.grid(False)
+        scikit_posthocs.critical_difference_diagram(dict(average), different, ax=axes, color_palette=colours, label_fmt_left="{label} ({rank:.2f}) ", label_fmt_right=" ({rank:.2f}) {label}")
+        axes.set_title(title)
+
+
+def histograms(found: Mapping[tuple[str, float], Calibration], title: str, target: Path) -> None:
+    """Confidence of matched and mismatched training pairs, (row, noise ratio) -> counts: a row of panels each, shares of the kind's pairs."""
+    rows, ratios = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
+    edges = np.linspace(0, 1, BINS + 1)
+    with _grid(target, len(rows), len(ratios), width=2.5, height=1.5, title=title) as panels:
+        for (r, row), (c, ratio) in itertools.product(enumerate(rows), enumerate(ratios)):
+            axes = panels[r, c]
+            for kind, colour in (("matched", MATCHED), ("mismatched", MISMATCHED)):
+                counts = getattr(found[row, ratio], kind) if (row, ratio) in found else np.zeros(BINS, int)
+                if counts.sum():
+                    axes.stairs(counts / counts.sum(), edges, fill=True, color=colour, alpha=0.5, label=kind)
+            axes.set(title=f"{row}, noise {ratio:g}", xlim=(0, 1), xlabel="confidence" if r == len(rows) - 1 else "", ylabel="share of pairs" if c == 0 else "")
+        _shared_legend(panels)
+
+
+def reliability(found: Mapping[tuple[str, float], Calibration], frame: pd.DataFrame, title: str, target: Path) -> None:
+    """Share of matched pairs over mean confidence, a panel for each ratio; the diagonal is what a calibrated belief gives."""
+    ratios = list(dict.fromkeys(ratio for _, ratio in found))
+    style = styles(frame)
+    with _grid(target, 1, len(ratios), width=2.8, height=2.6, title=title) as panels:
+        for axes, ratio in zip(panels[0], ratios, strict=True):
+            axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle=":")
+            for (row, at), c in found.items():
+                if at == ratio:
+                    some = np.isfinite(c.share)  # bins with pairs in them
+                    axes.plot(c.confidence[some], c.share[some], color=style[row][0], marker=style[row][1], markersize=3.5, linewidth=1.2, label=row)
+            axes.set(title=f"noise {ratio:g}", xlabel="mean confidence", ylabel="share that matches" if axes is panels[0, 0] else "", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        _shared_legend(panels)
+
+
+def confidence_over_epochs(found: pd.DataFrame, frame: pd.DataFrame, title: str, target: Path) -> None:
+    """Mean confidence of matched (solid) and mismatched (dashed) pairs; columns row, noise_ratio, seed, epoch, matched, mismatched."""
+    ratios = sorted(found["noise_ratio"].unique())
+    style = styles(frame)
+    with _grid(target, 1, len(ratios), width=3.0, height=2.6, title=title) as panels:
+        for axes, ratio in zip(panels[0], ratios, strict=True):
+            for row, part in found[found["noise_ratio"] == ratio].groupby("row", sort=False):
+                for kind, line in (("matched", "-"), ("mismatched", "--")):
+                    of_epoch = part.groupby("epoch")[kind].agg(["mean", "std"]).dropna(subset=["mean"])
+                    if len(of_epoch):
+                        label = row if kind == "matched" else None
+                        _band(axes, of_epoch.index.to_numpy(float) + 1, of_epoch["mean"], of_epoch["std"], style[row][0], marker=style[row][1], linestyle=line, label=label)
+            axes.set(title=f"noise {ratio:g}", xlabel="epoch", ylabel="mean confidence" if axes is panels[0, 0] else "")
+            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+        _shared_legend(panels)
+
+
+def axis(lines: Mapping[str, pd.DataFrame], level: Mapping[str, Mapping[float, float]], name: str, measure: str, title: str, target: Path) -> None:
+    """A measure over a hyper-parameter, a panel for each ratio.
+
+    `lines`: for each line its trials, with `value` and `number` (where the value stands on the axis); `level`: rows without that hyper-parameter, by ratio.
+    """
+    every = pd.concat(list(lines.values()))
+    ratios, ticks = sorted(every["noise_ratio"].unique()), every.drop_duplicates("number")
+    colours = itertools.cycle(_COLOURS[1:])
+    of_line = {line: (next(colours), marker) for line, marker in zip(lines, itertools.cycle(_MARKERS), strict=False)}
+    with _grid(target, 1, len(ratios), width=3.4, height=2.9, title=title) as panels:
+        for axes, ratio in zip(panels[0], ratios, strict=True):
+            for line, part in lines.items():
+                here = part[part["noise_ratio"] == ratio]
+                of_value = here.groupby("number")["y"].agg(["mean", "std"]).dropna(subset=["mean"])
+                colour, marker = of_line[line]
+                if len(of_value):
+                    _band(axes, of_value.index.to_numpy(float), of_value["mean"], of_value["std"], colour, marker=marker, label=line)
+                    axes.plot(here["number"], here["y"], ".", color=colour, markersize=4, alpha=0.6)
+            for row, by in level.items():
+                if ratio in by:
+                    axes.axhline(by[ratio], color="#777777", linewidth=1, linestyle=(0, (4, 2)), label=row)
+            axes.set(title=f"noise {ratio:g}", xlabel=name, ylabel=measure if axes is panels[0, 0] else "")
+            axes.set_xticks(ticks["number"], ticks["value"])
+        panels[0, 0].autoscale(axis="y")
+        _shared_legend(panels)
+
+
+def _band(axes: Any, x: NDArray, mean: pd.Series, sd: pd.Series, colour: str, **line: Any) -> None:
+    spread = sd.fillna(0)
+    axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(x, mean, color=colour, **line)
+
+
+def _legend(axes: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def _shared_legend(panels: NDArray) -> None:
+    """One legend for all panels, to their right."""
+    named: dict[str, Any] = {}
+    for axes in panels.flat:
+        named |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True) if label not in named}
+    if named:
+        panels.flat[0].figure.legend(named.values(), named.keys(), loc="outside right center")
+
+
+@contextmanager
+def _figure(target: Path, width: float, height: float) -> Iterator[Any]:
+    """One pair of axes, written to `target`.png and .svg."""
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    yield axes
+    _save(figure, target)
+
+
+@contextmanager
+def _grid(target: Path, rows: int, columns: int, *, width: float, height: float, title: str) -> Iterator[NDArray]:
+    """Panels [rows, columns] of a size each, with room for a legend, written to `target`.png and .svg."""
+    size = (width * columns + 1.8, height * rows + 0.4)
+    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
+    figure.suptitle(title, fontsize=10)
+    yield panels
+    _save(figure, target)
+
+
+def _save(figure: Any, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target.parent / f"{target.name}.png", dpi=150)
+    figure.savefig(target.parent / f"{target.name}.svg", metadata={"Date": None})
+    plt.close(figure)

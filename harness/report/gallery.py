@@ -1,0 +1,119 @@
+"""Pictures to the numbers: what each method finds for a few test images, and what it believes of a few mismatched training pairs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from harness.data import DataError, DataSet, load_dataset
+from harness.report.source import Source
+from harness.spec import Trial
+from harness.tracking import TrialRecord
+from harness.trial import fingerprint, noise_of
+from methods.seeding import numpy_generator
+
+COUNT = 12
+_PIXELS = 96
+
+
+@dataclass(frozen=True)
+class Query:
+    """A test image, and for each row the five captions it ranks first, with whether they match."""
+
+    picture: str
+    answers: list[tuple[str, list[tuple[str, bool]]]]
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A mismatched training pair, and for each row its confidence that it matches."""
+
+    picture: str
+    caption: str
+    confidence: list[tuple[str, float]]
+
+
+@dataclass
+class Gallery:
+    """Of one data set and noise, at one ratio and seed. `missing` says why there is none."""
+
+    where: str
+    ratio: float
+    seed: int
+    queries: list[Query] = field(default_factory=list)
+    mismatches: list[Mismatch] = field(default_factory=list)
+    missing: str = ""
+
+
+def galleries(source: Source, frame: pd.DataFrame) -> list[Gallery]:
+    """One for each data set and noise, at the highest ratio and the first seed that has finished trials; drawn, not picked."""
+    found = []
+    for (dataset, noise), part in frame[frame["done"]].groupby(["dataset", "noise"], sort=False):
+        ratio = part["noise_ratio"].max()
+        seed = part.loc[part["noise_ratio"] == ratio, "seed"].min()
+        here = part[(part["noise_ratio"] == ratio) & (part["seed"] == seed)].drop_duplicates("row")
+        gallery = Gallery(f"{dataset}, {noise}", float(ratio), int(seed))
+        records = {line.row: source.sweep.records[line.trial] for line in here.itertuples()}
+        _fill(gallery, records, source)
+        found.append(gallery)
+    return found
+
+
+def _fill(gallery: Gallery, records: dict[str, TrialRecord], source: Source) -> None:
+    record = next(iter(records.values()))
+    try:
+        data = load_dataset(record.trial.dataset, **record.trial.dataset_options)
+        if fingerprint(record.trial, data) != record.tags.get("data_fingerprint"):
+            raise DataError("the data set is not the one that the trials saw")
+        if not isinstance(data["test"].images[0], Image):
+            raise DataError("the data set has features in place of pictures")
+    except (DataError, OSError, ImportError, TypeError) as error:
+        gallery.missing = str(error)
+        return
+    gallery.queries = list(_queries(data, records, source))
+    gallery.mismatches = list(_mismatches(data, record.trial, records, source))
+
+
+def _queries(data: DataSet, records: dict[str, TrialRecord], source: Source) -> Iterator[Query]:
+    test = data["test"]
+    best = {row: source.read(record.run_id, "test_rankings.npz")["i2t_top"] for row, record in records.items()}
+    for image in _drawn(np.arange(len(test.images)), "queries"):
+        answers = [(row, [(test.captions[c], bool(test.caption_group[c] == test.image_group[image])) for c in top[image]]) for row, top in best.items()]
+        yield Query(_picture(test.images[image]), answers)
+
+
+def _mismatches(data: DataSet, trial: Trial, records: dict[str, TrialRecord], source: Source) -> Iterator[Mismatch]:
+    """Of the noise index that all these trials share: it hangs on data, ratio and seed alone."""
+    noise = noise_of(trial, data)
+    if noise.matched is None or noise.matched.all():
+        return
+    confidence = {}
+    for row, record in records.items():
+        files = source.names(record.run_id, "confidence")
+        if files and record.tags.get("noise_digest") == noise.digest:
+            confidence[row] = source.read(record.run_id, files[-1])["confidence"]
+    train = noise.words_of(data["train"])
+    for pair in _drawn(np.flatnonzero(~noise.matched), "mismatches") if confidence else ():
+        beliefs = [(row, float(values[pair])) for row, values in confidence.items()]
+        yield Mismatch(_picture(train.images[noise.image[pair]]), train.captions[pair], beliefs)
+
+
+def _drawn(places: NDArray, purpose: str) -> list[int]:
+    draw = numpy_generator(0, "gallery", purpose)
+    return [int(i) for i in draw.permutation(places)[:COUNT]]
+
+
+def _picture(image: Image) -> str:
+    """A small copy, as the address of an <img>."""
+    small = image.convert("RGB")
+    small.thumbnail((_PIXELS, _PIXELS))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,112 @@
+"""Two sweeps side by side: what they measured, and what changed from one to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from harness.report.accuracy import with_marks
+from harness.report.page import Page
+from harness.report.results import settings, tidy, with_chance
+from harness.report.source import Source
+from harness.report.tables import Block, Cell, Table
+from harness.report.write import begin, save
+from harness.stats import paired_difference
+from harness.tracking import SweepRecord
+
+_PROVENANCE = ("git_commit", "data_fingerprint", "backbone_digest", "device", "precision", "processes", "threads", "torch", "open_clip_torch",
+               "accelerate", "transformers", "timm", "numpy", "scikit-learn", "python")
+
+
+def write_versus(a: Source, b: Source, folder: Path) -> Path:
+    """The reports' files for two sweeps in one: `results.csv` has the trials of both, with a column `sweep`."""
+    begin(folder)
+    frames = {s.sweep.name: with_marks(with_chance(tidy(s.sweep), s)) for s in (a, b)}
+    pd.concat([f.drop(columns="label").assign(row=f["label"], sweep=name) for name, f in frames.items()]).to_csv(folder / "results.csv", index=False, float_format="%.6g")
+    one, other = a.sweep.name, b.sweep.name
+    blocks = [*_tables(a, b, frames[one], frames[other]), Block("changes", "", _changes(a.sweep, b.sweep))]
+    title, description = f"{one} against {other}", f"{other} less {one}: positive is better in {other}."
+    state = "\n".join(f"- {name}: {int(f['done'].sum())} of {len(f)} planned trials are done" for name, f in frames.items())
+    save(folder, title, [description, state], blocks, [])
+    Page(title, description, state, blocks, []).write(folder)
+    return folder
+
+
+def _tables(a: Source, b: Source, one: pd.DataFrame, other: pd.DataFrame) -> Iterator[Block]:
+    names = a.sweep.name, b.sweep.name
+    places = list(dict.fromkeys([*one[["dataset", "noise"]].itertuples(index=False, name=None), *other[["dataset", "noise"]].itertuples(index=False, name=None)]))
+    for place in places:
+        here = [f[(f["dataset"] == place[0]) & (f["noise"] == place[1])] for f in (one, other)]
+        where = ", ".join(place)
+        rows = [_line(keys, *here) for keys in _cells(*here)]
+        caption = (
+            "Test rSum: mean ± sd over seeds (n). Difference: paired over the seeds that both have, with a 95 % t interval. Trials: `same` have one id in both, so their "
+            "numbers should agree but for machine and versions; `other` have other settings. A dash: not there."
+        )
+        yield Block("rSum", where, Table(f"Side by side: {where}", caption, ["noise", "method", *names, "difference", "trials"], rows))
+
+
+def _cells(one: pd.DataFrame, other: pd.DataFrame) -> list[tuple[float, str]]:
+    every = pd.concat([one, other])[["noise_ratio", "row"]].drop_duplicates()
+    return sorted(every.itertuples(index=False, name=None), key=lambda cell: cell[0])
+
+
+def _line(cell: tuple[float, str], one: pd.DataFrame, other: pd.DataFrame) -> list[Cell]:
+    ratio, row = cell
+    ours, theirs = (f[(f["noise_ratio"] == ratio) & (f["row"] == row)] for f in (one, other))
+    both = ours.merge(theirs, on=["seed", "noise_seed"], suffixes=("", "_other"))
+    found = paired_difference(both["rsum_other"], both["rsum"])
+    difference = "–"
+    if np.isfinite(found.value):
+        interval = f" [{found.low:+.1f}, {found.high:+.1f}]" if found.n > 1 else f" (n={found.n})"
+        difference = f"{found.value:+.1f}{interval}"
+    trials = "–" if both.empty else "same" if (both["trial"] == both["trial_other"]).all() else "other"
+    return [Cell(f"{ratio:g}"), Cell(row), Cell(_summary(ours)), Cell(_summary(theirs)), Cell(difference), Cell(trials)]
+
+
+def _summary(part: pd.DataFrame) -> str:
+    values = part["rsum"].dropna()
+    if values.empty:
+        return "–"
+    sd = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{values.mean():.1f}{sd} ({len(values)})"
+
+
+def _changes(a: SweepRecord, b: SweepRecord) -> Table:
+    """Settings, rows, seeds, ratios and provenance that differ."""
+    rows: list[tuple[str, ...]] = []
+    for what, of in (("noise ratios", "noise_ratio"), ("seeds", "seed"), ("noise seeds", "noise_seed")):
+        rows.append(("all", what, *(", ".join(f"{v:g}" for v in sorted({getattr(t, of) for t in s.planned})) for s in (a, b))))
+    one, other = _settings(a), _settings(b)
+    for row in dict.fromkeys([*one, *other]):
+        if row not in one or row not in other:
+            rows.append((row, "row", "there" if row in one else "–", "there" if row in other else "–"))
+            continue
+        for key in dict.fromkeys([*one[row], *other[row]]):
+            rows.append((row, key, one[row].get(key, "–"), other[row].get(key, "–")))
+    for key in _PROVENANCE:
+        rows.append(("all", key, *(", ".join(sorted({r.tags.get(key, "?") for r in s.records.values() if r.done})) or "–" for s in (a, b))))
+    rows.append(("all", "noise index digests", *(_digests(s) for s in (a, b))))
+    changed = [[Cell(text) for text in row] for row in rows if row[2] != row[3]]
+    caption = "Settings, rows and provenance that differ between the two; what is not here is the same."
+    return Table("What changed", caption, ["method", "setting", a.name, b.name], changed or [[Cell("–"), Cell("nothing"), Cell("–"), Cell("–")]])
+
+
+def _settings(sweep: SweepRecord) -> dict[str, dict[str, str]]:
+    """Of each row all settings, several values of one together."""
+    frame = tidy(sweep)
+    row_of = dict(zip(frame["trial"], frame["row"], strict=True))
+    found: dict[str, dict[str, set[str]]] = {}
+    for trial in sweep.planned:
+        own = found.setdefault(row_of[trial.id], {})
+        for key, value in settings(trial).items():
+            own.setdefault(key, set()).add(value)
+    return {row: {k: ", ".join(sorted(v)) for k, v in own.items()} for row, own in found.items()}
+
+
+def _digests(sweep: SweepRecord) -> str:
+    found = {(r.trial.noise_ratio, r.trial.noise_seed): r.tags.get("noise_digest", "?") for r in sweep.records.values() if r.done}
+    return "; ".join(f"{ratio:g}/{seed}: {digest[:8]}" for (ratio, seed), digest in sorted(found.items())) or "–"
