@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 CUTOFFS = (1, 5, 10)
 RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in CUTOFFS)
 """The six recalls whose sum is rSum."""
+PERFECT = 600.0
+"""The highest rSum."""
 _BLOCK = 1024  # queries ranked at a time
 
 

@@ -59,11 +59,11 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
     members = [(line, value, values[value]) for line, values in axis.lines.items() for value in axis.values if value in values]
     of_axis = found[found.index.get_level_values("row").isin([row for _, _, row in members]) & (found["n"] == found["planned"])]
     best = of_axis["mean"].groupby(level="noise_ratio").max()
-    rows = []
+    rows, planned = [], int(of_axis["planned"].max()) if len(of_axis) else 0
     for line, value, row in members:
         at = {r: found.loc[row, r] for r in ratios}
-        rows.append([Cell(line), Cell(value), *(Cell(mean_sd(c, 1), best=c["n"] == c["planned"] and c["mean"] == best.get(r)) for r, c in at.items())])
-    caption = f"{_name(measure)}, all else equal. Mean ± sd over seeds (ddof 1), n = {int(found['planned'].max())} unless marked. Bold: best of the table."
+        rows.append([Cell(line), Cell(value), *(Cell(mean_sd(c, 1, usual=planned), best=c["n"] == c["planned"] and c["mean"] == best.get(r)) for r, c in at.items())])
+    caption = f"{_name(measure)}, all else equal. Mean ± sd over seeds (ddof 1), n = {planned} unless marked. Bold: best of the table."
     return Table(f"{axis.name}: {where}", caption, ["method", axis.name, *(f"noise {r:g}" for r in ratios)], rows)
 
 

@@ -12,7 +12,7 @@ from harness.report.results import MEASURES, cells
 from harness.report.tables import Cell, Table
 
 MEAN = "Mean ± sd over seeds (ddof 1)"
-_UNDERLINED = " Underlined: not significantly worse than the best (paired t test over seeds, Holm over the table)."
+_UNDERLINED = " Underlined: not significantly worse than the best (paired t test over seeds, Holm over the table; few seeds can tell little apart)."
 _HEADINGS = {f"{d}_r{k}": f"{d} R@{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": "rSum"}
 _ECCV = {"map_at_r": "mAP@R", "rprecision": "R-Precision", "r1": "R@1"}
 
@@ -24,14 +24,13 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     best = {float(r): best_rows(frame, found.xs(r, level="noise_ratio")) for r in ratios}
     near = not_worse(frame, best, measure)
     collapsed = _collapsed(frame) if measure.endswith("rsum") else set()
-    rows = []
+    rows, planned = [], int(found["planned"].max())
     for row in dict.fromkeys(frame["row"]):
         if measure not in MEASURES and not measure.startswith("last_") and found.loc[row]["n"].sum() == 0:
             continue
-        texts = [mean_sd(found.loc[row, r], digits) + ("°" if (row, r) in collapsed else "") for r in ratios]
+        texts = [mean_sd(found.loc[row, r], digits, usual=planned) + ("°" if (row, r) in collapsed else "") for r in ratios]
         rows.append([Cell(row), *(Cell(t, best=row in best[r], near=(row, r) in near) for t, r in zip(texts, ratios, strict=True))])
-    planned = int(found["planned"].max())
-    at_chance = " ° a seed is no better than chance." if collapsed else ""
+    at_chance = " ° a seed is hardly better than chance." if collapsed else ""
     caption = f"{what}. {MEAN}, n = {planned} seeds a cell unless marked. {legend(frame)}{_UNDERLINED if near else ''}{at_chance}"
     return Table(title, caption, ["method", *(f"noise {r:g}" for r in ratios)], rows)
 
@@ -50,7 +49,7 @@ def by_measure(frame: pd.DataFrame, measures: Mapping[str, tuple[str, int, bool]
             part = frame[(frame["row"] == row) & (frame["noise_ratio"] == ratio)]
             if part["done"].any() and part[list(measures)].isna().all(axis=None):
                 continue  # such a method has none of these
-            values = [Cell(mean_sd(at[m].loc[row], digits, mark=False), best=row in best[m]) for m, (_, digits, _) in measures.items()]
+            values = [Cell(mean_sd(at[m].loc[row], digits), best=row in best[m]) for m, (_, digits, _) in measures.items()]
             count = pd.Series({"n": part[list(measures)].notna().any(axis=1).sum(), "planned": len(part)})
             rows.append([Cell(f"{ratio:g}"), Cell(row), *values, Cell(counted(count))])
     columns = ["noise", "method", *(heading for heading, _, _ in measures.values()), "n"]
@@ -92,7 +91,7 @@ def search_table(frame: pd.DataFrame) -> Table:
 def legend(frame: pd.DataFrame) -> str:
     """What bold means, and the marks of rows that the frame has."""
     truth = " that do not know the truth" if frame["ground_truth"].any() else ""
-    return f"Bold: best among methods{truth}, with all seeds done. {marks(frame)}".rstrip()
+    return f"Bold: best among methods{truth}, with all seeds. {marks(frame)}".rstrip()
 
 
 def marks(frame: pd.DataFrame) -> str:
@@ -106,18 +105,22 @@ def marks(frame: pd.DataFrame) -> str:
 
 
 def best_rows(frame: pd.DataFrame, found: pd.DataFrame, *, more: bool = True) -> set[str]:
-    """Rows with the best mean of [row] cells, among complete ones of methods that do not know the truth."""
+    """Rows with the best mean of [row] cells, among those of methods that do not know the truth with as many seeds as any is planned to have.
+
+    None where several are all equal.
+    """
     allowed = set(frame.loc[~frame["ground_truth"], "row"])
-    column = found[found.index.isin(allowed) & (found["n"] == found["planned"]) & (found["n"] > 0)]
-    return set(column.index[column["mean"] == (column["mean"].max() if more else column["mean"].min())])
+    column = found[found.index.isin(allowed) & (found["n"] == found["planned"].max())]
+    best = column.index[column["mean"] == (column["mean"].max() if more else column["mean"].min())]
+    return set() if len(best) == len(column) > 1 else set(best)
 
 
-def mean_sd(cell: pd.Series, digits: int, *, mark: bool = True) -> str:
-    """`101.2 ± 3.4`, with its n where seeds are missing; a dash where nothing is."""
+def mean_sd(cell: pd.Series, digits: int, *, usual: int | None = None) -> str:
+    """`101.2 ± 3.4`, with its n where that is not the usual one (None: without); a dash where nothing is."""
     if cell["n"] == 0:
         return "–"  # nothing there: not planned, or nothing done yet
     sd = "" if pd.isna(cell["sd"]) else f" ± {cell['sd']:.{digits}f}"
-    short = f" (n={counted(cell)})" if mark and cell["n"] < cell["planned"] else ""
+    short = f" (n={counted(cell)})" if usual is not None and cell["n"] != usual else ""
     return f"{cell['mean']:.{digits}f}{sd}{short}"
 
 

@@ -121,7 +121,7 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
     """All blocks (data set x noise x ratio) together; None with fewer than two. Rows that lack a trial of any block are left out."""
     scores = _blocks(frame)
     blocks = len(next(iter(scores.values()), []))
-    if blocks < 2 or reference not in scores:
+    if blocks < 2:
         return None
     means = _competitors(frame, scores)
     ranks = dict(zip(means, average_ranks(means.to_numpy()), strict=True))
@@ -130,8 +130,9 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
     for row, own in scores.items():
         found = stratified_bootstrap(own, _iqm) if enough else None
         interval = f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]" if found else f"{_iqm(own):.1f}"
-        better = "" if row == reference else f"{probability_of_improvement(own, scores[reference]):.2f}"
-        lines.append([Cell(row), Cell(interval), Cell(better or "–"), Cell(f"{ranks[row]:.2f}" if row in ranks else "–")])
+        compared = reference in scores and row != reference
+        better = f"{probability_of_improvement(own, scores[reference]):.2f}" if compared else "–"
+        lines.append([Cell(row), Cell(interval), Cell(better), Cell(f"{ranks[row]:.2f}" if row in ranks else "–")])
     caption = (
         f"{blocks} blocks (data set x noise ratio). Inter-quartile mean of test rSum, "
         f"{'with 95 % stratified bootstrap interval over seeds' if enough else f'without an interval: that takes {BOOTSTRAP_BLOCKS} blocks of {BOOTSTRAP_SEEDS} seeds'}; "
@@ -141,6 +142,8 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
         caption += f"Average ranks differ at 5 % from {critical_difference(len(ranks), blocks):.2f} on (Nemenyi)."
     else:
         caption += f"With fewer than {LEAST_BLOCKS} blocks ranks are not tested."
+    left_out = [row for row in dict.fromkeys(frame["row"]) if row not in scores]
+    caption += f" Left out, for want of trials: {', '.join(left_out)}." if left_out else ""
     return Table("All blocks together", caption, ["method", "inter-quartile mean ↑", f"better than {reference} ↑", "average rank ↓"], lines)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from harness.coco import ECCV_MEASURES, FOLD_MEASURES
-from harness.metrics import DETECTION, RECALLS, chance_rsum
+from harness.metrics import DETECTION, PERFECT, RECALLS, chance_rsum
 from harness.report.source import Source
 from harness.spec import Trial, method_class
 from harness.tracking import SweepRecord, parameters
@@ -24,8 +24,8 @@ COSTS = {
     "evaluation_pairs_per_second": "cost/evaluation_pairs_per_second", "forward_passes": "cost/forward_passes", "joules": "cost/joules",
     "networks": "cost/networks_at_test", "parameters": "cost/parameters",
 }
-COLLAPSED = 1.5
-"""A trial whose rSum is at most so many times that of a random order has collapsed."""
+COLLAPSED = 0.02
+"""A trial whose rSum makes at most this share of the way from that of a random order to a perfect one has collapsed."""
 
 
 def tidy(sweep: SweepRecord) -> pd.DataFrame:
@@ -76,14 +76,14 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
 
 
 def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
-    """The frame with `chance` (rSum of a random order of the test split) and `collapsed` (finished, and no better than about that)."""
+    """The frame with `chance` (rSum of a random order of the test split) and `collapsed` (finished, and hardly better)."""
     found = {}
     for name, part in frame[frame["done"]].groupby("dataset"):
         rankings = source.read(part["run"].iloc[0], "test_rankings.npz")
         if "i2t_group" in rankings:
             found[name] = chance_rsum(rankings["i2t_group"], rankings["t2i_group"])
     chance = frame["dataset"].map(found).astype(float)
-    return frame.assign(chance=chance, collapsed=frame["rsum"] <= COLLAPSED * chance)
+    return frame.assign(chance=chance, collapsed=frame["rsum"] - chance <= COLLAPSED * (PERFECT - chance))
 
 
 def settings(trial: Trial) -> dict[str, str]:

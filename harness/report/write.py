@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness import PROTOCOL_VERSION
 from harness.console import console
-from harness.metrics import RECALLS
+from harness.metrics import PERFECT, RECALLS
 from harness.report import ablation, detection
 from harness.report.accuracy import by_ratio, coco_tables, legend, recalls_table, search_table, with_marks
 from harness.report.comparison import blocks_table, differences_table, queries_table, ranks_figure, reference_row
@@ -168,9 +168,10 @@ def _state(frame: pd.DataFrame) -> str:
     lines = [f"{done} of {len(frame)} planned trials are done." + ("" if done == len(frame) else " **Cells with fewer seeds are marked.**")]
     for line in frame[frame["failure"] != ""].itertuples():
         lines.append(f"- failed: {line.row} noise {line.noise_ratio:g} seed {line.seed}: `{line.failure}`")
-    for line in frame[frame["collapsed"]].itertuples():
-        lines.append(f"- collapsed: {line.row} noise {line.noise_ratio:g} seed {line.seed}: rSum {line.rsum:.1f}, a random order has {line.chance:.1f} "
-                     f"(marked ° up to {COLLAPSED:g} times that)")
+    for (row, ratio), part in frame[frame["collapsed"]].groupby(["row", "noise_ratio"], sort=False):
+        scores = ", ".join(f"{rsum:.1f} (seed {seed})" for rsum, seed in zip(part["rsum"], part["seed"], strict=True))
+        lines.append(f"- collapsed: {row} noise {ratio:g}: rSum {scores}; a random order has {part['chance'].iloc[0]:.1f}, and ° marks what makes at most "
+                     f"{COLLAPSED:.0%} of the way from there to {PERFECT:g}")
     return "\n".join(lines)
 
 
