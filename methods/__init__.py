@@ -6,11 +6,11 @@ A method of your own needs no line: `method: my_package.my_module:MyMethod` in a
 METHODS = {
     "zero_shot": "methods.zero_shot:ZeroShot",
     "clip": "methods.clip:Clip",
-    "clip_clean": "methods.clip_clean:ClipClean",
     "triplet": "methods.triplet:Triplet",
     "small_loss": "methods.small_loss:SmallLoss",
     "oracle": "methods.oracle:Oracle",
     "npc": "methods.npc:NPC",
     "ncr": "methods.ncr:NCR",
     "mscn": "methods.mscn:MSCN",
+    "clip_clean": "methods.clip_clean:ClipClean",
 }

@@ -68,5 +68,5 @@ def cost_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | None:
     points["y"] = done.groupby(["row", "noise_ratio"])["rsum"].mean().groupby("row").mean()
     points.attrs = {"x": "seconds a trial (log scale)", "y": "test rSum, mean over noise ratios"}
     file = slug("cost", where)
-    figures.scatter(done, points, where, folder / file, log=True)
+    figures.scatter(frame, points, where, folder / file, log=True)
     return Figure(f"rSum against cost: {where}", file, "Up and to the left is better. Whiskers: the fastest and the slowest trial. Hollow: knows the truth.")

@@ -38,7 +38,7 @@ def styles(frame: pd.DataFrame) -> dict[str, Style]:
     own = {name: i for i, name in enumerate(METHODS)}
     taken = {own[label] % len(_COLOURS) for label in labels.values() if label in own}
     free = itertools.cycle([i for i in range(len(_COLOURS)) if i not in taken] or range(len(_COLOURS)))
-    number = itertools.count(len(_COLOURS))
+    number = itertools.count(len(METHODS))
     found = {}
     for row, label in labels.items():
         colour = own[label] if label in own else next(free)
