@@ -136,7 +136,7 @@ def test_region_features_from_a_folder_beside_the_sweep(place):
         rates = [m.value for m in client.get_metric_history(record.run_id, "train/learning_rate")]
         assert rates == pytest.approx([1e-3, 1e-4])
     text = (place / "reports" / "regions" / "report.md").read_text()
-    assert "rSum by noise ratio: scan x_precomp" in text
+    assert "rSum by noise ratio: scan x\\_precomp" in text
     assert "| ncr (n\\_networks=2) ×2 |" in text
     assert "ncr (n\\_networks=1) ×" not in text
 
@@ -236,7 +236,7 @@ def test_noise_models_on_a_users_own_pictures(place):
     assert len({r.tags["noise_digest"] for r in found.values()}) == 4
     text = (place / "reports" / "noises" / "report.md").read_text()
     for label in ("partial noise (0.4 of the words)", "hard noise", "caption-level noise without fixed points", "noise of noise_{ratio}.npy"):
-        assert f"rSum by noise ratio: table photos, {label}" in text
+        assert f"rSum by noise ratio: table photos, {label}".replace("_", "\\_") in text
     np.save("noise_0.4.npy", published[1])
     assert sweep_command.main([file]) == 0
     after = {r.trial.noise.model: r for r in records("noises").values()}

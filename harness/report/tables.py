@@ -76,8 +76,8 @@ class Block:
 
 
 def slug(*texts: str) -> str:
-    """Texts as one file name."""
-    return "-".join(re.findall(r"\w+", " ".join(texts)))
+    """Texts as one file name, short: `degradation-emoji-caption`."""
+    return "-".join(re.findall(r"\w+", " ".join(texts).replace("-level noise", "")))
 
 
 def _marked(cell: Cell, text: str, bold: str, end: str, under: str, under_end: str) -> str:
