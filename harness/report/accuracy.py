@@ -81,10 +81,12 @@ def search_table(frame: pd.DataFrame) -> Table:
     found = frame.groupby(["method", "row"], sort=False)["dev_rsum"].agg(mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size")
     rows = []
     for _, part in found.groupby(level=0, sort=False):
-        best = part["mean"].max()
-        rows += [[Cell(row), Cell(mean_sd(line, 1), best=line["mean"] == best)] for (_, row), line in part.iterrows()]
+        whole = part["n"] == part["planned"]
+        best = part.loc[whole, "mean"].max()
+        usual = int(part["planned"].max())
+        rows += [[Cell(row), Cell(mean_sd(line, 1, usual=usual), best=line["n"] == line["planned"] and line["mean"] == best)] for (_, row), line in part.iterrows()]
     tries = ", ".join(f"{method} {len(part)}" for method, part in found.groupby(level=0, sort=False))
-    caption = f"Best dev rSum of each try, mean over noise ratios and seeds; in bold the setting that is chosen for the method. Tries: {tries}."
+    caption = f"Best dev rSum of each try, mean over noise ratios and seeds; in bold the setting that is chosen for the method, of tries without holes. Tries: {tries}."
     return Table("Search on dev", caption, ["try", "dev rSum"], rows)
 
 

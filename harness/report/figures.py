@@ -27,6 +27,7 @@ matplotlib.rcParams.update({
 # Okabe and Ito's palette, told apart by all common kinds of colour vision; markers say it a second time.
 _COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#000000", "#D55E00", "#CC79A7", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
+_DASHES = ((5, 2), (1, 1.5), (7, 2, 1, 2), (2, 4), (7, 2, 1, 2, 1, 2))
 MATCHED, MISMATCHED = "#0072B2", "#D55E00"
 
 Style = tuple[str, str]
@@ -158,9 +159,9 @@ def axis(lines: Mapping[str, pd.DataFrame], level: Mapping[str, Mapping[float, f
                 if len(of_value):
                     _band(axes, of_value.index.to_numpy(float), of_value["mean"], of_value["std"], colour, marker=marker, label=line)
                     axes.plot(here["number"], here["y"], ".", color=colour, markersize=4, alpha=0.6)
-            for row, by in level.items():
+            for (row, by), dashes in zip(level.items(), itertools.cycle(_DASHES), strict=False):
                 if ratio in by:
-                    axes.axhline(by[ratio], color="#777777", linewidth=1, linestyle=(0, (4, 2)), label=row)
+                    axes.axhline(by[ratio], color="#777777", linewidth=1, linestyle=(0, dashes), label=row)
             axes.set(title=f"noise {ratio:g}", xlabel=name, ylabel=measure if axes is panels[0, 0] else "")
             axes.set_xticks(ticks["number"], ticks["value"])
         panels[0, 0].autoscale(axis="y")
