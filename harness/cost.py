@@ -16,7 +16,7 @@ PARTS = ("train", "method", "evaluation")
 
 
 class Spent:
-    """Counters of a trial over all its attempts, by part; `state_dict` goes into the checkpoint.
+    """Counters of a trial over its finished epochs, by part; `state_dict` goes into the checkpoint. (Peak memory is that of the last attempt.)
 
     Attributes:
         seconds, joules, pairs: for each of `PARTS`. Pairs of `train` are those of the batches (with a method's pools), of `method` those
@@ -53,7 +53,7 @@ class Spent:
         vars(self).update(state)
 
     def metrics(self) -> dict[str, float]:
-        """`cost/...` for the record: seconds and pairs a second of each part and of all, forward passes a step (in batches), joules, peak memory."""
+        """`cost/...` for the record: seconds and pairs a second of each part, seconds of all, pairs trained on a second without evaluation, forward passes a step (in batches), joules, peak memory."""
         found = {f"cost/{part}_seconds": s for part, s in self.seconds.items()} | {"cost/seconds": sum(self.seconds.values())}
         found |= {f"cost/{part}_pairs_per_second": self.pairs[part] / s for part, s in self.seconds.items() if self.pairs[part] and s}
         if self.batch_pairs:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from harness import PROTOCOL_VERSION
 from harness.backbones import BACKBONES
-from harness.noise import MODELS, FromFile, NoiseModel, Partial, Shuffle, misfit
+from harness.noise import MODELS, FromFile, Hard, NoiseModel, Partial, Shuffle, misfit
 from harness.registry import UnknownName, resolve, suggest
 from methods import METHODS
 from methods.base import Method
@@ -120,8 +120,10 @@ class Trial(_Model):
             return f"partial noise ({model.words:g} of the words)"
         if isinstance(model, FromFile):
             return f"noise of {Path(model.path).name}"
+        if isinstance(model, Hard):
+            return f"hard noise by {Path(model.embedding).stem}"
         level = f"{self.noise_granularity}-level noise"
-        return {"shuffle": level, "derangement": f"{level} without fixed points", "hard": "hard noise", "none": "its own noise"}[model.model]
+        return {"shuffle": level, "derangement": f"{level} without fixed points", "none": "its own noise"}[model.model]
 
     @property
     def backbone_label(self) -> str:

@@ -71,14 +71,14 @@ def sd_interval(values: ArrayLike, *, level: float = LEVEL) -> Estimate:
 def paired_difference(ours: ArrayLike, reference: ArrayLike, *, level: float = LEVEL) -> Difference:
     """Mean of ours less reference over seeds that both have, with t interval and the p value of the paired t test.
 
-    (A signed-rank test over five seeds cannot fall below p = 0.06.) Without spread p is 1 where the mean is zero, else 0.
+    (A signed-rank test over five seeds cannot fall below p = 0.06.) Without spread nothing can be tested: no interval, and p is 1.
     """
     difference = _finite(np.asarray(ours, float) - np.asarray(reference, float))
     found = mean_interval(difference, level=level)
     if len(difference) < 2:
         return Difference(found.value, found.low, found.high, found.n, np.nan)
-    if difference.std(ddof=1) == 0:
-        return Difference(found.value, found.low, found.high, found.n, 1.0 if difference[0] == 0 else 0.0)
+    if np.isclose(difference.std(ddof=1), 0, atol=1e-9):  # recalls are steps: equal by chance
+        return Difference(found.value, np.nan, np.nan, found.n, 1.0)
     return Difference(found.value, found.low, found.high, found.n, float(stats.ttest_1samp(difference, 0).pvalue))
 
 

@@ -63,7 +63,7 @@ class MSCN(CoTeaching):
         meta_batch_size: clean positives in a meta batch, with as many negatives (not in the paper).
         hidden: units of V.
         margin_of: `pair`, or as in the released code `column`: an image's negative caption brings its own margin.
-        clean_pairs: how many pairs of the clean set are used; None: all.
+        clean_pairs: how many pairs of the clean set are used, and as many meta negatives; None: all.
         meta: what the meta-loss is taken over: `both` kinds, or `positives` alone (ablation; the mixture starts from both).
         purify: without, all pairs are trained on, and there is no mixture and no confidence (ablation).
         adaptive_margin: without, the margin is alpha for every pair (ablation).

@@ -36,7 +36,7 @@ class NPC(Method):
             the bank falls back to this share of the pairs, those with the highest posterior, the smaller
             loss first among equals; `bank_fallback` 1 in the record says so.
         weights: without, all pairs weigh 1, and there is no look-ahead and no confidence (ablation).
-        memory_loss: without, the entries are not trained on (ablation). Without both it is plain InfoNCE, and there is no bank.
+        memory_loss: without, the entries are not trained on (ablation; with `released` they never are). Without both it is plain InfoNCE, and there is no bank.
 
     The losses of memory entries, in the ratio and in the memory loss, are taken without dropout, from one pass.
     Optimizer and schedule are the sweep's (paper: AdamW, cosine).

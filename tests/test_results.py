@@ -26,7 +26,7 @@ def frame(rows):
     for name in ("i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10"):
         made[name] = made["i2t_r1"]
     done = made["rsum"].notna()
-    return made.assign(noise_seed=made["seed"], method=made["row"], done=done, collapsed=False, ground_truth=made["row"] == "ceiling", clean_data=made["row"] == "clean", networks=1 + (made["row"] == "clean"))
+    return made.assign(noise_seed=made["seed"], method=made["row"], done=done, chance=np.nan, ground_truth=made["row"] == "ceiling", clean_data=made["row"] == "clean", networks=1 + (made["row"] == "clean"))
 
 
 def test_variance_over_ratios_is_that_of_npcs_figure():

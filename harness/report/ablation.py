@@ -63,8 +63,8 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
     for line, value, row in members:
         at = {r: found.loc[row, r] for r in ratios}
         rows.append([Cell(line), Cell(value), *(Cell(mean_sd(c, 1, usual=planned), best=c["n"] == c["planned"] and c["mean"] == best.get(r)) for r, c in at.items())])
-    caption = f"{_name(measure)}, all else equal. Mean ± sd over seeds (ddof 1), n = {planned} unless marked. Bold: best of the table."
-    return Table(f"{axis.name}: {where}", caption, ["method", axis.name, *(f"noise {r:g}" for r in ratios)], rows)
+    caption = f"{_name(measure)}, all else equal. Mean ± sd over seeds (ddof 1), n = {planned} unless marked. Bold: best of the column."
+    return Table(f"{_name(measure)} by {axis.name}: {where}", caption, ["method", axis.name, *(f"noise {r:g}" for r in ratios)], rows)
 
 
 def axis_figure(axis: Axis, frame: pd.DataFrame, measure: str, where: str, folder: Path) -> Figure:
@@ -80,11 +80,11 @@ def axis_figure(axis: Axis, frame: pd.DataFrame, measure: str, where: str, folde
     single = frame.groupby("method")["row"].transform("nunique") == 1
     others = frame[single & ~frame["method"].isin(methods) & frame[measure].notna()]
     level = {row: part.groupby("noise_ratio")[measure].mean().to_dict() for row, part in others.groupby("row", sort=False)}
-    file = slug("axis", axis.name, where)
+    file = slug("axis", *([] if measure == "rsum" else [measure]), axis.name, where)
     figures.axis(lines, level, axis.name, _name(measure), where, folder / file)
-    caption = "Mean, a band of one sd over seeds, and the seeds as dots; values stand at equal distances." + (" Dashed: a row without this setting." if level else "")
+    caption = "Mean, a band of one sd over seeds, and the seeds as dots; values stand at equal distances." + (" Dashed: rows without this setting, with settings of their own." if level else "")
     return Figure(f"{_name(measure)} over {axis.name}: {where}", file, caption)
 
 
 def _name(measure: str) -> str:
-    return {"rsum": "Test rSum", "dev_rsum": "Best dev rSum"}[measure]
+    return {"rsum": "Test rSum", "last_rsum": "Test rSum of the last epoch", "dev_rsum": "Best dev rSum"}[measure]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.coco import ECCV_MEASURES
 from harness.report.comparison import not_worse
-from harness.report.results import MEASURES, cells
+from harness.report.results import MEASURES, cells, collapsed
 from harness.report.tables import Cell, Table
 
 MEAN = "Mean ± sd over seeds (ddof 1)"
@@ -23,14 +23,14 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     found = cells(frame, measure)
     best = {float(r): best_rows(frame, found.xs(r, level="noise_ratio")) for r in ratios}
     near = not_worse(frame, best, measure)
-    collapsed = _collapsed(frame) if measure.endswith("rsum") else set()
+    chance = _at_chance(frame, measure) if measure in ("rsum", "last_rsum") else set()
     rows, planned = [], int(found["planned"].max())
     for row in dict.fromkeys(frame["row"]):
         if measure not in MEASURES and not measure.startswith("last_") and found.loc[row]["n"].sum() == 0:
             continue
-        texts = [mean_sd(found.loc[row, r], digits, usual=planned) + ("°" if (row, r) in collapsed else "") for r in ratios]
+        texts = [mean_sd(found.loc[row, r], digits, usual=planned) + ("°" if (row, r) in chance else "") for r in ratios]
         rows.append([Cell(row), *(Cell(t, best=row in best[r], near=(row, r) in near) for t, r in zip(texts, ratios, strict=True))])
-    at_chance = " ° a seed is hardly better than chance." if collapsed else ""
+    at_chance = " ° a seed is hardly better than chance." if chance else ""
     caption = f"{what}. {MEAN}, n = {planned} seeds a cell unless marked. {legend(frame)}{_UNDERLINED if near else ''}{at_chance}"
     return Table(title, caption, ["method", *(f"noise {r:g}" for r in ratios)], rows)
 
@@ -86,7 +86,7 @@ def search_table(frame: pd.DataFrame) -> Table:
         usual = int(part["planned"].max())
         rows += [[Cell(row), Cell(mean_sd(line, 1, usual=usual), best=line["n"] == line["planned"] and line["mean"] == best)] for (_, row), line in part.iterrows()]
     tries = ", ".join(f"{method} {len(part)}" for method, part in found.groupby(level=0, sort=False))
-    caption = f"Best dev rSum of each try, mean over noise ratios and seeds; in bold the setting that is chosen for the method, of tries without holes. Tries: {tries}."
+    caption = f"Best dev rSum of each try, mean ± sd over its trials (noise ratios and seeds together); in bold the setting that is chosen for the method, of tries without holes. Tries: {tries}."
     return Table("Search on dev", caption, ["try", "dev rSum"], rows)
 
 
@@ -143,7 +143,7 @@ def _marked(frame: pd.DataFrame, row: str) -> str:
     return row + (" †" if line["clean_data"] else "") + (" ‡" if line["ground_truth"] else "")
 
 
-def _collapsed(frame: pd.DataFrame) -> set[tuple[str, float]]:
-    return set(frame.loc[frame["collapsed"], ["row", "noise_ratio"]].itertuples(index=False, name=None))
+def _at_chance(frame: pd.DataFrame, measure: str) -> set[tuple[str, float]]:
+    return set(frame.loc[collapsed(frame, measure), ["row", "noise_ratio"]].itertuples(index=False, name=None))
 
 

@@ -78,7 +78,7 @@ def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
             rows.append([Cell(row), *(Cell(_difference(found.get((row, r)))) for r in ratios)])
     caption = (
         f"Test rSum less that of {reference}, paired by seed: mean and 95 % t interval. "
-        f"*: p < {ALPHA:g} in a paired t test, Holm-corrected over this table."
+        f"*: p < {ALPHA:g} in a paired t test, Holm-corrected over this table; the intervals are not corrected, so one may leave out zero without a *."
     )
     return Table(f"Differences to {reference}: {where}", caption, ["method", *(f"noise {r:g}" for r in ratios)], rows)
 
@@ -86,7 +86,7 @@ def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
 def _difference(found: Difference | None) -> str:
     if found is None or not np.isfinite(found.value):
         return "–"
-    if found.n < 2:
+    if not np.isfinite(found.low):
         return f"{found.value:+.1f} (n={found.n})"
     return f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]{'*' if found.holm < ALPHA else ''}"
 
@@ -121,7 +121,7 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
     """All blocks (data set x noise x ratio) together; None with fewer than two. Rows that lack a trial of any block are left out."""
     scores = _blocks(frame)
     blocks = len(next(iter(scores.values()), []))
-    if blocks < 2:
+    if blocks < 2 or len(scores) < 2:
         return None
     means = _competitors(frame, scores)
     ranks = dict(zip(means, average_ranks(means.to_numpy()), strict=True))
@@ -130,21 +130,23 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
     for row, own in scores.items():
         found = stratified_bootstrap(own, _iqm) if enough else None
         interval = f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]" if found else f"{_iqm(own):.1f}"
-        compared = reference in scores and row != reference
-        better = f"{probability_of_improvement(own, scores[reference]):.2f}" if compared else "–"
-        lines.append([Cell(row), Cell(interval), Cell(better), Cell(f"{ranks[row]:.2f}" if row in ranks else "–")])
+        better = [] if reference not in scores else [Cell("–" if row == reference else f"{probability_of_improvement(own, scores[reference]):.2f}")]
+        lines.append([Cell(row), Cell(interval), *better, Cell(f"{ranks[row]:.2f}" if row in ranks else "–")])
     caption = (
         f"{blocks} blocks (data set x noise ratio). Inter-quartile mean of test rSum, "
         f"{'with 95 % stratified bootstrap interval over seeds' if enough else f'without an interval: that takes {BOOTSTRAP_BLOCKS} blocks of {BOOTSTRAP_SEEDS} seeds'}; "
-        f"probability that a run beats one of {reference} in the same block; average rank among rows that do not know the truth (1 is the best, ties share). "
+        f"{f'probability that a run beats one of {reference} in the same block; ' if reference in scores else ''}average rank among rows that do not know the truth (1 is the best, ties share). "
     )
     if blocks >= LEAST_BLOCKS and len(ranks) > 1:
-        caption += f"Average ranks differ at 5 % from {critical_difference(len(ranks), blocks):.2f} on (Nemenyi)."
+        caption += (
+            f"Average ranks differ at 5 % from {critical_difference(len(ranks), blocks):.2f} on (Nemenyi, which takes blocks for independent; ratios of one data set "
+            "share its test set and seeds)."
+        )
     else:
         caption += f"With fewer than {LEAST_BLOCKS} blocks ranks are not tested."
     left_out = [row for row in dict.fromkeys(frame["row"]) if row not in scores]
     caption += f" Left out, for want of trials: {', '.join(left_out)}." if left_out else ""
-    return Table("All blocks together", caption, ["method", "inter-quartile mean ↑", f"better than {reference} ↑", "average rank ↓"], lines)
+    return Table("All blocks together", caption, ["method", "inter-quartile mean ↑", *([f"better than {reference} ↑"] if reference in scores else []), "average rank ↓"], lines)
 
 
 def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
@@ -157,7 +159,8 @@ def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
     different = scikit_posthocs.posthoc_nemenyi_friedman(means)
     ranks = dict(zip(means, average_ranks(means.to_numpy()), strict=True))
     figures.ranks(frame, ranks, different, f"average rank over {len(means)} blocks (1 is the best)", folder / "ranks")
-    return Figure("Average ranks", "ranks", "A bar joins rows whose ranks do not differ at 5 % (Nemenyi's test after Friedman's). Rows that know the truth are left out.")
+    return Figure("Average ranks", "ranks", "A bar joins rows whose ranks do not differ at 5 % (Nemenyi's test after Friedman's). Blocks count as independent. "
+                  "Rows that know the truth, or lack a trial, are left out.")
 
 
 def _blocks(frame: pd.DataFrame) -> dict[str, list[NDArray[np.float64]]]:

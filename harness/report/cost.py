@@ -20,11 +20,11 @@ _CLOCK = (
 def cost_tables(frame: pd.DataFrame, where: str) -> list[Table]:
     """Where the time goes, and what else a row takes: means over its finished trials."""
     time = (
-        f"Means over a row's finished trials. Training: optimizer steps. Looking at pairs: what a method does between epochs (mixtures, memory banks). Evaluation: dev after epochs, test at the end. "
+        f"Means over a row's finished trials. Training: optimizer steps, and drawing and loading their batches. Looking at pairs: what a method does between epochs (mixtures, memory banks). Evaluation: dev after epochs, test at the end. "
         f"Pairs a second of each of these by itself. {_CLOCK}{marks(frame)}"
     )
     rest = (
-        "Forward passes: pairs that go through a network in a step, over the pairs of its batch (looks between epochs are not in it). Peak memory: of the GPU where there is one; on a CPU "
+        "Forward passes: pairs that go through a network in a step, over the pairs of its batch, mean over all epochs, warm-up included (looks between epochs are not in it). Peak memory: of the GPU where there is one; on a CPU "
         "of the process, with what earlier trials in it left. Networks whose similarities are averaged at test; trained parameters, in millions. "
         f"{'Energy: of the GPU (of the first process), as it counts it. ' if frame['joules'].notna().any() else 'Energy: no GPU told it. '}{marks(frame)}"
     )
@@ -61,7 +61,7 @@ def _text(name: str, value: float) -> str:
 
 def cost_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | None:
     """rSum, averaged over ratios, against time, for rows whose trials are all done; None with fewer than two."""
-    done = frame.groupby("row", sort=False).filter(lambda part: part["done"].all())
+    done = frame.groupby("row", sort=False).filter(lambda part: part["done"].all() and part["seconds"].notna().all())
     if done["row"].nunique() < 2:
         return None
     points = done.groupby("row", sort=False).agg(x=("seconds", "mean"), x_low=("seconds", "min"), x_high=("seconds", "max"))

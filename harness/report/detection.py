@@ -58,7 +58,7 @@ def _truth(source: Source, run: str) -> NDArray[np.bool_] | None:
 def scores_table(frame: pd.DataFrame, where: str) -> Table:
     what = (
         "Confidence after the last epoch against the truth. AUROC, average precision and F1 (mismatched: confidence below 0.5) are of finding the mismatched training "
-        f"pairs; by chance AUROC is 0.5 and AP the noise ratio. ECE: expected calibration error as a belief that the pair matches ({BINS} bins). Methods without a confidence are left out"
+        f"pairs; by chance AUROC is 0.5 and AP the noise ratio r; calling every pair mismatched has F1 2r / (1 + r), and a confidence that never falls below 0.5 has F1 0. ECE: expected calibration error as a belief that the pair matches ({BINS} bins); a constant 1 - r has 0 and tells nothing. Methods without a confidence are left out"
     )
     return by_measure(frame, _SCORES, f"Noise detection: {where}", what)
 
@@ -76,7 +76,7 @@ def confidence_figures(found: list[Belief], frame: pd.DataFrame, where: str, fol
     told = (
         ("Confidence of training pairs", pictures["confidence"], "After the last epoch, all seeds together; each kind's pairs add up to 1."),
         ("Reliability of the confidence", pictures["reliability"],
-         "Share of pairs that match among those of like confidence, after the last epoch, all seeds together. Above the dotted line a method trusts too little, below too much."),
+         "Share of pairs that match among those of like confidence, after the last epoch, all seeds together. Bins with less than 1 % of the pairs are left out. Above the dotted line a method trusts too little, below too much."),
         ("Confidence over epochs", pictures["epochs"], "Mean confidence of matched (solid) and mismatched (dashed) training pairs, with a band of one sd over seeds."),
     )
     return [Figure(f"{title}: {where}", file, caption) for title, file, caption in told]

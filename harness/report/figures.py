@@ -24,8 +24,8 @@ matplotlib.rcParams.update({
     "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6, "legend.frameon": False, "lines.markersize": 5,
 })
 
-# Okabe and Ito's palette, told apart by all common kinds of colour vision; markers say it a second time.
-_COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#000000", "#D55E00", "#CC79A7", "#56B4E9")
+# Okabe and Ito's palette and a wine red of Tol's, told apart by all common kinds of colour vision; markers say it a second time.
+_COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#000000", "#D55E00", "#CC79A7", "#56B4E9", "#882255")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 _DASHES = ((5, 2), (1, 1.5), (7, 2, 1, 2), (2, 4), (7, 2, 1, 2, 1, 2))
 MATCHED, MISMATCHED = "#0072B2", "#D55E00"
@@ -34,18 +34,29 @@ Style = tuple[str, str]
 
 
 def styles(frame: pd.DataFrame) -> dict[str, Style]:
-    """Colour and marker of each row (by `label`): a registered method has its own everywhere, other rows take those that are left."""
-    labels = dict(zip(frame["row"], frame["label"], strict=True))
-    own = {name: i for i, name in enumerate(METHODS)}
-    taken = {own[label] % len(_COLOURS) for label in labels.values() if label in own}
-    free = itertools.cycle([i for i in range(len(_COLOURS)) if i not in taken] or range(len(_COLOURS)))
-    number = itertools.count(len(METHODS))
+    """Colour and marker of each row: those of its method, and for further rows of a method (by `label`) paler ones with other markers."""
+    methods = dict(zip(frame["row"], frame["method"], strict=True))
+    colours = _of_methods(list(methods.values()))
+    named = [row for row, label in zip(frame["row"], frame["label"], strict=True) if label in METHODS]
+    further = itertools.count(len(METHODS))
     found = {}
-    for row, label in labels.items():
-        colour = own[label] if label in own else next(free)
-        marker = own[label] if label in own else next(number)
-        found[row] = (_COLOURS[colour % len(_COLOURS)], _MARKERS[marker % len(_MARKERS)])
+    for row, method in methods.items():
+        own = [r for r, m in methods.items() if m == method]
+        marker = list(METHODS).index(method) if row in named else next(further)
+        found[row] = (_paler(colours[method], own.index(row) / len(own)), _MARKERS[marker % len(_MARKERS)])
     return found
+
+
+def _of_methods(methods: list[str]) -> dict[str, str]:
+    """A colour for each method: a registered one has its own everywhere, others take those that are left."""
+    own = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(METHODS)}
+    free = itertools.cycle([c for c in _COLOURS if c not in {own.get(m) for m in methods}] or _COLOURS)
+    return {m: own[m] if m in own else next(free) for m in dict.fromkeys(methods)}
+
+
+def _paler(colour: str, share: float) -> str:
+    """A colour with up to two thirds of white."""
+    return str(matplotlib.colors.to_hex([c + (1 - c) * share * 2 / 3 for c in matplotlib.colors.to_rgb(colour)]))
 
 
 def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
@@ -118,7 +129,8 @@ def reliability(found: Mapping[tuple[str, float], Calibration], frame: pd.DataFr
             axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle=":")
             for (row, at), c in found.items():
                 if at == ratio:
-                    some = np.isfinite(c.share)  # bins with pairs in them
+                    count = c.matched + c.mismatched
+                    some = count > 0.01 * count.sum()  # a share of a few pairs is noise
                     axes.plot(c.confidence[some], c.share[some], color=style[row][0], marker=style[row][1], markersize=3.5, linewidth=1.2, label=row)
             axes.set(title=f"noise {ratio:g}", xlabel="mean confidence", ylabel="share that matches" if axes is panels[0, 0] else "", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
         _shared_legend(panels)
@@ -148,8 +160,12 @@ def axis(lines: Mapping[str, pd.DataFrame], level: Mapping[str, Mapping[float, f
     """
     every = pd.concat(list(lines.values()))
     ratios, ticks = sorted(every["noise_ratio"].unique()), every.drop_duplicates("number")
-    colours = itertools.cycle(_COLOURS[1:])
-    of_line = {line: (next(colours), marker) for line, marker in zip(lines, itertools.cycle(_MARKERS), strict=False)}
+    methods = {line: part["method"].iloc[0] for line, part in lines.items()}
+    colours = _of_methods(list(methods.values()))
+    of_line = {}
+    for (line, method), marker in zip(methods.items(), itertools.cycle(_MARKERS), strict=False):
+        own = [other for other, m in methods.items() if m == method]
+        of_line[line] = (_paler(colours[method], own.index(line) / len(own)), marker)
     with _grid(target, 1, len(ratios), width=3.4, height=2.9, title=title) as panels:
         for axes, ratio in zip(panels[0], ratios, strict=True):
             for line, part in lines.items():

@@ -74,11 +74,10 @@ def _fill(gallery: Gallery, records: dict[str, TrialRecord], source: Source) -> 
             raise DataError("the data set is not the one that the trials saw")
         if not isinstance(data["test"].images[0], Image):
             raise DataError("the data set has features in place of pictures")
-    except (DataError, OSError, ImportError, TypeError) as error:
+        gallery.queries = list(_queries(data, records, source))
+        gallery.mismatches = list(_mismatches(data, record.trial, records, source))
+    except Exception as error:  # whatever a user's data set raises: a report does without pictures, and says why
         gallery.missing = str(error)
-        return
-    gallery.queries = list(_queries(data, records, source))
-    gallery.mismatches = list(_mismatches(data, record.trial, records, source))
 
 
 def _queries(data: DataSet, records: dict[str, TrialRecord], source: Source) -> Iterator[Query]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from harness.coco import ECCV_MEASURES, FOLD_MEASURES
 from harness.metrics import DETECTION, PERFECT, RECALLS, chance_rsum
 from harness.report.source import Source
 from harness.spec import Trial, method_class
-from harness.tracking import SweepRecord, parameters
+from harness.tracking import StoreError, SweepRecord, parameters
 
 _NOT_A_SETTING = ("noise_ratio", "seed", "noise_seed")
 _OF_THE_DATA = ("dataset", "dataset.", "noise", "noise.", "noise_granularity")
@@ -56,6 +57,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "noise_ratio": trial.noise_ratio,
             "seed": trial.seed,
             "noise_seed": trial.noise_seed,
+            "warmup_epochs": trial.hyper.get("warmup_epochs", 0),
             "clean_data": cls.uses_clean_data,
             "ground_truth": cls.uses_ground_truth,
         }
@@ -76,14 +78,21 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
 
 
 def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
-    """The frame with `chance` (rSum of a random order of the test split) and `collapsed` (finished, and hardly better)."""
+    """The frame with `chance` (rSum of a random order of the test split, as far as the runs tell) and `collapsed` (finished, and hardly better)."""
     found = {}
     for name, part in frame[frame["done"]].groupby("dataset"):
-        rankings = source.read(part["run"].iloc[0], "test_rankings.npz")
-        if "i2t_group" in rankings:
-            found[name] = chance_rsum(rankings["i2t_group"], rankings["t2i_group"])
-    chance = frame["dataset"].map(found).astype(float)
-    return frame.assign(chance=chance, collapsed=frame["rsum"] - chance <= COLLAPSED * (PERFECT - chance))
+        for run in part["run"]:
+            with contextlib.suppress(StoreError, KeyError):  # a lost artifact, or a record from before the groups were kept
+                rankings = source.read(run, "test_rankings.npz")
+                found[name] = chance_rsum(rankings["i2t_group"], rankings["t2i_group"])
+                break
+    made = frame.assign(chance=frame["dataset"].map(found).astype(float))
+    return made.assign(collapsed=collapsed(made, "rsum"))
+
+
+def collapsed(frame: pd.DataFrame, measure: str) -> pd.Series:
+    """Whether each trial's rSum (`rsum`, `last_rsum`) is hardly better than that of a random order."""
+    return frame[measure] - frame["chance"] <= COLLAPSED * (PERFECT - frame["chance"])
 
 
 def settings(trial: Trial) -> dict[str, str]:
@@ -146,7 +155,7 @@ def shared_and_own_settings(trials: Sequence[Trial], *, full: bool = False) -> t
     for key in keys:
         values = [v[key] for v in rows.values() if key in v]
         if key not in ("method",) and len(values) == len(rows):
-            shared[key] = max(set(values), key=values.count)
+            shared[key] = max(dict.fromkeys(values), key=values.count)
     own = {row: {k: v for k, v in values.items() if k != "method" and shared.get(k) != v} for row, values in rows.items()}
     return shared, own
 

@@ -8,24 +8,29 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.report.accuracy import with_marks
 from harness.report.page import Page
 from harness.report.results import settings, tidy, with_chance
 from harness.report.source import Source
 from harness.report.tables import Block, Cell, Table
 from harness.report.write import begin, save
 from harness.stats import paired_difference
-from harness.tracking import SweepRecord
+from harness.tracking import StoreError, SweepRecord
 
 _PROVENANCE = ("git_commit", "data_fingerprint", "backbone_digest", "device", "precision", "processes", "threads", "torch", "open_clip_torch",
                "accelerate", "transformers", "timm", "numpy", "scikit-learn", "python")
 
 
 def write_versus(a: Source, b: Source, folder: Path) -> Path:
-    """The reports' files for two sweeps in one: `results.csv` has the trials of both, with a column `sweep`."""
+    """The reports' files for two sweeps in one: `results.csv` has the trials of both, with a column `sweep`.
+
+    Raises:
+        StoreError: one is a search, whose tests stay closed.
+    """
+    for searched in (s.sweep.name for s in (a, b) if s.sweep.select):
+        raise StoreError(f"sweep {searched!r} is a search (select: true): test plays no part in it, so there is nothing to compare")
     begin(folder)
-    frames = {s.sweep.name: with_marks(with_chance(tidy(s.sweep), s)) for s in (a, b)}
-    pd.concat([f.drop(columns="label").assign(row=f["label"], sweep=name) for name, f in frames.items()]).to_csv(folder / "results.csv", index=False, float_format="%.6g")
+    frames = {s.sweep.name: with_chance(tidy(s.sweep), s) for s in (a, b)}
+    pd.concat([f.assign(sweep=name) for name, f in frames.items()]).to_csv(folder / "results.csv", index=False, float_format="%.6g")
     one, other = a.sweep.name, b.sweep.name
     blocks = [*_tables(a, b, frames[one], frames[other]), Block("changes", "", _changes(a.sweep, b.sweep))]
     title, description = f"{one} against {other}", f"{other} less {one}: positive is better in {other}."
@@ -61,7 +66,7 @@ def _line(cell: tuple[float, str], one: pd.DataFrame, other: pd.DataFrame) -> li
     found = paired_difference(both["rsum_other"], both["rsum"])
     difference = "–"
     if np.isfinite(found.value):
-        interval = f" [{found.low:+.1f}, {found.high:+.1f}]" if found.n > 1 else f" (n={found.n})"
+        interval = f" [{found.low:+.1f}, {found.high:+.1f}]" if np.isfinite(found.low) else f" (n={found.n})"
         difference = f"{found.value:+.1f}{interval}"
     trials = "–" if both.empty else "same" if (both["trial"] == both["trial_other"]).all() else "other"
     return [Cell(f"{ratio:g}"), Cell(row), Cell(_summary(ours)), Cell(_summary(theirs)), Cell(difference), Cell(trials)]

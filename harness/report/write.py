@@ -43,6 +43,7 @@ def write(source: Source, folder: Path) -> Path:
     frame = with_chance(tidy(sweep), source)
     if sweep.select:  # test plays no part in a search
         frame = frame.drop(columns=[c for c in frame if c.removeprefix("last_") in MEASURES or c.startswith(("1k_", "eccv_"))]).assign(collapsed=False)
+    frame["in_warmup"] = (frame["best_epoch"] < frame["warmup_epochs"]) & (not sweep.select)
     marked = with_marks(frame)
     begin(folder)
     frame.to_csv(folder / "results.csv", index=False, float_format="%.6g")
@@ -121,6 +122,9 @@ def _of_one(source: Source, part: pd.DataFrame, reference: str, where: str, fold
         if done:
             yield "hyper-parameters", ablation.axis_figure(axis, part, "rsum", where, folder)
         yield "hyper-parameters", ablation.axis_table(axis, part, "rsum", where)
+        if part["in_warmup"].any():  # what was tested is not what the axis changes
+            yield "hyper-parameters", ablation.axis_figure(axis, part, "last_rsum", where, folder)
+            yield "hyper-parameters", ablation.axis_table(axis, part, "last_rsum", where)
     yield "recalls", recalls_table(part, where)
     for table in coco_tables(part, where):
         yield "recalls", table
@@ -172,13 +176,16 @@ def _state(frame: pd.DataFrame) -> str:
         scores = ", ".join(f"{rsum:.1f} (seed {seed})" for rsum, seed in zip(part["rsum"], part["seed"], strict=True))
         lines.append(f"- collapsed: {row} noise {ratio:g}: rSum {scores}; a random order has {part['chance'].iloc[0]:.1f}, and ° marks what makes at most "
                      f"{COLLAPSED:.0%} of the way from there to {PERFECT:g}")
+    for (row, ratio), part in frame[frame["in_warmup"]].groupby(["row", "noise_ratio"], sort=False):
+        seeds = ", ".join(str(s) for s in part["seed"])
+        lines.append(f"- best on dev within the warm-up: {row} noise {ratio:g} (seeds {seeds}): the rSum is of before the method's own stage; the last epoch's is of after it")
     return "\n".join(lines)
 
 
 def _settings(sweep: SweepRecord) -> str:
     shared, own = shared_and_own_settings(sweep.planned, full=sweep.select)
     hidden = ("dataset", "noise_granularity", "precision", "backbone")
-    lines = ["### Settings", "", "Shared: " + ", ".join(f"{k} = {v}" for k, v in shared.items() if k not in hidden) + ".", ""]
+    lines = ["### Settings", "", "Unless a row says otherwise: " + ", ".join(f"{k} = {v}" for k, v in shared.items() if k not in hidden) + ".", ""]
     lines += [f"- {row}: " + ", ".join(f"{k} = {v}" for k, v in values.items()) for row, values in own.items() if values]
     return "\n".join([*lines, ""]).replace("_", "\\_")
 
