@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness.metrics import BINS, Calibration, calibration
+from harness.metrics import BINS, Calibration, calibration, detection
 from harness.report import figures
 from harness.report.accuracy import by_measure
 from harness.report.source import Source
@@ -63,8 +63,8 @@ def scores_table(frame: pd.DataFrame, where: str) -> Table:
     return by_measure(frame, _SCORES, f"Noise detection: {where}", what)
 
 
-def confidence_figures(found: list[Belief], frame: pd.DataFrame, where: str, folder: Path) -> list[Figure]:
-    """Histograms, reliability and means over epochs, as far as there is a confidence; all seeds together."""
+def confidence_figures(found: list[Belief], every: pd.DataFrame, frame: pd.DataFrame, where: str, folder: Path) -> list[Figure]:
+    """Histograms, reliability and means over epochs, as far as there is a confidence; all seeds together; `every` is their `means`."""
     pooled: dict[tuple[str, float], Calibration] = {}
     for belief in sorted(found, key=lambda b: b.noise_ratio):
         key = (belief.row, belief.noise_ratio)
@@ -72,7 +72,7 @@ def confidence_figures(found: list[Belief], frame: pd.DataFrame, where: str, fol
     pictures = {kind: slug(kind, where) for kind in ("confidence", "reliability", "epochs")}
     figures.histograms(pooled, where, folder / pictures["confidence"])
     figures.reliability(pooled, frame, where, folder / pictures["reliability"])
-    figures.confidence_over_epochs(means(found), frame, where, folder / pictures["epochs"])
+    figures.confidence_over_epochs(every, frame, where, folder / pictures["epochs"])
     told = (
         ("Confidence of training pairs", pictures["confidence"], "After the last epoch, all seeds together; each kind's pairs add up to 1."),
         ("Reliability of the confidence", pictures["reliability"],
@@ -91,10 +91,10 @@ def _together(a: Calibration, b: Calibration) -> Calibration:
 
 
 def means(found: list[Belief]) -> pd.DataFrame:
-    """Mean confidence of matched and of mismatched pairs (NaN without such) for each belief and epoch."""
+    """Mean confidence of matched and of mismatched pairs (NaN without such) and AUROC (NaN without both) for each belief and epoch."""
     return pd.DataFrame([
-        {"row": b.row, "noise_ratio": b.noise_ratio, "seed": b.seed, "epoch": epoch,
-         "matched": _mean(confidence[b.matched]), "mismatched": _mean(confidence[~b.matched])}
+        {"row": b.row, "noise_ratio": b.noise_ratio, "seed": b.seed, "epoch": epoch, "matched": _mean(confidence[b.matched]),
+         "mismatched": _mean(confidence[~b.matched]), "auroc": detection(confidence, b.matched).get("auroc", np.nan)}
         for b in found for epoch, confidence in b.confidence.items()
     ])
 
@@ -103,16 +103,22 @@ def _mean(values: NDArray[np.floating]) -> float:
     return float(values.mean()) if len(values) else np.nan
 
 
-def epochs_table(found: list[Belief], where: str) -> Table:
-    """`means` over seeds, for at most ten epochs: matched / mismatched."""
-    every = means(found)
+def epochs_tables(every: pd.DataFrame, where: str) -> list[Table]:
+    """`means` over seeds, for at most ten epochs: confidence of matched / mismatched pairs, and AUROC."""
     epochs = sorted(every["epoch"].unique())
     shown = [epochs[i] for i in sorted({round(k) for k in np.linspace(0, len(epochs) - 1, min(_EPOCHS, len(epochs)))})]
-    rows = []
-    for (ratio, row), part in every.groupby(["noise_ratio", "row"], sort=False):
-        of_epoch = part.groupby("epoch")[["matched", "mismatched"]].mean()
-        texts = [" / ".join("–" if pd.isna(v) else f"{v:.2f}" for v in of_epoch.loc[e]) if e in of_epoch.index else "–" for e in shown]
-        rows.append([Cell(f"{ratio:g}"), Cell(str(row)), *map(Cell, texts)])
-    rows.sort(key=lambda r: float(r[0].text))
-    caption = "Mean confidence of matched / mismatched training pairs after an epoch (from 1), mean over seeds; a dash: none yet (warm-up), or no pairs of that kind."
-    return Table(f"Confidence over epochs: {where}", caption, ["noise", "method", *(f"epoch {e + 1}" for e in shown)], rows)
+    caption = "after an epoch (from 1), mean over seeds; a dash: none yet (warm-up), or no pairs of that kind."
+    made = []
+    for title, columns, digits, what in (
+        ("Confidence over epochs", ["matched", "mismatched"], 2, "Mean confidence of matched / mismatched training pairs"),
+        ("AUROC over epochs", ["auroc"], 3, "AUROC of the confidence for finding mismatched training pairs"),
+    ):
+        rows = []
+        for (ratio, row), part in every.groupby(["noise_ratio", "row"], sort=False):
+            of_epoch = part.groupby("epoch")[columns].mean()
+            texts = [" / ".join("–" if pd.isna(v) else f"{v:.{digits}f}" for v in of_epoch.loc[e]) if e in of_epoch.index else "–" for e in shown]
+            if part[columns].notna().any(axis=None):
+                rows.append([Cell(f"{ratio:g}"), Cell(str(row)), *map(Cell, texts)])
+        rows.sort(key=lambda r: float(r[0].text))
+        made.append(Table(f"{title}: {where}", f"{what} {caption}", ["noise", "method", *(f"epoch {e + 1}" for e in shown)], rows))
+    return [table for table in made if table.rows]

@@ -27,6 +27,8 @@ matplotlib.rcParams.update({
 # Okabe and Ito's palette and a wine red of Tol's, told apart by all common kinds of colour vision; markers say it a second time.
 _COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#000000", "#D55E00", "#CC79A7", "#56B4E9", "#882255")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
+BANDS = 8
+"""Rows up to which a figure of curves has bands."""
 _DASHES = ((5, 2), (1, 1.5), (7, 2, 1, 2), (2, 4), (7, 2, 1, 2, 1, 2))
 MATCHED, MISMATCHED = "#0072B2", "#D55E00"
 
@@ -60,8 +62,9 @@ def _paler(colour: str, share: float) -> str:
 
 
 def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
-    """rSum over the noise ratio: mean line, band of one sd, seeds as dots; the ceiling is dashed."""
+    """rSum over the noise ratio: mean line, band of one sd (of few rows: many would be one wedge), seeds as dots; the ceiling is dashed."""
     table = cells(frame, "rsum")
+    wide = 1.0 if frame["row"].nunique() <= BANDS else 0.0
     with _figure(target, 7.2, 4.4) as axes:
         for row, (colour, marker) in styles(frame).items():
             part = table.loc[row].dropna(subset=["mean"]).sort_index()
@@ -69,7 +72,7 @@ def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
                 continue
             own = frame[frame["row"] == row]
             line = "--" if own["ground_truth"].any() else "-"
-            _band(axes, part.index.to_numpy(float), part["mean"], part["sd"], colour, marker=marker, linestyle=line, label=row)
+            _band(axes, part.index.to_numpy(float), part["mean"], wide * part["sd"], colour, marker=marker, linestyle=line, label=row)
             axes.plot(own["noise_ratio"], own["rsum"], ".", color=colour, markersize=4, alpha=0.6)
         axes.set(xlabel="noise ratio (nominal)", ylabel="test rSum", title=title)
         axes.set_xticks(sorted(frame["noise_ratio"].unique()))

@@ -15,7 +15,7 @@ from harness.report import ablation, detection
 from harness.report.accuracy import by_ratio, coco_tables, legend, recalls_table, search_table, with_marks
 from harness.report.comparison import blocks_table, differences_table, queries_table, ranks_figure, reference_row
 from harness.report.cost import cost_figure, cost_tables
-from harness.report.figures import degradation
+from harness.report.figures import BANDS, degradation
 from harness.report.gallery import galleries
 from harness.report.page import Page, trial_lines
 from harness.report.published import papers_table
@@ -112,8 +112,9 @@ def _of_one(source: Source, part: pd.DataFrame, reference: str, where: str, fold
     done = part["done"].any()
     if done:
         file = slug("degradation", where)
+        band = "a band of one sd over seeds, " if part["row"].nunique() <= BANDS else ""
         degradation(part, where, folder / file)
-        yield "rSum", Figure(f"rSum over the noise ratio: {where}", file, "Test rSum of the epoch that is best on dev: mean, a band of one sd over seeds, and the seeds as dots.")
+        yield "rSum", Figure(f"rSum over the noise ratio: {where}", file, f"Test rSum of the epoch that is best on dev: mean, {band}and the seeds as dots.")
     yield "rSum", by_ratio(part, "rsum", f"rSum by noise ratio: {where}", "Test rSum of the epoch that is best on dev")
     if several:
         yield "differences", differences_table(part, reference, where)
@@ -139,9 +140,9 @@ def _of_one(source: Source, part: pd.DataFrame, reference: str, where: str, fold
     if part["ece"].notna().any() or part["auroc"].notna().any():
         yield "noise detection", detection.scores_table(part, where)
     if beliefs:
-        for figure in detection.confidence_figures(beliefs, part, where, folder):
-            yield "noise detection", figure
-        yield "noise detection", detection.epochs_table(beliefs, where)
+        every = detection.means(beliefs)
+        for content in (*detection.confidence_figures(beliefs, every, part, where, folder), *detection.epochs_tables(every, where)):
+            yield "noise detection", content
     yield "cost", cost_figure(part, where, folder)
     for table in cost_tables(part, where):
         yield "cost", table
