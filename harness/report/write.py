@@ -141,8 +141,10 @@ def _of_one(source: Source, part: pd.DataFrame, reference: str, where: str, fold
         yield "noise detection", detection.scores_table(part, where)
     if beliefs:
         every = detection.means(beliefs)
-        for content in (*detection.confidence_figures(beliefs, every, part, where, folder), *detection.epochs_tables(every, where)):
-            yield "noise detection", content
+        for figure in detection.confidence_figures(beliefs, every, part, where, folder):
+            yield "noise detection", figure
+        for table in detection.epochs_tables(every, where):
+            yield "noise detection", table
     yield "cost", cost_figure(part, where, folder)
     for table in cost_tables(part, where):
         yield "cost", table
