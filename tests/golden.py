@@ -25,6 +25,7 @@ from harness.trial import fingerprint, noise_of
 from tests import small
 
 FOLDER = Path(__file__).parent / "data" / "golden"
+BACKBONE = {"backbone": {"model": "effnet_minilm", "pretrained": "packages", "locked": True}}  # one without a path: ids are the same everywhere
 FORMS = ("report.md", "report.html", "tables.tex", "results.csv")
 RATIOS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.6]
 # How far the right answer stands from the front without noise, and what the noise ratio adds to it.
@@ -34,8 +35,8 @@ SKILL = {"clip": (0.5, 4.0), "small_loss": (0.5, 1.5), "triplet": (1.0, 3.5), "m
 def sweep(name: str) -> Sweep:
     """`golden`: three seeds, and `npc` with one and an axis. `later`: two of its methods again, one with another setting."""
     if name == "later":
-        return small.sweep("clip", "small_loss", name=name, grid={"noise_ratio": [0.2, 0.4], "seed": [0, 1, 2]}, overrides={"clip": {"lr": 0.001}})
-    everywhere = small.content("clip", "small_loss", "triplet", "mscn", "oracle", grid={"noise_ratio": RATIOS, "seed": [0, 1, 2]})
+        return small.sweep("clip", "small_loss", name=name, grid={"noise_ratio": [0.2, 0.4], "seed": [0, 1, 2]}, fixed=BACKBONE, overrides={"clip": {"lr": 0.001}})
+    everywhere = small.content("clip", "small_loss", "triplet", "mscn", "oracle", grid={"noise_ratio": RATIOS, "seed": [0, 1, 2]}, fixed=BACKBONE)
     one_seed = {**everywhere["grid"], "method": ["npc"], "seed": [0], "npc.bank_threshold": [0.5, 0.9, 0.99]}
     overrides = {**everywhere["overrides"], "npc": small.WARMED_UP["npc"]}
     return parse_sweep({**everywhere, "name": name, "description": "Made up, to test reports.", "grid": [everywhere["grid"], one_seed], "overrides": overrides})
