@@ -11,10 +11,11 @@ import yaml
 from harness.preflight import check_trial
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
 from harness.report.figures import styles
-from harness.report.results import cells, row_labels, shared_and_own_settings
+from harness.report.results import cells, row_labels, shared_and_own_settings, tidy
 from harness.report.stability import seeds_table, shares_table, stability, stability_table
 from harness.report.tables import Cell, Table
 from harness.spec import parse_sweep
+from harness.tracking import SweepRecord
 from tests import layouts, small
 
 README = Path(__file__).parents[1] / "README.md"
@@ -202,3 +203,14 @@ def test_ci_runs_the_readmes_test_command():
     assert found.startswith("python3.11 -m venv .venv && ")
     assert found.endswith("-m pytest")
     assert found in README.read_text().splitlines()
+
+
+def test_data_sets_of_one_name_are_not_pooled_as_seeds():
+    """Two folders with one last name, and one folder under two options."""
+    def labels(*options):
+        grid = {"method": ["clip"], "dataset": ["table"], "noise_ratio": [0.2], "seed": [0, 1], "dataset_options": list(options)}
+        return set(tidy(SweepRecord("x", "", False, parse_sweep({"name": "x", "grid": grid}).trials, {}))["dataset"])
+
+    assert labels({"folder": "a/photos"}, {"folder": "b/photos"}) == {"table photos (folder=a/photos)", "table photos (folder=b/photos)"}
+    assert labels({"folder": "photos", "held_out": 5}, {"folder": "photos"}) == {"table photos (held_out=5)", "table photos (held_out=None)"}
+    assert labels({"folder": "photos"}) == {"table photos"}

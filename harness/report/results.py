@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
     best_epoch, detection scores (last epoch), realised ratio, costs, and whether the method uses clean data or the truth.
     """
     labels = row_labels(sweep.planned, full=sweep.select)
+    data = _told_apart({t.id: (t.dataset_label, t.dataset_options) for t in sweep.planned})
+    noise = _told_apart({t.id: (t.noise_label, t.noise.model_dump(mode="json")) for t in sweep.planned})
     lines = []
     for trial in sweep.planned:
         record = sweep.records.get(trial.id)
@@ -49,8 +51,8 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "done": bool(record and record.done),
             "method": trial.method,
             "row": labels[trial.id],
-            "dataset": trial.dataset_label,
-            "noise": trial.noise_label,
+            "dataset": data[trial.id],
+            "noise": noise[trial.id],
             "granularity": trial.noise_granularity,
             "noise_model": trial.noise.model,
             "backbone": trial.backbone_label,
@@ -75,6 +77,19 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
         }
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def _told_apart(given: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
+    """Labels by trial: where two that differ in their settings would be called the same (and pooled as seeds), with what differs."""
+    of_label: dict[str, list[Mapping[str, Any]]] = {}
+    for label, settings in given.values():
+        of_label.setdefault(label, []).append(settings)
+    found = {}
+    for trial, (label, settings) in given.items():
+        keys = sorted({k for other in of_label[label] for k in other})
+        differing = [k for k in keys if len({repr(other.get(k)) for other in of_label[label]}) > 1]
+        found[trial] = f"{label} ({', '.join(f'{k}={settings.get(k)}' for k in differing)})" if differing else label
+    return found
 
 
 def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
