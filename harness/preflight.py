@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from harness.registry import UnknownName, resolve
 from harness.sampling import PoolTooNarrow, epoch_batches
 from harness.spec import Resources, Sweep, Trial, method_class
 from harness.trial import noise_of
+
+if TYPE_CHECKING:  # a trial by hand runs without MLflow
+    from harness.tracking import TrialRecord
 
 
 def check_sweep(sweep: Sweep, *, elsewhere: bool = False) -> tuple[list[str], dict[str, DataSet]]:
@@ -131,6 +135,22 @@ def check_address(address: str) -> list[str]:
     except (OSError, ValueError) as error:
         return [f"--address {address!r}: no Ray cluster answers there ({error}); expected HOST:PORT, ray://HOST:PORT or 'auto'"]
     return []
+
+
+def check_same_data(trials: Iterable[Trial], records: Mapping[str, TrialRecord], now: Mapping[str, str]) -> list[str]:
+    """Which data are not those that records were made on: a table over two states of a data set would be wrong without anybody seeing it.
+
+    `records` and `now` (fingerprints) by trial id.
+    """
+    errors = {}
+    for trial in trials:
+        known = records[trial.id].tags.get("data_fingerprint") if trial.id in records else None
+        if known and known != now[trial.id]:
+            errors[data_key(trial), known] = (
+                f"the data of {trial.dataset_label!r} (or its noise files) have changed since the sweep was begun: fingerprint {known} then, "
+                f"{now[trial.id]} now. Put them back as they were, or give the sweep another `name` to run it on what is there now"
+            )
+    return list(errors.values())
 
 
 def prepare_features(trials: Iterable[Trial], data: dict[str, DataSet]) -> None:

@@ -1,7 +1,10 @@
-"""Ray Tune runs the trials: how many at once, with what. No other module imports Ray.
+"""Ray Tune runs the trials: how many at once, with what, and again where a machine failed. No other module imports Ray.
 
 One process: the trial runs in a Tune actor that is used again for the next one. More: a Tune function that
 drives Ray Train's TorchTrainer. Our own trial code sees neither.
+
+What a trial raises ends it as failed. A process that dies (killed, out of memory, its machine gone, hung) is another matter: the trial
+is started again, up to `RETRIES` times, and goes on from its last epoch.
 """
 
 from __future__ import annotations
@@ -13,15 +16,17 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.console import console
+from harness.checkpoint import Busy, claim, claimed
 from harness.spec import Resources, Trial
-from harness.tracking import MlflowRecorder, Place, Store, describe_failure
-from harness.trial import PrintRecorder, limit_threads, run_trial
+from harness.tracking import MlflowRecorder, Place, Store, StoreError, describe_failure
+from harness.trial import AlreadyDone, AlreadyFailed, PrintRecorder, Recorder, limit_threads, run_trial, source_digest
+from harness.verify import Comparison
+from harness.watch import take_last_words
 
 for _name, _value in {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -30,6 +35,7 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }.items():
@@ -38,18 +44,43 @@ for _name, _value in {
 import ray  # noqa: E402  (the switches above are read on import)
 from ray import tune  # noqa: E402
 
+RETRIES = 2
+DONE, FAILED, BUSY, UNRECORDED = "done", "failed", "busy", "unrecorded"
+
 
 class ClusterError(RuntimeError):
     """Ray cannot give what the sweep asks for; the text is for the user."""
 
 
+class StoreGone(RuntimeError):
+    """The tracking store does not take results any more; the text is for the user."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every trial of a sweep is run with; plain data, so that it travels to other processes.
+
+    `expected` [trial id] are the fingerprints of the data, `since` is when the sweep was started. `again`: the trial is on record, and is run
+    once more to compare.
+    """
+
+    place: Place
+    resources: Resources
+    expected: Mapping[str, str]
+    storage: Path
+    folder: str
+    since: float
+    again: bool = False
+
+
 @dataclass(frozen=True)
 class Finished:
-    """A trial that ended; `failure` is the reason, or empty."""
+    """A trial that ended: `done`, `failed`, `busy` (another process is running it) or `unrecorded` (the store is gone), and why."""
 
     trial: Trial
     seconds: float
-    failure: str
+    outcome: str
+    reason: str
 
 
 def start_ray(resources: Resources, address: str | None) -> None:
@@ -78,25 +109,92 @@ def start_ray(resources: Resources, address: str | None) -> None:
         raise ClusterError(f"resources: a trial needs {', '.join(missing)}{hint}")
 
 
-def run_trials(
-    trials: list[Trial], place: Place, resources: Resources, *, storage: Path, on_start: Callable[[], None], on_end: Callable[[Finished], None]
-) -> None:
-    """Run the trials; each ends as a record in the store, finished or failed. Ray is started already."""
-    config = {"place": place, "resources": resources, "storage": str(storage), "folder": os.getcwd()}
-    several = resources.processes > 1
-    run = tune.with_parameters(_drive_processes if several else _run_here, shared=config)
-    needs = {"trial_slot": 1} if several else {"cpu": resources.cpus, "gpu": resources.gpus}
+def stop_ray() -> None:
+    """End Ray and every trial that it runs here; leave a cluster that we joined."""
+    ray.shutdown()
+
+
+def check_nodes(storage: Path, uri: str) -> list[str]:
+    """What the nodes of a cluster cannot reach: the storage, the working folder, the tracking store, this very code. One node has it all.
+
+    The probe: each node reads a file that we write, writes one that we read, and tries a lock that we hold.
+    """
+    nodes = [n for n in ray.nodes() if n["Alive"]]
+    if len(nodes) < 2:
+        return []
+    if uri.startswith("sqlite"):
+        return [f"tracking store {uri} is a file on this machine, and the cluster has {len(nodes)} nodes: start `mlflow server --host 0.0.0.0` where all reach it, and name it with --tracking-uri http://HOST:5000"]
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    folder = storage / f"probe-{os.getpid()}-{time.time_ns()}"
+    probe = ray.remote(num_cpus=0, max_retries=0)(_probe)
+    with claim(folder):
+        (folder / "ours").write_text(folder.name)
+        asked = {
+            n["NodeID"]: probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote(n["NodeID"], folder, os.getcwd(), uri, source_digest())
+            for n in nodes
+        }
+        faults = [f"node {n['NodeManagerAddress']} ({n['NodeManagerHostname']}): {fault}" for n in nodes for fault in _probed(asked[n["NodeID"]], folder / n["NodeID"], storage)]
+    shutil.rmtree(folder, ignore_errors=True)
+    return faults
+
+
+def _probe(node: str, folder: Path, working: str, uri: str, code: str) -> list[str]:
+    """Run on each node: what it lacks."""
+    faults = []
+    try:
+        if (folder / "ours").read_text() != folder.name:
+            raise OSError("it holds something else")
+        (folder / node).write_text(node)
+        if not claimed(folder):
+            faults.append(f"locks in {folder.parent} are not seen by other nodes: mount it with locking (NFS: not `nolock`), or name another folder with --storage")
+    except OSError as error:
+        faults.append(f"does not share the folder {folder.parent} with this machine ({error.strerror or error}): name one on storage that all nodes see with --storage")
+    if not os.path.isdir(working):
+        faults.append(f"has no folder {working}, to which the paths in the sweep file are relative: start the sweep in one that all nodes see")
+    if source_digest() != code:
+        faults.append("has another version of this code: install the same on all nodes")
+    try:
+        Store(uri, patient=False)
+    except StoreError as error:
+        faults.append(f"{error}; name one that all nodes reach with --tracking-uri")
+    return faults
+
+
+def _probed(answer: Any, written: Path, storage: Path) -> list[str]:
+    """What a node answered, and whether what it wrote is here."""
+    try:
+        faults: list[str] = ray.get(answer, timeout=120)
+    except Exception as error:
+        return [f"the probe failed there: {' '.join(str(error).split())[-300:]}"]
+    if not faults and not written.is_file():
+        faults.append(f"what it writes to {storage} is not seen here: name a folder on storage that all nodes see with --storage")
+    return faults
+
+
+def run_trials(trials: list[Trial], task: Task, *, on_start: Callable[[Trial], None], on_end: Callable[[Finished], None]) -> None:
+    """Run the trials; each ends as a record in the store, finished or failed. Ray is started already.
+
+    Raises:
+        StoreGone: the store stopped answering; trials that were running are ended, and their checkpoints stay.
+    """
+    several = task.resources.processes > 1
+    run = tune.with_parameters(_drive_processes if several else _run_here, task=task)
+    needs = {"trial_slot": 1} if several else {"cpu": task.resources.cpus, "gpu": task.resources.gpus}
     scratch = tempfile.mkdtemp(prefix="harness-ray-")
     tuner = tune.Tuner(
         tune.with_resources(run, needs),
         param_space={"trial": tune.grid_search([t.model_dump(mode="json") for t in trials])},
-        tune_config=tune.TuneConfig(reuse_actors=not several, max_concurrent_trials=_at_once(resources)),
+        tune_config=tune.TuneConfig(reuse_actors=not several, max_concurrent_trials=_at_once(task.resources)),
         run_config=tune.RunConfig(
-            storage_path=scratch, name="sweep", verbose=0, failure_config=tune.FailureConfig(max_failures=0),
-            callbacks=[_Watch(place, on_start, on_end)],
+            storage_path=scratch, name="sweep", verbose=0, failure_config=tune.FailureConfig(max_failures=RETRIES),
+            callbacks=[_Watch(task, on_start, on_end)],
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _at_once(resources: Resources) -> int:
@@ -112,11 +210,25 @@ def _at_once(resources: Resources) -> int:
     return max(1, int(fit))
 
 
-def _run_here(config: dict[str, Any], shared: dict[str, Any]) -> dict[str, str]:
+def _run_here(config: dict[str, Any], task: Task) -> dict[str, str]:
     """A one-process trial inside a Tune actor."""
-    limit_threads(shared["resources"].cpus)
-    with _in_folder(shared["folder"]):
-        return {"failure": _attempt(Trial.model_validate(config["trial"]), shared)}
+    trial = Trial.model_validate(config["trial"])
+    try:
+        _work(trial, task)
+    except Exception as error:
+        return _ended(trial, task, error)
+    return {"outcome": DONE, "reason": ""}
+
+
+def _work(trial: Trial, task: Task, *, main: bool = True) -> None:
+    """One process's part in a trial."""
+    limit_threads(task.resources.cpus)
+    folder = None if task.again else task.place.folder(task.storage, trial)
+    recorder: Recorder = PrintRecorder()
+    if main:
+        recorder = Comparison(task.place, trial) if task.again else MlflowRecorder(task.place, trial, folder=folder, since=task.since)
+    with _in_folder(task.folder):
+        run_trial(trial, recorder, folder=folder, resources=task.resources, expected=task.expected[trial.id])
 
 
 def _in_folder(folder: str) -> contextlib.AbstractContextManager[None]:
@@ -124,63 +236,76 @@ def _in_folder(folder: str) -> contextlib.AbstractContextManager[None]:
     return contextlib.chdir(folder) if os.path.isdir(folder) else contextlib.nullcontext()
 
 
-def _attempt(trial: Trial, shared: dict[str, Any]) -> str:
-    """Run a trial; what goes wrong ends as its record and not as an exception. Returns the reason, or nothing."""
-    place: Place = shared["place"]
+def _ended(trial: Trial, task: Task, error: BaseException) -> dict[str, str]:
+    """What an exception out of a trial means; a failure ends as its record and not as an exception."""
+    reason, details = describe_failure(error)
+    if isinstance(error, AlreadyDone):
+        return {"outcome": DONE, "reason": ""}
+    if isinstance(error, (Busy, AlreadyFailed)):
+        return {"outcome": BUSY if isinstance(error, Busy) else FAILED, "reason": str(error)}
+    return {"outcome": FAILED if task.again else _record_failure(trial, task, reason, details), "reason": reason}
+
+
+def _record_failure(trial: Trial, task: Task, reason: str, details: str) -> str:
+    """The outcome: failed, unrecorded where the store does not answer any more, done where the trial is on record as that."""
     try:
-        run_trial(trial, MlflowRecorder(place, trial), storage=Path(shared["storage"]), workers=shared["resources"].workers)
+        Store(task.place.uri, patient=False).fail(task.place, trial, reason, details)
+    except AlreadyDone:
+        return DONE
     except Exception as error:
-        reason, details = describe_failure(error)
-        Store(place.uri).fail(place, trial, reason, details)
-        return reason
-    return ""
+        logging.getLogger(__name__).warning("cannot record the failure of %s (%s): %s", trial.id, reason, error)
+        return UNRECORDED
+    return FAILED
 
 
-def _drive_processes(config: dict[str, Any], shared: dict[str, Any]) -> dict[str, str]:
+def _drive_processes(config: dict[str, Any], task: Task) -> dict[str, str]:
     """A trial over several processes: Ray Train starts them, each runs the same `run_trial`."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    resources: Resources = shared["resources"]
-    trial = Trial.model_validate(config["trial"])
+    resources, trial = task.resources, Trial.model_validate(config["trial"])
     on_gpu = resources.gpus > 0
     per_worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if on_gpu else {})}
     scratch = tempfile.mkdtemp(prefix="harness-train-")
     try:
         TorchTrainer(
             _run_worker,
-            train_loop_config={"trial": config["trial"], "shared": shared},
+            train_loop_config={"trial": config["trial"], "task": task},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(num_workers=resources.processes, use_gpu=on_gpu, resources_per_worker=per_worker),
             run_config=RunConfig(name=trial.id, storage_path=scratch, failure_config=FailureConfig(max_failures=0, controller_failure_limit=0)),
         ).fit()
-    except Exception as error:  # what a worker raised comes wrapped, by rank
-        causes = list(getattr(error, "worker_failures", {}).values()) or [error]
-        reason, details = describe_failure(getattr(causes[0], "cause", None) or causes[0])
-        Store(shared["place"].uri).fail(shared["place"], trial, reason, details)
-        return {"failure": reason}
+    except Exception as error:
+        cause = _cause(error)
+        if cause is None:
+            raise  # Tune starts the trial again
+        return _ended(trial, task, cause)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return {"failure": ""}
+    return {"outcome": DONE, "reason": ""}
+
+
+def _cause(error: BaseException) -> BaseException | None:
+    """What a trial's own code raised, out of what Ray Train wraps it in, by rank; None where a process died."""
+    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+    if any(isinstance(f, ray.exceptions.RayActorError) for f in failures):
+        return None
+    cause: BaseException = getattr(failures[0], "cause", None) or failures[0]
+    return cause
 
 
 def _run_worker(config: dict[str, Any]) -> None:
     """One process of a trial. An exception here ends all of them, and the driver records it."""
     from ray import train
 
-    shared, trial = config["shared"], Trial.model_validate(config["trial"])
-    limit_threads(shared["resources"].cpus)
-    main = train.get_context().get_world_rank() == 0
-    recorder = MlflowRecorder(shared["place"], trial) if main else PrintRecorder()
-    with _in_folder(shared["folder"]):
-        run_trial(trial, recorder, storage=Path(shared["storage"]), workers=shared["resources"].workers)
+    _work(Trial.model_validate(config["trial"]), config["task"], main=train.get_context().get_world_rank() == 0)
 
 
 class _Watch(tune.Callback):
-    """Tells the sweep what started and ended, and records trials whose worker died before it could."""
+    """Tells the sweep what started and ended, and records trials whose process died once too often."""
 
-    def __init__(self, place: Place, on_start: Callable[[], None], on_end: Callable[[Finished], None]) -> None:
-        self.place, self.on_start, self.on_end = place, on_start, on_end
+    def __init__(self, task: Task, on_start: Callable[[Trial], None], on_end: Callable[[Finished], None]) -> None:
+        self.task, self.on_start, self.on_end = task, on_start, on_end
         self.started: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -188,22 +313,29 @@ class _Watch(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.started[trial.trial_id] = time.monotonic()
-        self.on_start()
+        if trial.trial_id not in self.started:  # and not its second start after a failure
+            self.started[trial.trial_id] = time.monotonic()
+            self.on_start(_ours(trial))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trial, (trial.last_result or {}).get("failure", ""))
+        result = trial.last_result or {}
+        self._end(trial, result.get("outcome", FAILED), result.get("reason", "it ended without a result"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
-        reason = f"the worker process died ({type(cause).__name__ if cause else 'no cause given'})"
-        ours = Trial.model_validate(trial.config["trial"])
-        try:
-            Store(self.place.uri).fail(self.place, ours, reason, str(cause or ""))
-        except Exception as error:  # a store that is gone must not end the other trials
-            console.print(f"cannot record the failure of {ours.id}: {error}", markup=False)
-        self._end(trial, reason)
+        ours, task = _ours(trial), self.task
+        words, details = take_last_words(task.place.folder(task.storage, ours))
+        reason = words or f"the worker process died{f' ({type(cause).__name__})' if cause else ''}"
+        reason = f"{reason}, {RETRIES + 1} times"
+        outcome = FAILED if task.again else _record_failure(ours, task, reason, details or str(cause or ""))
+        self._end(trial, outcome, reason)
 
-    def _end(self, trial: Any, failure: str) -> None:
-        seconds = time.monotonic() - self.started.get(trial.trial_id, time.monotonic())
-        self.on_end(Finished(Trial.model_validate(trial.config["trial"]), seconds, failure))
+    def _end(self, trial: Any, outcome: str, reason: str) -> None:
+        seconds = time.monotonic() - self.started.pop(trial.trial_id, time.monotonic())
+        self.on_end(Finished(_ours(trial), seconds, outcome, reason))
+        if outcome == UNRECORDED:
+            raise StoreGone(f"{self.task.place.uri} does not take results any more ({reason})")
+
+
+def _ours(trial: Any) -> Trial:
+    return Trial.model_validate(trial.config["trial"])

@@ -134,13 +134,19 @@ class Trial(_Model):
 
 
 class Resources(_Model):
-    """What one trial gets. `at_once` caps concurrent trials (null: as many as fit); `workers` are loader processes."""
+    """What one trial gets. `at_once` caps concurrent trials (null: as many as fit); `workers` are loader processes.
+
+    A trial that makes no step for `stall_minutes` is hung: it is ended and goes on from its last epoch. One that takes longer than
+    `deadline_hours` (null: as long as it needs) ends as failed; a rerun goes on from its last epoch, and has as long again.
+    """
 
     cpus: Annotated[float, Field(gt=0)] = 1
     gpus: Annotated[float, Field(ge=0)] = 0
     processes: Annotated[int, Field(ge=1)] = 1
     workers: Annotated[int, Field(ge=0)] = 0
     at_once: Annotated[int, Field(ge=1)] | None = None
+    stall_minutes: Annotated[float, Field(gt=0)] = 30
+    deadline_hours: Annotated[float, Field(gt=0)] | None = None
 
 
 class SweepFile(_Model):

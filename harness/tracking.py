@@ -6,6 +6,7 @@ done when its run is FINISHED and carries its test metrics.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -23,8 +24,9 @@ import numpy as np
 
 from harness import PROTOCOL_VERSION
 from harness.spec import Sweep, Trial
-from harness.trainer import EpochRecord, Outcome
-from harness.trial import Setup
+from harness.trainer import DataChanged, EpochRecord, Outcome
+from harness.trial import AlreadyDone, AlreadyFailed, Setup
+from harness.watch import take_last_words
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -38,6 +40,8 @@ for _name in ("mlflow", "mlflow.store.db.utils", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 TRIAL, PARENT, RUN_NAME = "trial_id", "mlflow.parentRunId", "mlflow.runName"
+_PLACE = ("git_commit", "device", "processes", "threads")
+"""What may differ between attempts at one trial. Code, versions and the rest may not: its numbers could not be repeated."""
 
 
 class StoreError(RuntimeError):
@@ -49,8 +53,14 @@ class Place:
     """Where a sweep's runs go; plain data, so that it travels to other processes."""
 
     uri: str
+    sweep: str
     experiment_id: str
     parent_run: str
+
+    def folder(self, storage: Path, trial: Trial) -> Path:
+        """Where a trial keeps its checkpoints: a sweep of one name in another store has others."""
+        store = hashlib.sha256(f"{self.uri} {self.experiment_id}".encode()).hexdigest()[:6]
+        return storage / f"{self.sweep}-{store}" / trial.id
 
 
 @dataclass(frozen=True)
@@ -128,11 +138,8 @@ class Store:
 
     # A sweep ----------------------------------------------------------------------------------
 
-    def open_sweep(self, sweep: Sweep, fingerprints: Mapping[str, str] | None = None) -> Place:
-        """The sweep's experiment and parent run, made on the first start and found again later; the plan is kept current.
-
-        `fingerprints` [trial id]: of the data as it is now; runs on other data are not this sweep's.
-        """
+    def open_sweep(self, sweep: Sweep) -> Place:
+        """The sweep's experiment and parent run, made on the first start and found again later; the plan is kept current."""
         experiment = self.client.get_experiment_by_name(sweep.name)
         if experiment is None:
             experiment_id = self.client.create_experiment(sweep.name, self._artifact_location(sweep.name))
@@ -142,9 +149,7 @@ class Store:
         if parents:
             parent = parents[0].info.run_id
             self.client.update_run(parent, status="RUNNING")
-            known = json.loads(self._read_artifact(parent, "plan.json"))["fingerprints"]
         else:
-            known = {}
             tags = {"kind": "sweep", RUN_NAME: f"sweep {sweep.name}", "mlflow.note.content": sweep.file.description}
             parent = self.client.create_run(experiment_id, tags=tags).info.run_id
         plan = {
@@ -153,17 +158,17 @@ class Store:
             "select": sweep.file.select,
             "reference": sweep.file.reference,
             "protocol_version": PROTOCOL_VERSION,
-            "fingerprints": {**known, **(fingerprints or {})},
             "trials": [t.model_dump(mode="json") for t in sweep.trials],
         }
         self.client.log_text(parent, json.dumps(plan, indent=1), "plan.json")
         self.client.log_text(parent, sweep.text, "sweep.yaml")
-        return Place(self.uri, experiment_id, parent)
+        return Place(self.uri, sweep.name, experiment_id, parent)
 
-    def close_sweep(self, place: Place, *, done: int, failed: int) -> None:
-        self.client.set_tag(place.parent_run, "done", str(done))
-        self.client.set_tag(place.parent_run, "failed", str(failed))
-        self.client.set_terminated(place.parent_run, "FAILED" if failed else "FINISHED")
+    def close_sweep(self, place: Place, status: str, **counts: int) -> None:
+        """Say how a sweep ended: FINISHED, FAILED or KILLED."""
+        for key, value in counts.items():
+            self.client.set_tag(place.parent_run, key, str(value))
+        self.client.set_terminated(place.parent_run, status)
 
     def read_sweep(self, name: str) -> SweepRecord:
         """Plan and records of a sweep.
@@ -183,35 +188,31 @@ class Store:
                 f"{PROTOCOL_VERSION}: records of different versions are not merged"
             )
         planned = tuple(Trial.model_validate(t) for t in plan["trials"])
-        place = Place(self.uri, experiment.experiment_id, parents[0].info.run_id)
-        records = self.records(place, planned, plan["fingerprints"])
+        place = Place(self.uri, name, experiment.experiment_id, parents[0].info.run_id)
+        records = self.records(place, planned)
         return SweepRecord(name, plan["description"], plan["select"], planned, records, plan.get("reference"))
 
-    def records(
-        self, place: Place, trials: Iterable[Trial], fingerprints: Mapping[str, str] | None = None
-    ) -> dict[str, TrialRecord]:
-        """What the store holds of these trials, by id. A finished run wins over others of the same trial.
-
-        With `fingerprints` [trial id], finished runs on other data are left out.
-        """
+    def records(self, place: Place, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
+        """What the store holds of these trials, by id. A finished run wins over others of the same trial, then the last one begun."""
         wanted = {t.id: t for t in trials}
         found: dict[str, TrialRecord] = {}
         for run in self._search(place.experiment_id, "tags.kind = 'trial'"):
             trial = wanted.get(run.data.tags.get(TRIAL, ""))
-            if trial is None or (trial.id in found and found[trial.id].done):
+            if trial is None or (trial.id in found and (found[trial.id].done or run.info.status != "FINISHED")):
                 continue
             tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
-            record = TrialRecord(trial, run.info.run_id, run.info.status, dict(run.data.metrics), tags)
-            wanted_data = (fingerprints or {}).get(trial.id)
-            if record.done and wanted_data and tags.get("data_fingerprint") != wanted_data:
-                continue
-            found[trial.id] = record
+            found[trial.id] = TrialRecord(trial, run.info.run_id, run.info.status, dict(run.data.metrics), tags)
         return found
 
-    def find_records(self, sweep: Sweep, fingerprints: Mapping[str, str]) -> dict[str, TrialRecord]:
-        """Records of a sweep's trials without opening it, as `records` gives them: empty if it was never started."""
-        experiment = self.client.get_experiment_by_name(sweep.name)
-        return self.records(Place(self.uri, experiment.experiment_id, ""), sweep.trials, fingerprints) if experiment else {}
+    def find_records(self, sweep: Sweep) -> dict[str, TrialRecord]:
+        """Records of a sweep's trials without opening it: empty if it was never started."""
+        place = self.find_sweep(sweep.name)
+        return self.records(place, sweep.trials) if place else {}
+
+    def find_sweep(self, name: str) -> Place | None:
+        """Where a sweep's runs are, without its parent run; None if it was never started."""
+        experiment = self.client.get_experiment_by_name(name)
+        return Place(self.uri, name, experiment.experiment_id, "") if experiment else None
 
     def speeds(self) -> list[Speed]:
         """Of every finished trial in the store that the plan of its sweep still names."""
@@ -222,7 +223,7 @@ class Store:
                 if plan["protocol_version"] != PROTOCOL_VERSION:
                     continue
                 trials = [Trial.model_validate(t) for t in plan["trials"]]
-                for r in self.records(Place(self.uri, experiment.experiment_id, parent.info.run_id), trials).values():
+                for r in self.records(Place(self.uri, experiment.name, experiment.experiment_id, parent.info.run_id), trials).values():
                     pairs = r.metrics.get("cost/pairs_per_second")
                     if r.done and pairs:
                         t, tags = r.trial, r.tags
@@ -238,6 +239,13 @@ class Store:
         """The artifacts in a folder of a run, sorted; empty where there is none."""
         return sorted(file.path for file in self.client.list_artifacts(run_id, folder))
 
+    def parameters(self, run_id: str) -> dict[str, str]:
+        return dict(self.client.get_run(run_id).data.params)
+
+    def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
+        """Steps and values of a metric, as they were logged."""
+        return [(m.step, m.value) for m in self.client.get_metric_history(run_id, metric)]
+
     def run_address(self, sweep: str, run_id: str) -> str:
         """Where the MLflow UI shows a run: on the server, or where `mlflow ui` serves a database file by default."""
         experiment = self.client.get_experiment_by_name(sweep)
@@ -250,19 +258,35 @@ class Store:
 
     def fail(self, place: Place, trial: Trial, reason: str, details: str = "") -> None:
         """Record that a trial failed, and why. Its run is made if it had not got that far."""
-        run_id = self.trial_run(place, trial)
+        found = self.unfinished_run(place, trial)
+        run_id = found.info.run_id if found else self.create_run(place, trial, {"attempts": "1"})
         self.client.set_tag(run_id, "failure", reason[:5000])
         if details:
             self.client.log_text(run_id, details, "failure.txt")
         self.client.set_terminated(run_id, "FAILED")
 
-    def trial_run(self, place: Place, trial: Trial) -> str:
-        """The run of a trial: the unfinished one that is there, or a new one with its parameters."""
-        for run in self._search(place.experiment_id, f"tags.{TRIAL} = '{trial.id}'"):
-            if run.info.status != "FINISHED":
-                self._log_parameters(run.info.run_id, trial)
-                return str(run.info.run_id)
-        tags = {
+    def stop(self, place: Place, trial: Trial, reason: str) -> None:
+        """Record that a trial was stopped from outside, if it had begun."""
+        found = self.unfinished_run(place, trial)
+        if found and found.info.status == "RUNNING":
+            self.client.set_tag(found.info.run_id, "failure", reason[:5000])
+            self.client.set_terminated(found.info.run_id, "KILLED")
+
+    def unfinished_run(self, place: Place, trial: Trial) -> Run | None:
+        """The run that an attempt at a trial goes on with, if there is one.
+
+        Raises:
+            AlreadyDone: the trial is on record as finished.
+        """
+        runs = self._search(place.experiment_id, f"tags.{TRIAL} = '{trial.id}'")
+        for run in runs:
+            if run.info.status == "FINISHED":
+                raise AlreadyDone(f"trial {trial.id} is done already: run {run.info.run_id}")
+        return next((r for r in runs if "given_up" not in r.data.tags), None)
+
+    def create_run(self, place: Place, trial: Trial, tags: Mapping[str, str]) -> str:
+        """A new run of a trial, with its parameters."""
+        own = {
             "kind": "trial",
             TRIAL: trial.id,
             PARENT: place.parent_run,
@@ -271,13 +295,9 @@ class Store:
             "cell_id": trial.cell_id,
             "protocol_version": str(PROTOCOL_VERSION),
         }
-        run = self.client.create_run(place.experiment_id, tags=tags)
-        self._log_parameters(run.info.run_id, trial)
+        run = self.client.create_run(place.experiment_id, tags={**own, **tags})
+        self.client.log_batch(run.info.run_id, params=[Param(k, str(v)[:6000]) for k, v in parameters(trial).items()])
         return str(run.info.run_id)
-
-    def _log_parameters(self, run_id: str, trial: Trial) -> None:
-        """Writing the same parameters again changes nothing."""
-        self.client.log_batch(run_id, params=[Param(k, str(v)[:6000]) for k, v in parameters(trial).items()])
 
     def _artifact_location(self, name: str) -> str | None:
         """A server decides for itself; beside a database file, a folder next to it."""
@@ -304,18 +324,22 @@ class Store:
 
 
 class MlflowRecorder:
-    """Writes a trial into its run as it goes; steps that an interrupted attempt already logged are not logged twice."""
+    """Writes a trial into its run as it goes; steps that an interrupted attempt already logged are not logged twice.
 
-    def __init__(self, place: Place, trial: Trial) -> None:
-        self.store = Store(place.uri)
+    The run's tag `attempts` counts the starts, and `history` says in words how each attempt but the last ended, and what the next went on from.
+
+    Args:
+        folder: the trial's own, where an attempt may have left its last words.
+        since: when the sweep was started: what another sweep has seen fail after that is not tried again.
+    """
+
+    def __init__(self, place: Place, trial: Trial, *, folder: Path | None = None, since: float = float("inf")) -> None:
+        self.place, self.trial, self.folder, self.since = place, trial, folder, since
+
+    def start(self, setup: Setup) -> float:
+        self.store = Store(self.place.uri)
         self.client = self.store.client
-        self.run_id = self.store.trial_run(place, trial)
-        self.client.update_run(self.run_id, status="RUNNING")
-        history = self.client.get_metric_history(self.run_id, "seconds/train")
-        self.logged = max((m.step for m in history), default=-1)
-
-    def start(self, setup: Setup) -> None:
-        self.test = setup.data["test"]
+        self.test, self.logged = setup.data["test"], -1
         noise = setup.noise
         tags = {
             **setup.environment,
@@ -326,20 +350,76 @@ class MlflowRecorder:
             "uses_clean_data": str(setup.uses_clean_data).lower(),
             "uses_ground_truth": str(setup.uses_ground_truth).lower(),
         }
-        run = self.client.get_run(self.run_id)
-        for old in {"failure"} & set(run.data.tags):
-            self.client.delete_tag(self.run_id, old)
+        before = self.store.unfinished_run(self.place, self.trial)
+        if before and before.info.status == "FAILED" and before.info.end_time > self.since * 1000:
+            raise AlreadyFailed(before.data.tags.get("failure", "it failed in another sweep"))
+        before = before and self._fitting(before, tags)
+        if before:
+            self.run_id = before.info.run_id
+            tags = self._again(before, tags)
+        else:
+            tags["attempts"] = "1"
+            self.run_id, self.history = self.store.create_run(self.place, self.trial, tags), ""
         metrics = {"cost/parameters": float(setup.parameters), "noise/ambiguous": float(noise.ambiguous)}
         metrics |= {} if noise.matched is None else {"noise/realised_ratio": noise.realised}
         metrics |= {f"skipped/{split}_images": float(count) for split, count in setup.data.skipped.items()}
-        self._log(metrics, step=0, tags=tags)
+        known = before.data.metrics if before else {}
+        self._log({k: v for k, v in metrics.items() if k not in known}, step=0, tags=tags if before else None)
         self._log_array("noise_index", image=noise.image, **({} if noise.matched is None else {"matched": noise.matched}))
-        if not run.inputs or not run.inputs.dataset_inputs:
-            profile = json.dumps({"pairs": len(noise.image), "nominal": noise.nominal, "realised": None if noise.matched is None else noise.realised})
-            source = json.dumps({"seed": noise.seed, "granularity": noise.granularity, "model": noise.model, "data": setup.fingerprint})
-            name = f"{setup.data.name} noise {noise.nominal:g} {noise.granularity} seed {noise.seed}"
-            index = Dataset(name=name, digest=noise.digest, source_type="noise index", source=source, profile=profile)
-            self._log_input(DatasetInput(index, [InputTag("mlflow.data.context", "train")]))
+        if not before or not before.inputs or not before.inputs.dataset_inputs:
+            self._log_noise(setup)
+        return self.logged + 1 if setup.trains else float("inf")
+
+    def _fitting(self, run: Run, tags: Mapping[str, str]) -> Run | None:
+        """The run, if an attempt as described by these tags may go on with it; else it is given up.
+
+        Raises:
+            DataChanged: it is of other data.
+        """
+        known = run.data.tags
+        for key, words in (("data_fingerprint", "data"), ("noise_digest", "noise index")):
+            if known.get(key, tags[key]) != tags[key]:
+                raise DataChanged(f"the {words} of this trial changed since it was begun: {known[key]} then, {tags[key]} now")
+        changed = [f"{k} {known[k]} -> {v}" for k, v in tags.items() if k not in _PLACE and known.get(k, v) != v]
+        if not changed:
+            return run
+        self.client.set_tag(run.info.run_id, "given_up", f"begun anew in another run: {', '.join(changed)}"[:5000])
+        self.client.set_terminated(run.info.run_id, "KILLED")
+        return None
+
+    def _again(self, run: Run, tags: dict[str, str]) -> dict[str, str]:
+        """Take up a run: what is on record of it, how the attempt before ended, and its tags from now on."""
+        known = run.data.tags
+        self.logged = max((step for step, _ in self.store.history(self.run_id, "seconds/train")), default=-1)
+        words, details = take_last_words(self.folder) if self.folder else ("", "")
+        if details:
+            self.client.log_text(self.run_id, details, "last_words.txt")
+        ended = known.get("failure") or words or "its process ended without a word"
+        attempt = int(known.get("attempts", "0"))
+        self.history = known.get("history", "")
+        tags["attempts"] = str(attempt + 1)
+        if attempt:
+            moved = "".join(f"; {k} {known[k]} -> {tags[k]}" for k in _PLACE if k in known and known[k] != tags[k])
+            tags["history"] = self._add(f"attempt {attempt}, {self.logged + 1} epochs on record: {ended}{moved}")
+        if "failure" in known:
+            self.client.delete_tag(self.run_id, "failure")
+        self.client.update_run(self.run_id, status="RUNNING")
+        return tags
+
+    def note(self, text: str) -> None:
+        self.client.set_tag(self.run_id, "history", self._add(text))
+
+    def _add(self, text: str) -> str:
+        self.history = f"{self.history}\n{text}".strip()[-5000:]
+        return self.history
+
+    def _log_noise(self, setup: Setup) -> None:
+        noise = setup.noise
+        profile = json.dumps({"pairs": len(noise.image), "nominal": noise.nominal, "realised": None if noise.matched is None else noise.realised})
+        source = json.dumps({"seed": noise.seed, "granularity": noise.granularity, "model": noise.model, "data": setup.fingerprint})
+        name = f"{setup.data.name} noise {noise.nominal:g} {noise.granularity} seed {noise.seed}"
+        index = Dataset(name=name, digest=noise.digest, source_type="noise index", source=source, profile=profile)
+        self._log_input(DatasetInput(index, [InputTag("mlflow.data.context", "train")]))
 
     def epoch(self, record: EpochRecord) -> None:
         if record.epoch <= self.logged:
@@ -352,8 +432,8 @@ class MlflowRecorder:
         i2t, t2i = outcome.i2t, outcome.t2i
         groups = {"i2t_group": self.test.image_group, "t2i_group": self.test.caption_group}
         self._log_array("test_rankings", i2t_rank=i2t.rank, i2t_top=i2t.top, t2i_rank=t2i.rank, t2i_top=t2i.top, **groups)
-        self._log(outcome.metrics, step=0)
-        self.client.set_terminated(self.run_id, "FINISHED")
+        self._log(outcome.metrics, step=0, tags={"weights_digest": outcome.weights})
+        self.client.set_terminated(self.run_id, "FINISHED")  # last: a run that says so is whole
 
     def _log(self, metrics: Mapping[str, float], *, step: int, tags: Mapping[str, str] | None = None) -> None:
         now = int(time.time() * 1000)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
+from harness.checkpoint import Busy, claim
 from harness.console import console, fail
 from harness.data import DataError, load_dataset
-from harness.preflight import check_trial
+from harness.preflight import check_same_data, check_trial
 from harness.spec import BadInput, Sweep, Trial, load_sweep
-from harness.trainer import Diverged
-from harness.trial import PrintRecorder, fingerprint, run_trial
+from harness.trainer import DataChanged, Diverged
+from harness.trial import STORAGE, PrintRecorder, fingerprint, run_trial
+from harness.watch import OutOfTime
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(errors)
     if options.no_tracking:
         try:
-            run_trial(trial, PrintRecorder(), storage=Path.cwd() / ".harness" / "trials", workers=sweep.file.resources.workers)
-        except (Diverged, DataError) as error:
+            run_trial(trial, PrintRecorder(), folder=STORAGE.absolute() / "untracked" / trial.id, resources=sweep.file.resources)
+        except (Diverged, DataError, DataChanged, Busy, OutOfTime) as error:
             console.print(f"failed: {error}", markup=False)
             return 1
         return 0
@@ -49,21 +50,34 @@ def _run_tracked(sweep: Sweep, trial: Trial, uri: str | None) -> int:
     from harness.tracking import MlflowRecorder, Store, StoreError, describe_failure
 
     main_process = os.environ.get("RANK", "0") == "0"
-    recorder: Any = PrintRecorder()
     try:
         store = Store(uri, patient=False)
     except StoreError as error:
         return fail([str(error)]) if main_process else 2
-    known = {trial.id: fingerprint(trial, load_dataset(trial.dataset, **trial.dataset_options))}
-    done = store.find_records(sweep, known).get(trial.id)  # every process looks, so that none waits for one that has left
+    known = store.find_records(sweep)
+    errors = check_same_data([trial], known, {trial.id: fingerprint(trial, load_dataset(trial.dataset, **trial.dataset_options))})
+    if errors:
+        return fail(errors) if main_process else 2
+    done = known.get(trial.id)  # every process looks, so that none waits for one that has left
     if done and done.done:
         console.print(f"trial {trial.id} is done already: run {done.run_id}")
         return 0
+    recorder: Any = PrintRecorder()
+    with claim(STORAGE.absolute() / "opening", wait=True):
+        place = store.open_sweep(sweep)
+    folder = place.folder(STORAGE.absolute(), trial)
     if main_process:
-        place = store.open_sweep(sweep, known)
-        recorder = MlflowRecorder(place, trial)
+        recorder = MlflowRecorder(place, trial, folder=folder)
     try:
-        outcome = run_trial(trial, recorder, storage=Path.cwd() / ".harness" / "trials", workers=sweep.file.resources.workers)
+        outcome = run_trial(trial, recorder, folder=folder, resources=sweep.file.resources)
+    except Busy as error:
+        console.print(f"trial {trial.id}: {error}", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        if main_process:
+            store.stop(place, trial, "stopped by Ctrl-C")
+            console.print("[bold]stopped[/]; run the same command to go on from the last epoch")
+        return 130
     except Exception as error:
         if main_process:
             reason, details = describe_failure(error)

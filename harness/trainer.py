@@ -7,9 +7,8 @@ and the last one are both tested. Nothing is ever selected on test.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +18,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator as Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import AutocastKwargs
+from accelerate.utils import AutocastKwargs, broadcast_object_list
 from torch import Tensor
 
 from harness.backbones.features import Inputs
+from harness.checkpoint import Checkpoints, read
 from harness.coco import coco_metrics
 from harness.cost import Spent, reset_peak_memory
 from harness.data.base import DataSet, Split
@@ -39,6 +39,10 @@ CHUNK = 512  # images or captions encoded at a time, and rows of a similarity ti
 
 class Diverged(RuntimeError):
     """The loss is not finite any more."""
+
+
+class DataChanged(RuntimeError):
+    """The data are not those that the trial, or its sweep, was begun with."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,12 @@ class EpochRecord:
 
 @dataclass
 class Outcome:
-    """What a trial ends with: `test/...`, `last/...`, `cost/...` scalars, and the rankings of the best epoch."""
+    """What a trial ends with: `test/...`, `last/...`, `cost/...` scalars, the rankings of the best epoch, and the digest of its weights."""
 
     metrics: dict[str, float]
     i2t: Ranking
     t2i: Ranking
+    weights: str
 
 
 def make_accelerator(precision: str) -> Accelerator:
@@ -109,8 +114,9 @@ class Trainer:
         data: the data set; `inputs` gives what the networks take, for each split.
         noise: the noise index of `train`.
         backbone: what identifies the files that the networks were made from.
-        folder: where the checkpoint is kept while the trial runs; None: none is kept.
+        folder: where checkpoints are kept while the trial runs; None: none is kept.
         workers: loader processes.
+        beat: told at each step, batch looked at and tile ranked where the trial is; may raise to end it.
     """
 
     def __init__(
@@ -125,10 +131,12 @@ class Trainer:
         backbone: str = "",
         folder: Path | None = None,
         workers: int = 0,
+        beat: Callable[[str], None] = lambda where: None,
     ) -> None:
         self.backbone = backbone
         self.data, self.inputs, self.noise, self.settings = data, inputs, noise, settings
-        self.accelerator, self.folder, self.workers = accelerator, folder, workers
+        self.accelerator, self.workers, self.beat = accelerator, workers, beat
+        self.checkpoints = Checkpoints(folder) if folder else None
         self.dtype = torch.float64 if settings.precision == "fp64" else torch.float32
         self.method = method.to(accelerator.device, self.dtype)
         self.groups = data["train"].image_group[noise.image] if data.distinct_groups else None
@@ -154,12 +162,11 @@ class Trainer:
     # The loop ---------------------------------------------------------------------------------
 
     def fit(self, on_epoch: Callable[[EpochRecord], None] = lambda record: None) -> Outcome:
-        """Train from the checkpoint if there is one, else from the start; test the best and the last epoch.
+        """Train from where `resume` put it, else from the start; test the best and the last epoch.
 
         Raises:
-            Diverged: the loss or a similarity is not finite.
+            Diverged: the loss or a similarity is not finite; and whatever `beat` raises.
         """
-        self._resume()
         reset_peak_memory()
         epochs = self.settings.epochs if self.method.trains else 0
         if not epochs:
@@ -190,6 +197,7 @@ class Trainer:
             total: Report = {}
             plans = self._plans(batches, epoch, network, pools)
             for step, batch in enumerate(load(plans, self._fetch(), workers=self.workers)):
+                self.beat(f"epoch {epoch}, step {step + 1} of {len(batches)}")
                 self.optimizers.at_step(epoch * self.steps + step * scale)
                 batch = batch.to(self.accelerator.device, self.dtype)
                 with self.accelerator.autocast():
@@ -271,6 +279,7 @@ class Trainer:
         net = self.method.networks[network]
         out: dict[str, Tensor] = {}
         for batch in load((Plan(i, pairs[i]) for i in mine or indices[:1]), fetch, workers=self.workers):
+            self.beat("looking at all pairs")
             batch = batch.to(self.accelerator.device, self.dtype)
             for name, values in net(batch, then=look).items():
                 rows = out.setdefault(name, torch.zeros(len(pairs), *values.shape[1:], device=values.device, dtype=self.dtype))
@@ -304,6 +313,7 @@ class Trainer:
             images = self._encode_images(net, source, len(pairs.images))
             # Captions are encoded as they are needed: those of region features are as wide as their words are many.
             for at in torch.arange(len(pairs.captions)).split(CHUNK)[rank::processes]:
+                self.beat(f"ranking {split}")
                 texts = self._encode(net.encode_text, source.texts(at))  # type: ignore[union-attr]
                 for rows in torch.arange(len(images)).split(CHUNK):
                     tile = self.method.score(number, images[rows], texts)
@@ -355,7 +365,7 @@ class Trainer:
         metrics = {f"test/{k}": v for k, v in found.items()} | {f"last/{k}": v for k, v in last.items()}
         metrics |= {"dev/best_epoch": self.state.best_epoch, "dev/best_rsum": self.state.best_rsum}
         cost = {**self.spent.metrics(), "cost/networks_at_test": float(self.method.n_networks)}
-        return Outcome(metrics | cost, i2t, t2i)
+        return Outcome(metrics | cost, i2t, t2i, weights_digest(self.method))
 
     def _test_scores(self) -> tuple[dict[str, float], Ranking, Ranking]:
         scores = self.similarities("test")
@@ -365,11 +375,9 @@ class Trainer:
     # Checkpoints ------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Written aside and renamed: a checkpoint is whole or absent. All processes hold the same state."""
-        if self.folder is None or not self.accelerator.is_main_process:
+        """All processes hold the same state, so one writes it."""
+        if self.checkpoints is None or not self.accelerator.is_main_process:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / "state.tmp"
         content = {
             "identity": self._identity(),
             "method": self.method.state_dict(),
@@ -377,8 +385,7 @@ class Trainer:
             "state": vars(self.state),
             "spent": self.spent.state_dict(),
         }
-        torch.save(content, temporary)
-        os.replace(temporary, self.folder / "state.pt")
+        self.checkpoints.save(self.state.epoch, content)
 
     def _identity(self) -> dict[str, str]:
         """What a checkpoint must share with the trial that continues from it."""
@@ -387,26 +394,48 @@ class Trainer:
         method = str(seed_of(source, _shapes(self.method)))
         return {"data": self.data.fingerprint, "noise": self.noise.digest, "method": method, "backbone": self.backbone}
 
-    def _resume(self) -> None:
-        file = self.folder / "state.pt" if self.folder else None
-        if file is None or not file.is_file():
-            return
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a torn file costs the epochs done, not the trial
-            logging.getLogger(__name__).warning("checkpoint %s cannot be read (%s): starting over", file, error)
-            return
-        if content.get("identity") != self._identity():
-            logging.getLogger(__name__).warning("checkpoint %s is of other data, noise or code: starting over", file)
-            return
+    def resume(self, *, at_most: float = float("inf")) -> list[str]:
+        """Go on from the newest sound checkpoint of at most so many epochs, if there is one. Returns what is worth a note, in words.
+
+        The main process chooses, so that all go on from the same one. Damaged checkpoints, and those made by other code, are passed over.
+
+        Raises:
+            DataChanged: the checkpoint is of other data or another noise index.
+            OSError: a process does not see the file that the main process chose: the folder is not on shared storage.
+        """
+        if self.checkpoints is None:
+            return []
+        chosen: list[Any] = [None, []]
+        if self.accelerator.is_main_process:
+            chosen = list(self.checkpoints.newest(at_most=at_most))
+        file, notes = broadcast_object_list(chosen) if self.accelerator.num_processes > 1 else chosen
+        if file is None:
+            return list(notes)
+        content = read(file)
+        theirs, ours = content["identity"], self._identity()
+        other = [k for k in ours if theirs.get(k) != ours[k]]
+        if {"data", "noise"} & set(other):
+            raise DataChanged(f"{file} was made on other data (fingerprint {theirs['data']}, noise index {theirs['noise']}; now {ours['data']}, {ours['noise']})")
+        if other:
+            return [*notes, f"the checkpoint of {content['state']['epoch']} epochs is not used: it was made by another {' and '.join(other)}"]
         self.method.load_state_dict(content["method"])
         self.optimizers.load_state_dict(content["optimizers"])
         self.state = State(**content["state"])
         self.spent.load_state_dict(content["spent"])
+        return [*notes, f"goes on after {self.state.epoch} epochs"]
 
 
 def _shapes(module: torch.nn.Module) -> str:
     return repr({k: tuple(v.shape) for k, v in module.state_dict().items()})
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """16 hex digits: the SHA-256 of names, types, shapes and bits of a module's state."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def rank_both(scores: np.ndarray, split: Split) -> tuple[Ranking, Ranking]:

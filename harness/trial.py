@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import inspect
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,13 +21,17 @@ import torch
 from harness import PROTOCOL_VERSION
 from harness.backbones import BACKBONES
 from harness.cache import file_digest
+from harness.checkpoint import claim
 from harness.data import DataSet, load_dataset
 from harness.noise import NoiseIndex, make_noise, source_files
 from harness.registry import resolve
-from harness.spec import Trial, method_class
-from harness.trainer import Accelerator, EpochRecord, Outcome, Settings, Trainer, make_accelerator
-from methods.base import Pairs
+from harness.spec import Resources, Trial, method_class
+from harness.trainer import Accelerator, DataChanged, EpochRecord, Outcome, Settings, Trainer, make_accelerator
+from harness.watch import Watch
+from methods.base import Method, Pairs
 
+STORAGE = Path(".harness") / "trials"
+"""Where checkpoints are kept while trials run, unless told otherwise: relative to where a command is run."""
 PACKAGES = ("torch", "accelerate", "open_clip_torch", "timm", "transformers", "numpy", "scikit-learn")
 
 
@@ -37,39 +46,80 @@ class Setup:
     uses_clean_data: bool
     uses_ground_truth: bool
     n_networks: int
+    trains: bool
     parameters: int
     environment: dict[str, str]
 
 
-class Recorder(Protocol):
-    """Where a trial's results go. Called on the main process only."""
+class AlreadyDone(RuntimeError):
+    """The trial is on record as finished."""
 
-    def start(self, setup: Setup) -> None: ...
+
+class AlreadyFailed(RuntimeError):
+    """Another sweep that runs at the same time has seen it fail."""
+
+
+class Recorder(Protocol):
+    """Where a trial's results go. Called on the main process only, which holds the trial's folder."""
+
+    def start(self, setup: Setup) -> float:
+        """Begin, or go on. Returns how many epochs are on record: a checkpoint of more would leave a hole.
+
+        Raises:
+            AlreadyDone, AlreadyFailed: it is on record as finished, or as just failed.
+            DataChanged: what is on record of it is of other data.
+        """
+
+    def note(self, text: str) -> None: ...
     def epoch(self, record: EpochRecord) -> None: ...
     def finish(self, outcome: Outcome) -> None: ...
 
 
 def run_trial(
-    trial: Trial, recorder: Recorder, *, storage: Path | None = None, accelerator: Accelerator | None = None, workers: int = 0
+    trial: Trial,
+    recorder: Recorder,
+    *,
+    folder: Path | None = None,
+    resources: Resources | None = None,
+    expected: str | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Outcome:
-    """Run one trial to its end, from its checkpoint in `storage` if there is one.
+    """Run one trial to its end, from its last sound checkpoint in `folder` if there is one.
+
+    Args:
+        folder: the trial's own, on storage that all its processes see; it goes when the trial is done. None: nothing is kept.
+        resources: loader processes, and how long it may take.
+        expected: the fingerprint that its data must have.
 
     Raises:
+        Busy: another process is running it.
+        AlreadyDone: it is on record as finished.
+        DataChanged: its data are not those that it, or its sweep, was begun with.
+        OutOfTime: its deadline has passed.
         Diverged: the loss is not finite; and whatever a method raises.
     """
     accelerator = accelerator or make_accelerator(trial.precision)
-    data = load_dataset(trial.dataset, **trial.dataset_options)
-    noise = noise_of(trial, data)
-    trainer = build_trainer(trial, data, noise, accelerator, folder=storage and storage / trial.id, workers=workers)
-    main = accelerator.is_main_process
-    if main:
-        recorder.start(_describe(trial, data, noise, trainer))
-    outcome = trainer.fit(recorder.epoch if main else lambda record: None)
-    if main:
-        recorder.finish(outcome)
-        if storage:
-            shutil.rmtree(storage / trial.id, ignore_errors=True)
-    accelerator.wait_for_everyone()
+    main, resources = accelerator.is_main_process, resources or Resources()
+    with contextlib.ExitStack() as stack:
+        watch = Watch(folder, stall=resources.stall_minutes * 60, deadline=resources.deadline_hours and resources.deadline_hours * 3600, writes=main)
+        if folder and main:
+            stack.enter_context(claim(folder))
+        stack.enter_context(watch)
+        data = load_dataset(trial.dataset, **trial.dataset_options)
+        if expected and fingerprint(trial, data) != expected:
+            raise DataChanged(f"the data have changed since the sweep started: fingerprint {expected} then, {fingerprint(trial, data)} now")
+        noise = noise_of(trial, data)
+        trainer = build_trainer(trial, data, noise, accelerator, folder=folder, workers=resources.workers, beat=watch.beat)
+        recorded = recorder.start(_describe(trial, data, noise, trainer)) if main else 0
+        notes = trainer.resume(at_most=recorded)
+        for text in notes if main else ():
+            recorder.note(text)
+        outcome = trainer.fit(recorder.epoch if main else lambda record: None)
+        if main:
+            recorder.finish(outcome)
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
+        accelerator.wait_for_everyone()
     return outcome
 
 
@@ -87,7 +137,14 @@ def fingerprint(trial: Trial, data: DataSet) -> str:
 
 
 def build_trainer(
-    trial: Trial, data: DataSet, noise: NoiseIndex, accelerator: Accelerator, *, folder: Path | None = None, workers: int = 0
+    trial: Trial,
+    data: DataSet,
+    noise: NoiseIndex,
+    accelerator: Accelerator,
+    *,
+    folder: Path | None = None,
+    workers: int = 0,
+    beat: Callable[[str], None] = lambda where: None,
 ) -> Trainer:
     """The method with its networks, and the loop around it. The truth and the clean set go to those that declare them."""
     data = replace(data, splits={**data.splits, "train": noise.words_of(data["train"])})
@@ -128,7 +185,7 @@ def build_trainer(
         evaluate_every=trial.evaluate_every,
     )
     identity = backbone.identity(data)
-    return Trainer(method, data, inputs, noise, settings, accelerator, backbone=identity, folder=folder, workers=workers)
+    return Trainer(method, data, inputs, noise, settings, accelerator, backbone=identity, folder=folder, workers=workers, beat=beat)
 
 
 def _describe(trial: Trial, data: DataSet, noise: NoiseIndex, trainer: Trainer) -> Setup:
@@ -138,6 +195,7 @@ def _describe(trial: Trial, data: DataSet, noise: NoiseIndex, trainer: Trainer) 
     environment |= {
         "python": platform.python_version(),
         "git_commit": _LOADED_COMMIT,
+        "code": code_digest(type(trainer.method)),
         "protocol_version": str(PROTOCOL_VERSION),
         "backbone_digest": trainer.backbone,
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else f"cpu ({platform.machine()})",
@@ -147,7 +205,7 @@ def _describe(trial: Trial, data: DataSet, noise: NoiseIndex, trainer: Trainer) 
     }
     return Setup(
         trial, data, noise, fingerprint(trial, data), method.uses_clean_data, method.uses_ground_truth, method.n_networks,
-        sum(p.numel() for p in method.parameters() if p.requires_grad), environment,
+        method.trains, sum(p.numel() for p in method.parameters() if p.requires_grad), environment,
     )
 
 
@@ -165,7 +223,23 @@ def git_commit() -> str:
         return "unknown"
 
 
-_LOADED_COMMIT = git_commit()  # when this code is loaded: a worker may run trials long after the checkout has moved on
+def code_digest(method: type[Method]) -> str:
+    """12 hex digits over the source of what makes a trial's numbers: the harness (less its reports), `methods/`, and the method's own classes."""
+    own = "".join(inspect.getsource(cls) for cls in method.__mro__[: method.__mro__.index(Method)])
+    return hashlib.sha256(f"{source_digest()} {own}".encode()).hexdigest()[:12]
+
+
+@lru_cache
+def source_digest() -> str:
+    """SHA-256 of the source files of the harness, less its reports, and of `methods/`."""
+    here = Path(__file__).parent
+    files = [f for f in sorted(here.rglob("*.py")) if f.parent.name != "report"] + sorted((here.parent / "methods").rglob("*.py"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+
+
+# When this code is loaded: a worker may run trials long after the checkout has moved on.
+_LOADED_COMMIT = git_commit()
+source_digest()
 
 
 def limit_threads(cpus: float) -> None:
@@ -178,11 +252,15 @@ def limit_threads(cpus: float) -> None:
 class PrintRecorder:
     """Keeps nothing, prints a line an epoch: for `--no-tracking`."""
 
-    def start(self, setup: Setup) -> None:
+    def start(self, setup: Setup) -> float:
         noise = setup.noise
         print(f"trial {setup.trial.id}: {setup.trial.method} on {setup.trial.dataset}, "
               f"{len(noise.image)} pairs, noise {noise.nominal} (realised {noise.realised:.4f}, index {noise.digest}), "
               f"{setup.parameters:,} parameters, {setup.environment['device']}, {setup.environment['precision']}", flush=True)
+        return float("inf")
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)
 
     def epoch(self, record: EpochRecord) -> None:
         shown = ("train/loss", "dev/rsum", "detection/auroc", "seconds/train")
@@ -192,5 +270,4 @@ class PrintRecorder:
     def finish(self, outcome: Outcome) -> None:
         for key in sorted(outcome.metrics):
             print(f"{key} {outcome.metrics[key]:.4f}", flush=True)
-
-
+        print(f"weights {outcome.weights}", flush=True)

@@ -120,6 +120,7 @@ def test_what_is_spent_goes_on_after_a_resume(tmp_path):
     with pytest.raises(Stop):
         first.fit(stop)
     resumed = build.trainer("npc", folder=tmp_path)
+    resumed.resume()
     resumed.fit()
     assert (resumed.spent.forwards, resumed.spent.batch_pairs) == (whole.spent.forwards, whole.spent.batch_pairs)
     assert resumed.spent.pairs["train"] == whole.spent.pairs["train"]

@@ -26,6 +26,7 @@ TRAINED = [name for name in ALL if method_class(name).trains]
 def run(name, folder=None, **changes):
     """Train three epochs; the records of each, the outcome, and the trainer."""
     trainer = build.trainer(name, folder=folder, **changes)
+    trainer.resume()
     records = []
     outcome = trainer.fit(records.append)
     return records, outcome, trainer

@@ -96,7 +96,12 @@ def test_a_rerun_takes_up_just_what_failed(failed, place, feature_cache):
     assert steps == [0, 1, 2]
     # All four are `clip` in disguise: same seed, same numbers, however often they were interrupted.
     assert len({r.metrics["test/rsum"] for r in after.values()}) == 1
-    assert not list((place / ".harness" / "trials").glob("*"))
+    assert not list((place / ".harness" / "trials").glob("faults*"))
+    told = dies.tags["history"].splitlines()  # attempts that died, one after another, then the one that was mended
+    assert told[0] == "attempt 1, 1 epochs on record: its process ended without a word"
+    assert told[1] == "goes on after 1 epochs"
+    assert dies.tags["attempts"] == "4"
+    assert "attempt 3, 1 epochs on record: the worker process died, 3 times" in told
 
 
 def test_a_grown_grid_runs_what_is_new(failed, place):
@@ -216,7 +221,7 @@ def test_two_processes_through_ray_train(place):
     assert record.metrics["dev/best_rsum"] == pytest.approx(one.metrics["dev/best_rsum"])
 
 
-def test_noise_models_on_a_users_own_pictures(place):
+def test_noise_models_on_a_users_own_pictures(place, capfd):
     """A table beside a folder of pictures, one of them damaged; each noise model; an index file that changes afterwards."""
     root = layouts.own_table(place / "photos")
     (root / "3.jpg").write_bytes(b"no picture")
@@ -238,9 +243,12 @@ def test_noise_models_on_a_users_own_pictures(place):
     for label in ("partial noise (0.4 of the words)", "hard noise", "caption-level noise without fixed points", "noise of noise_{ratio}.npy"):
         assert f"rSum by noise ratio: table photos, {label}".replace("_", "\\_") in text
     np.save("noise_0.4.npy", published[1])
+    capfd.readouterr()
+    assert sweep_command.main([file]) == 2
+    assert "(or its noise files) have changed since the sweep was begun" in capfd.readouterr().err
+    np.save("noise_0.4.npy", published[0])
     assert sweep_command.main([file]) == 0
-    after = {r.trial.noise.model: r for r in records("noises").values()}
-    assert [m for m in found if after[m].run_id != found[m].run_id] == ["from_file"]  # run anew, on the file as it is now
+    assert {m: r.run_id for m, r in found.items()} == {r.trial.noise.model: r.run_id for r in records("noises").values()}
 
 
 def test_data_that_is_noisy_by_nature_has_no_detection_scores(place, capfd):
