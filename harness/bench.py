@@ -1,6 +1,6 @@
 """`python -m harness.bench`: what a step of each method costs, as a ratio to the cheapest, measured in one run; or, as
 `python -m harness.bench sgraf`, what SGR's tiles gain over going caption by caption; or, as `python -m harness.bench loader [FOLDER]`, whether
-reading and decoding pictures keeps a trainer busy.
+reading and decoding pictures keeps a trainer busy; or, as `python -m harness.bench sweep`, what a sweep costs beside its trials.
 
 Methods take turns, step by step, so that a machine whose speed drifts slows all of them alike. Absolute times belong to this
 machine; the ratios are what to quote.
@@ -32,12 +32,13 @@ from methods import METHODS
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.bench", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["methods", "sgraf", "loader"], default="methods")
+    parser.add_argument("what", nargs="?", choices=["methods", "sgraf", "loader", "sweep"], default="methods")
     parser.add_argument("folder", nargs="?", help="loader: a data set's folder (default: pictures of Flickr30K's size, made here)")
     parser.add_argument("--options", default="{}", help="loader: further dataset_options of the folder: '{held_out: 500}'")
     parser.add_argument("--model", default="ViT-B-32", help="loader: the open_clip model whose trainer is measured (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="loader: worker processes (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="measured steps of each (default: 30 of methods, 3 of sgraf and of loader's trainer)")
+    parser.add_argument("--trials", type=int, default=2000, help="sweep: how many (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -48,6 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
         from harness.bench_sgraf import bench_sgraf
 
         bench_sgraf(options.steps or 3)
+        return 0
+    if options.what == "sweep":
+        from harness.bench_sweep import bench_sweep
+
+        bench_sweep(options.trials)
         return 0
     if options.what == "loader":
         from harness.bench_loader import bench_loader

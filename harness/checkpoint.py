@@ -1,27 +1,18 @@
-"""What a running trial keeps on disk: checkpoints that are whole or not used, a lock, its heartbeat and last words.
+"""Checkpoints of a running trial: whole, or not used.
 
-One folder a trial, on storage that all its processes see; it goes when the trial is recorded as finished.
+They lie in the trial's own folder, on storage that all its processes see, which goes when the trial is recorded as finished.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import os
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
 import torch
 
 _KEPT = 2  # the newest, and the one before for where the newest is damaged
-
-
-class Busy(RuntimeError):
-    """Another process is running this trial."""
 
 
 class Checkpoints:
@@ -92,51 +83,3 @@ def _sound(file: Path, digest: str) -> bool:
         return _digest(file) == digest
     except OSError:
         return False
-
-
-# One at a time --------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def claim(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a folder for this process; the system lets go of it when the process ends, however it ends.
-
-    Raises:
-        Busy: another process holds it, and we are not to wait.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
-    try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except filelock.Timeout:
-        raise Busy(f"it is being run by {holder(folder) or 'another process'}") from None
-    try:
-        (folder / "holder").write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        yield
-    finally:
-        lock.release()
-
-
-def claimed(folder: Path) -> bool:
-    """Whether a process holds a folder. (Looking takes hold of it for a moment.)"""
-    if not folder.is_dir():
-        return False
-    lock = _lock(folder)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        return True
-    lock.release()
-    return False
-
-
-def holder(folder: Path) -> str:
-    """Who held a folder last, in words."""
-    with contextlib.suppress(OSError):
-        return (folder / "holder").read_text()
-    return ""
-
-
-def _lock(folder: Path) -> filelock.BaseFileLock:
-    logging.getLogger("filelock").setLevel(logging.ERROR)
-    return filelock.FileLock(folder / "lock")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.cache import file_digest
-from harness.data.base import DataError, Split
+from harness.data.base import DataError, Split, read_array
 from harness.neighbours import nearest
 from methods.seeding import numpy_generator
 
@@ -265,10 +265,7 @@ def read_embedding(file: Path, split: Split) -> NDArray[np.floating]:
     Raises:
         DataError: it cannot be read, or has a row for neither.
     """
-    try:
-        found: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"embedding {file} cannot be read as an array of numbers: {' '.join(str(error).split())}") from None
+    found = read_array(file, "embedding", mapped=True)
     if found.ndim != 2 or not np.issubdtype(found.dtype, np.floating) or len(found) not in (len(split.captions), len(split.images)):
         raise DataError(f"embedding {file}: expected floating-point rows for the {len(split.captions)} captions or the "
                         f"{len(split.images)} images of train, found {found.dtype} {found.shape}")

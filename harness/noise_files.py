@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.base import DataError, Split
+from harness.data.base import DataError, Split, read_array
 from harness.data.layout import read_lines
 
 FORMS = ("caption", "image", "text")
@@ -69,7 +69,7 @@ def read_index(path: Path, split: Split) -> IndexFile:
     """
     if path.suffix == ".txt":
         return _read_text(path, split)
-    index = read_array(path)
+    index = _whole_numbers(path)
     images, captions = len(split.images), len(split.captions)
     if len(index) not in (images, captions):
         raise DataError(f"noise file {path} has {len(index):,} entries, and train has {captions:,} captions of {images:,} images{_FEWER}")
@@ -85,15 +85,13 @@ def read_index(path: Path, split: Split) -> IndexFile:
     return IndexFile(form, image, split.image_group[image] == split.caption_group, split.owner)
 
 
-def read_array(path: Path) -> NDArray[np.int64]:
-    """The whole numbers of an `.npy` file. Raises DataError if it holds anything else; pickles are not opened."""
-    try:
-        index = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"noise file {path} cannot be read as an array of numbers: {' '.join(str(error).split())}") from None
-    if not isinstance(index, np.ndarray) or index.ndim != 1 or not np.issubdtype(index.dtype, np.integer) or not len(index):
-        shown = f"{index.dtype} {index.shape}" if isinstance(index, np.ndarray) else "an archive"
-        raise DataError(f"noise file {path}: expected a list of whole numbers, found {shown}")
+def _whole_numbers(path: Path) -> NDArray[np.int64]:
+    """Those of an `.npy` file. Raises DataError if it holds anything else."""
+    index = read_array(path, "noise file")
+    if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer) or not len(index):
+        raise DataError(f"noise file {path}: expected a list of whole numbers, found {index.dtype} {index.shape}")
+    if index.max() >= 2**63:
+        raise DataError(f"noise file {path}: {index.max()} is no image of train")
     return index.astype(np.int64)
 
 
@@ -207,7 +205,7 @@ def guessed_split(path: Path) -> Split:
         if faults:
             raise DataError("; ".join(faults))
         return _plain(images, captions)
-    index = read_array(path)
+    index = _whole_numbers(path)
     images = len(index)
     if len(np.unique(index)) < len(index) and len(index) % 5 == 0 and index.max() < len(index) // 5:
         images = len(index) // 5

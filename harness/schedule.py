@@ -21,10 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint import Busy, claim, claimed
+import torch
+
+from harness.cache import source_digest
+from harness.locks import Busy, claim
+from harness.probe import probe
 from harness.spec import Resources, Trial
-from harness.tracking import MlflowRecorder, Place, Store, StoreError, describe_failure
-from harness.trial import AlreadyDone, AlreadyFailed, PrintRecorder, Recorder, limit_threads, run_trial, source_digest
+from harness.tracking import MlflowRecorder, Place, Store, describe_failure
+from harness.trial import AlreadyDone, AlreadyFailed, PrintRecorder, Recorder, limit_threads, run_trial
 from harness.verify import Comparison
 from harness.watch import take_last_words
 
@@ -89,14 +93,17 @@ def start_ray(resources: Resources, address: str | None) -> None:
     Raises:
         ClusterError: no cluster at the address, or it lacks what a trial needs.
     """
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in [os.getcwd(), *sys.path] if p)}}
+    # What a user sets for the tracking store (a password, how often to try again) holds on every node.
+    own = {k: v for k, v in os.environ.items() if k.startswith("MLFLOW_")}
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in [os.getcwd(), *sys.path] if p), **own}}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": environment}
     try:
         if address:
             ray.init(address=address, ignore_reinit_error=True, **quiet)
         elif not ray.is_initialized():
             slots = {"trial_slot": 1000} if resources.processes > 1 else None
-            ray.init(include_dashboard=False, resources=slots, **quiet)
+            # By itself Ray would join a cluster that somebody has started on this machine.
+            ray.init(address="local", include_dashboard=False, resources=slots, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ClusterError(f"Ray does not start (--address {address}): {' '.join(str(error).split())[:200]}") from None
     have = ray.cluster_resources()
@@ -127,37 +134,15 @@ def check_nodes(storage: Path, uri: str) -> list[str]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     folder = storage / f"probe-{os.getpid()}-{time.time_ns()}"
-    probe = ray.remote(num_cpus=0, max_retries=0)(_probe)
+    ask = ray.remote(num_cpus=0, max_retries=0)(probe)
     with claim(folder):
         (folder / "ours").write_text(folder.name)
         asked = {
-            n["NodeID"]: probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote(n["NodeID"], folder, os.getcwd(), uri, source_digest())
+            n["NodeID"]: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote(n["NodeID"], folder, os.getcwd(), uri, source_digest())
             for n in nodes
         }
         faults = [f"node {n['NodeManagerAddress']} ({n['NodeManagerHostname']}): {fault}" for n in nodes for fault in _probed(asked[n["NodeID"]], folder / n["NodeID"], storage)]
     shutil.rmtree(folder, ignore_errors=True)
-    return faults
-
-
-def _probe(node: str, folder: Path, working: str, uri: str, code: str) -> list[str]:
-    """Run on each node: what it lacks."""
-    faults = []
-    try:
-        if (folder / "ours").read_text() != folder.name:
-            raise OSError("it holds something else")
-        (folder / node).write_text(node)
-        if not claimed(folder):
-            faults.append(f"locks in {folder.parent} are not seen by other nodes: mount it with locking (NFS: not `nolock`), or name another folder with --storage")
-    except OSError as error:
-        faults.append(f"does not share the folder {folder.parent} with this machine ({error.strerror or error}): name one on storage that all nodes see with --storage")
-    if not os.path.isdir(working):
-        faults.append(f"has no folder {working}, to which the paths in the sweep file are relative: start the sweep in one that all nodes see")
-    if source_digest() != code:
-        faults.append("has another version of this code: install the same on all nodes")
-    try:
-        Store(uri, patient=False)
-    except StoreError as error:
-        faults.append(f"{error}; name one that all nodes reach with --tracking-uri")
     return faults
 
 
@@ -286,12 +271,20 @@ def _drive_processes(config: dict[str, Any], task: Task) -> dict[str, str]:
 
 
 def _cause(error: BaseException) -> BaseException | None:
-    """What a trial's own code raised, out of what Ray Train wraps it in, by rank; None where a process died."""
-    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    if any(isinstance(f, ray.exceptions.RayActorError) for f in failures):
+    """What a trial's own code raised, out of what Ray Train wraps it in, by rank; None where a process died.
+
+    The others then raise too, for the one that they wait for does not answer: that is no cause.
+    """
+    failures = list(getattr(error, "worker_failures", {}).values())
+    raised = [getattr(failure, "cause", None) for failure in failures]
+    if not failures or None in raised:
         return None
-    cause: BaseException = getattr(failures[0], "cause", None) or failures[0]
-    return cause
+    return next((cause for cause in raised if cause and not _lost_another(cause)), None)
+
+
+def _lost_another(error: BaseException) -> bool:
+    network = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
+    return isinstance(error, network) or (isinstance(error, RuntimeError) and "gloo" in str(error) and "onnection" in str(error))
 
 
 def _run_worker(config: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import math
 import re
 import typing
 from collections.abc import Iterator, Mapping
@@ -24,11 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from harness import PROTOCOL_VERSION
 from harness.backbones import BACKBONES
 from harness.noise import MODELS, FromFile, Hard, NoiseModel, Partial, Shuffle, misfit
+from harness.plain_yaml import MOST_BYTES, read_yaml
 from harness.registry import UnknownName, resolve, suggest
 from methods import METHODS
 from methods.base import Method
 
 _YOUNGER = ("decay_epochs", "evaluate_every", "noise")
+_MOST_TRIALS = 100_000  # of a sweep: more is a mistake or an attack
 _HARNESS_SUPPLIES = {"make_backbone", "pairs", "batch_size", "seed", "clean", "truth"}
 
 
@@ -199,12 +202,13 @@ def load_sweep(path: str | Path) -> Sweep:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
+        with open(path, "rb") as stream:
+            text = stream.read(MOST_BYTES + 1).decode("utf-8-sig")
+        content = read_yaml(text)
     except FileNotFoundError:
         near = suggest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
         raise BadInput([f"sweep file {path} does not exist{near}"]) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise BadInput([f"sweep file {path} cannot be read: {' '.join(str(error).split())}"]) from None
     if not isinstance(content, dict):
         raise BadInput([f"sweep file {path}: expected a mapping with a grid, found {type(content).__name__}"])
@@ -256,6 +260,9 @@ def _faults(file: SweepFile) -> list[str]:
             errors.append(f"unknown key {key!r}{suggest(key, _trial_keys())} (hyper-parameters are given as METHOD.KEY, or in overrides)")
         elif owner and key.rpartition(".")[2] in ("method", "dataset"):
             errors.append(f"{key!r}: {key.rpartition('.')[2]} is an axis of the whole grid, not of one method")
+    most = sum(math.prod(len(v) for v in grid.values()) for grid in file.grid)
+    if most > _MOST_TRIALS:
+        errors.append(f"grid: {most:,} trials, and a sweep has at most {_MOST_TRIALS:,}")
     return errors
 
 
@@ -310,6 +317,10 @@ def _trial(values: dict[str, Any], file: SweepFile, errors: list[str]) -> Trial 
         if key not in hyper_model(cls).model_fields:
             errors.append(f"{name}.{key}: {name} has no such hyper-parameter{suggest(key, allowed)}")
     known = {k: v for k, v in hyper.items() if k in hyper_model(cls).model_fields}
+    switches = [k for k, field in hyper_model(cls).model_fields.items() if "bool" in str(field.annotation)]
+    for key, value in values.items():  # `true` would count as 1
+        if isinstance(value, bool) and key not in switches:
+            errors.append(f"{key} = {value}: expected a value, not true or false")
     try:
         fields["hyper"] = hyper_model(cls).model_validate(known).model_dump(mode="json")
     except ValidationError as error:

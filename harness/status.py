@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from harness.checkpoint import claimed, holder
 from harness.console import console
+from harness.locks import claimed, holder
 from harness.plan import duration, label
 from harness.schedule import DONE, Finished
 from harness.spec import Sweep, Trial

@@ -16,9 +16,9 @@ import time
 import warnings
 from pathlib import Path
 
-from harness.checkpoint import claim, claimed, holder
 from harness.console import bar, console, fail
 from harness.data import DataError, DataSet
+from harness.locks import claim, claimed, holder
 from harness.plan import label, show_plan
 from harness.preflight import check_address, check_devices, check_same_data, check_sweep, data_key, prepare_features
 from harness.report.write import print_summary, write_report

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import random
 import tempfile
 import time
 import traceback
@@ -29,6 +30,7 @@ from harness.trial import AlreadyDone, AlreadyFailed, Setup
 from harness.watch import take_last_words
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
@@ -40,6 +42,8 @@ for _name in ("mlflow", "mlflow.store.db.utils", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 TRIAL, PARENT, RUN_NAME = "trial_id", "mlflow.parentRunId", "mlflow.runName"
+_PATIENCE = 300.0  # seconds that a busy store is asked again
+_BUSY_STORE = ("QueuePool limit", "database is locked", "deadlock detected", "could not serialize", "too many clients")
 _PLACE = ("git_commit", "device", "processes", "threads")
 """What may differ between attempts at one trial. Code, versions and the rest may not: its numbers could not be repeated."""
 
@@ -112,6 +116,32 @@ def absolute_uri(uri: str | None) -> str:
     return uri
 
 
+class _Persistent:
+    """A client that asks again where the store is only busy. (MLflow itself tries again where a server cannot be reached.)
+
+    Every call of ours may be made twice: values are told apart by key, step and time.
+    """
+
+    def __init__(self, client: Any, *, seconds: float) -> None:
+        self._client, self._seconds = client, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._client, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            end, pause = time.monotonic() + self._seconds, 0.2
+            while True:
+                try:
+                    return function(*args, **kwargs)
+                except MlflowException as error:
+                    if time.monotonic() > end or not any(words in str(error) for words in _BUSY_STORE):
+                        raise
+                time.sleep(pause * (1 + random.random()))
+                pause = min(10.0, 2 * pause)
+
+        return call
+
+
 class Store:
     """A tracking store that answered.
 
@@ -124,7 +154,7 @@ class Store:
         if not patient:  # before a sweep a dead server is told at once; during one it gets MLflow's retries
             os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"], os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "1", "10"
         try:
-            self.client = mlflow.MlflowClient(self.uri)
+            self.client: Any = _Persistent(mlflow.MlflowClient(self.uri), seconds=_PATIENCE if patient else 0)
             self.client.search_experiments(max_results=1)
         except Exception as error:  # MLflow raises many kinds here
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

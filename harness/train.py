@@ -11,9 +11,9 @@ import os
 import sys
 from typing import Any
 
-from harness.checkpoint import Busy, claim
 from harness.console import console, fail
 from harness.data import DataError, load_dataset
+from harness.locks import Busy, claim
 from harness.preflight import check_same_data, check_trial
 from harness.spec import BadInput, Sweep, Trial, load_sweep
 from harness.trainer import DataChanged, Diverged

@@ -20,9 +20,9 @@ import torch
 
 from harness import PROTOCOL_VERSION
 from harness.backbones import BACKBONES
-from harness.cache import file_digest
-from harness.checkpoint import claim
+from harness.cache import file_digest, source_digest
 from harness.data import DataSet, load_dataset
+from harness.locks import claim
 from harness.noise import NoiseIndex, make_noise, source_files
 from harness.registry import resolve
 from harness.spec import Resources, Trial, method_class
@@ -189,13 +189,13 @@ def build_trainer(
 
 
 def _describe(trial: Trial, data: DataSet, noise: NoiseIndex, trainer: Trainer) -> Setup:
-    method = trainer.method
-    accelerator = trainer.accelerator
-    environment = {name: version(name) for name in PACKAGES}
-    environment |= {
+    method, accelerator = trainer.method, trainer.accelerator
+    cls: Any = type(method)
+    environment = {
+        **_versions(),
         "python": platform.python_version(),
         "git_commit": _LOADED_COMMIT,
-        "code": code_digest(type(trainer.method)),
+        "code": code_digest(cls),
         "protocol_version": str(PROTOCOL_VERSION),
         "backbone_digest": trainer.backbone,
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else f"cpu ({platform.machine()})",
@@ -223,18 +223,16 @@ def git_commit() -> str:
         return "unknown"
 
 
-def code_digest(method: type[Method]) -> str:
-    """12 hex digits over the source of what makes a trial's numbers: the harness (less its reports), `methods/`, and the method's own classes."""
-    own = "".join(inspect.getsource(cls) for cls in method.__mro__[: method.__mro__.index(Method)])
-    return hashlib.sha256(f"{source_digest()} {own}".encode()).hexdigest()[:12]
+@lru_cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
 
 
 @lru_cache
-def source_digest() -> str:
-    """SHA-256 of the source files of the harness, less its reports, and of `methods/`."""
-    here = Path(__file__).parent
-    files = [f for f in sorted(here.rglob("*.py")) if f.parent.name != "report"] + sorted((here.parent / "methods").rglob("*.py"))
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
+def code_digest(method: Any) -> str:
+    """Of a method class, 12 hex digits over the source of what makes a trial's numbers: the harness (less its reports), `methods/`, and the method's own classes."""
+    own = "".join(inspect.getsource(cls) for cls in method.__mro__[: method.__mro__.index(Method)])
+    return hashlib.sha256(f"{source_digest()} {own}".encode()).hexdigest()[:12]
 
 
 # When this code is loaded: a worker may run trials long after the checkout has moved on.

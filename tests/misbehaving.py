@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -38,4 +39,23 @@ class Dies(Clip):
     def start_epoch(self, epoch, network, scan):
         if epoch == 1 and not mended():
             os._exit(9)
+        return super().start_epoch(epoch, network, scan)
+
+
+class Paced(Clip):
+    """Leaves a file with its process for each epoch (`SEED.EPOCH.RANK`), and takes its time (`pause` says how long); where a file `hang` is, it hangs once."""
+
+    def __init__(self, *, folder: str, **common):
+        super().__init__(**common)
+        self.folder, self.seed = Path(folder), common["seed"]
+
+    def start_epoch(self, epoch, network, scan):
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        aside = self.folder / f"aside.{os.getpid()}"
+        aside.write_text(str(os.getpid()))
+        aside.rename(self.folder / f"{self.seed}.{epoch}.{rank}")
+        time.sleep(float((self.folder / "pause").read_text()))
+        if epoch == 1 and (self.folder / "hang").exists():
+            (self.folder / "hang").unlink()
+            time.sleep(600)
         return super().start_epoch(epoch, network, scan)

@@ -95,5 +95,5 @@ def content(*methods: str, name: str = "small", **changes: Any) -> dict[str, Any
     return {"name": name, "grid": grid, "fixed": fixed, "overrides": {**overrides, **changes.pop("overrides", {})}, **changes}
 
 
-def trial(method: str, **fixed: Any) -> Trial:
-    return sweep(method, fixed=fixed).trials[0]
+def trial(method: str, *, seed: int = 0, **fixed: Any) -> Trial:
+    return sweep(method, fixed=fixed, grid={"seed": [seed]}).trials[0]

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from harness.backbones import towers
 from harness.backbones.clip import ClipConfig, ClipSetup
 from harness.backbones.towers import build_towers, check_towers
+from harness.cache import file_digest
 from harness.loading import Fetch, Plan
 from methods.base import Batch, Pairs
 from tests import build, small
@@ -187,7 +189,7 @@ class Folder(torch.nn.Module):
             getattr(self, head).put(rest, value)
 
 
-def test_openais_own_files_load(tmp_path):
+def test_openais_own_files_load(tmp_path, monkeypatch):
     """TorchScript archives of half-precision weights, as OpenAI published them; they need QuickGELU."""
     config = json.loads(Path(small.TINY_MODEL).read_text())
     (tmp_path / "gelu.json").write_text(json.dumps(config))
@@ -199,6 +201,7 @@ def test_openais_own_files_load(tmp_path):
     for name, number in (("input_resolution", 32), ("context_length", 77), ("vocab_size", 49408)):
         archive.put(name, torch.tensor(number))
     torch.jit.script(archive).save(tmp_path / "ViT.pt")
+    monkeypatch.setattr(towers, "_openai_digests", lambda: {file_digest(tmp_path / "ViT.pt")})  # as if published by them
     assert "set quick_gelu: true in it" in check_towers(model=str(tmp_path / "gelu.json"), pretrained=str(tmp_path / "ViT.pt"))
     assert check_towers(model=str(tmp_path / "quick.json"), pretrained=str(tmp_path / "ViT.pt")) is None
     loaded = build_towers(model=str(tmp_path / "quick.json"), pretrained=str(tmp_path / "ViT.pt"), image_size=None).model.state_dict()

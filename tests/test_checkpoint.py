@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.checkpoint import Busy, Checkpoints, claim, claimed, holder
+from harness.checkpoint import Checkpoints
+from harness.locks import Busy, claim, claimed, holder
 from harness.trainer import DataChanged
 from harness.trial import PrintRecorder, run_trial
 from harness.watch import OutOfTime, Watch, heartbeat, take_last_words
@@ -106,7 +107,7 @@ def test_what_is_kept_is_plain_data(tmp_path):
 
     Checkpoints(tmp_path).save(1, {"identity": Evil()})
     trainer = build.trainer("npc", folder=tmp_path)
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
         trainer.resume()
     assert not Path("evil").exists()
 
@@ -130,7 +131,7 @@ def test_a_full_disk_is_told_and_what_was_kept_stays(tmp_path):
 
 def test_one_process_at_a_time(tmp_path):
     folder = tmp_path / "trial"
-    code = f"import time; from pathlib import Path; from harness.checkpoint import claim\nwith claim(Path({str(folder)!r})):\n print('held', flush=True); time.sleep(60)"
+    code = f"import time; from pathlib import Path; from harness.locks import claim\nwith claim(Path({str(folder)!r})):\n print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         assert claimed(folder)

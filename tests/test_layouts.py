@@ -14,7 +14,7 @@ from harness.data import DataError, load_dataset, recognise
 from harness.data.__main__ import main
 from harness.data.check import check, show
 from harness.data.pictures import decode
-from harness.spec import parse_sweep
+from harness.spec import Resources, parse_sweep
 from harness.trial import run_trial
 from tests import layouts, small
 
@@ -313,6 +313,9 @@ class Kept:
 
     def start(self, setup):
         self.setup = setup
+        return 0
+
+    def note(self, text): ...
 
     def epoch(self, record): ...
 
@@ -324,7 +327,7 @@ def test_an_undecodable_picture_stops_the_trial_and_is_named(tmp_path, workers):
     root = layouts.npc(tmp_path / "flickr")
     cut(root, "1003.jpg")
     with pytest.raises(DataError, match=r"^picture \S*1003.jpg cannot be decoded: image file is truncated"):
-        run_trial(trial("npc", root), Kept(), workers=workers)
+        run_trial(trial("npc", root), Kept(), resources=Resources(workers=workers))
 
 
 def test_skipping_leaves_out_pictures_and_captions_and_counts_them(tmp_path):

@@ -127,7 +127,7 @@ def test_hard_noise_widens_its_search_until_the_ratio_is_reached(tmp_path):
 
 def test_an_embedding_that_does_not_fit_is_refused(train, tmp_path):
     np.save(tmp_path / "e.npy", unit(7))
-    for file, message in (("e.npy", r"rows for the 17235 captions or the 3447 images of train, found float32 \(7, 8\)"), ("none.npy", "cannot be read")):
+    for file, message in (("e.npy", r"rows for the 17235 captions or the 3447 images of train, found float32 \(7, 8\)"), ("none.npy", "is missing")):
         with pytest.raises(DataError, match=message):
             make_noise(train, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / file)))
 
@@ -173,7 +173,7 @@ def test_a_file_is_the_noise_that_it_was_written_from(train, tmp_path):
     noise = make_noise(train, ratio=0.4, granularity="caption", seed=3, model=model)
     assert (noise.digest, noise.realised, noise.granularity) == (ours.digest, ours.realised, "caption")
     assert make_noise(train, ratio=0, granularity="caption", seed=3, model=model).granularity == "none"
-    with pytest.raises(DataError, match=r"caption_0.2_seed3.npy cannot be read"):
+    with pytest.raises(DataError, match=r"caption_0.2_seed3.npy is missing"):
         make_noise(train, ratio=0.2, granularity="caption", seed=3, model=model)
     write_index(ours.image, train, tmp_path / "caption_0.2_seed3.npy", "caption")
     with pytest.raises(DataError, match=r"0.39\d+ of its pairs mismatch in this data set, and the trial's noise_ratio is 0.2"):

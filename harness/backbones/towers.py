@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from torch import Tensor, nn
 
+from harness.cache import file_digest
 from methods.seeding import seed_of
 
 BUILT_IN = {"effnet_minilm": Path(__file__).parent / "effnet_minilm.json"}
@@ -118,11 +121,36 @@ def check_towers(*, model: str, pretrained: str) -> str | None:
     if pretrained == "none":
         return None
     if Path(pretrained).is_file():
-        return _wrong_activation(model, pretrained) if _is_openai_archive(Path(pretrained)) else None
+        return _unsafe(Path(pretrained)) or (_wrong_activation(model, pretrained) if _is_openai_archive(Path(pretrained)) else None)
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained in tags:
         return _wrong_activation(model, pretrained)
     return f"weights {pretrained!r} of {model!r} are neither a file nor a tag{suggest(pretrained, [*tags, 'none'])}"
+
+
+def _unsafe(file: Path) -> str | None:
+    """What is wrong with a file of weights from somewhere: it must be weights alone, or, of TorchScript archives (programs), one of OpenAI's own."""
+    if _is_openai_archive(file):
+        if file_digest(file) in _openai_digests():
+            return None
+        return f"weights {file} are a TorchScript archive, which is a program, and not one that OpenAI published (by its SHA-256): save its state_dict as safetensors"
+    try:
+        if file.suffix == ".safetensors":
+            with safetensors.safe_open(file, "pt") as content:
+                content.keys()
+        else:
+            torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # unpicklers and parsers raise many kinds
+        return f"weights {file} cannot be read as weights alone: {' '.join(str(error).split())[:200] or type(error).__name__}"
+    return None
+
+
+def _openai_digests() -> set[str]:
+    """SHA-256 of the files that OpenAI published: they stand in their addresses."""
+    import open_clip
+
+    tags = (open_clip.pretrained.get_pretrained_cfg(*pair) or {} for pair in open_clip.list_pretrained())
+    return {part for tag in tags for part in str(tag.get("url", "")).split("/") if re.fullmatch("[0-9a-f]{64}", part)}
 
 
 def _wrong_activation(model: str, pretrained: str) -> str | None:

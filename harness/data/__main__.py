@@ -17,6 +17,7 @@ from harness.console import console, fail
 from harness.data import LAYOUTS, DataError, DataSet, load_dataset, recognise
 from harness.noise import GRANULARITIES
 from harness.noise_files import FORMS
+from harness.plain_yaml import read_yaml
 from harness.registry import UnknownName
 
 
@@ -65,8 +66,22 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("name", choices=["emoji"])
     build.add_argument("--work", type=Path, help="folder for the packages (default: a temporary one)")
     build.set_defaults(run=_build)
+    plain = commands.add_parser("unpickle", help="a pickled .npy (NPC's memory banks) to plain arrays; nothing else here opens a pickle")
+    plain.add_argument("file", type=Path)
+    plain.add_argument("--out", type=Path, required=True, help="the .npz file to make")
+    plain.set_defaults(run=_unpickle)
     _noise_parser(commands.add_parser("noise", help="show a noise-index file of the field, or write one"))
     return parser
+
+
+def _unpickle(options: argparse.Namespace) -> int:
+    from harness.data.unpickle import unpickle
+
+    console.print(f"warning: {options.file} is opened as a pickle, a format that can run code. It is read with nothing allowed but data; "
+                  f"open it elsewhere (numpy.load with allow_pickle) only if you trust whoever made it.", markup=False)
+    for name, array in unpickle(options.file, options.out).items():
+        console.print(f"{options.out}: {name} {array.dtype} {array.shape}", markup=False)
+    return 0
 
 
 def _noise_parser(noise: argparse.ArgumentParser) -> None:
@@ -95,8 +110,8 @@ def _how_to_read(command: argparse.ArgumentParser) -> None:
 
 def _mapping(text: str, flag: str) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        found = read_yaml(text)
+    except (ValueError, yaml.YAMLError) as error:
         raise DataError(f"{flag} {text!r} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise DataError(f"{flag} {text!r}: expected a mapping, as in a sweep file")

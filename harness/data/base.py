@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tokenize
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,3 +164,25 @@ class DataSet:
         test = self["test"]
         five_each = len(test.captions) == 25_000 and bool((np.bincount(test.owner, minlength=1) == 5).all())
         return COCO_FOLDS if len(test.images) == 5_000 and five_each else 0
+
+
+def read_array(path: Path, what: str, *, mapped: bool = False) -> NDArray[Any]:
+    """The array of an `.npy` file, whoever made it; with `mapped` as a memory map. Pickles are not opened.
+
+    Raises:
+        DataError: there is no such file, or it holds something else; the text begins with `what`.
+    """
+    try:
+        found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{what} {path} is missing") from None
+    except (OSError, ValueError, EOFError, MemoryError, OverflowError, SyntaxError, zipfile.BadZipFile, tokenize.TokenError) as error:
+        hint = ""
+        if "allow_pickle" in str(error):
+            hint = " (a pickle can run code when it is opened, so it is not; if it comes from somebody you trust: python -m harness.data unpickle)"
+            error = ValueError("it is a pickle, not an array of numbers")
+        raise DataError(f"{what} {path} cannot be read as an array of numbers: {' '.join(str(error).split())[:300] or type(error).__name__}{hint}") from None
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise DataError(f"{what} {path} cannot be read as an array of numbers: it is an archive of several (.npz)")
+    return found

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.cache import file_digest
-from harness.data.base import DataError, DataSet, Strings
+from harness.data.base import DataError, DataSet, Strings, read_array
 from harness.data.layout import SPLITS, Listing, Options, read_options
 
 CAPTIONS = 5  # for each image, in a .txt
@@ -108,12 +108,7 @@ def _split(root: Path, split: str, name: str, found: Listing) -> None:
 
 
 def _features(path: Path) -> NDArray[Any]:
-    try:
-        features: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as an array of numbers: {' '.join(str(error).split())}") from None
+    features = read_array(path, "features", mapped=True)
     if features.ndim != 3 or not np.issubdtype(features.dtype, np.floating) or not features.size:
         raise DataError(f"{path}: expected floating-point numbers of shape (images, regions, width), found {features.dtype} {features.shape}")
     return features
@@ -135,6 +130,8 @@ def _captions(root: Path, name: str) -> tuple[list[str], bool]:
         raise DataError(f"{path}: expected UTF-8, found the byte {error.object[error.start]:#x} at {error.start}") from None
     except IndexError:
         raise DataError(f"{path}: expected an image name, a tab and a caption in every line") from None
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
 
 
 def _repeats(features: NDArray[Any]) -> bool:
@@ -146,10 +143,7 @@ def _repeats(features: NDArray[Any]) -> bool:
 def _groups(path: Path, count: int) -> NDArray[np.int64]:
     if not path.exists():
         return np.arange(count)
-    try:
-        groups = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    groups = read_array(path, "groups")
     if groups.shape != (count,) or not np.issubdtype(groups.dtype, np.integer):
         raise DataError(f"{path}: expected {count} whole numbers, found {groups.dtype} {groups.shape}")
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)

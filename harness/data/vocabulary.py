@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from nltk.tokenize import NLTKWordTokenizer
 from torch import Tensor
 
 from harness.data.base import DataError
@@ -18,7 +18,6 @@ from harness.data.base import DataError
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 MIN_COUNT = 4  # VSE++ and all that follow it, released code
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_TOKENIZER = NLTKWordTokenizer()
 
 
 class Vocabulary:
@@ -76,4 +75,11 @@ def tokenize(caption: str) -> tuple[str, ...]:
     downloaded. The two differ only in a period after an abbreviation inside a caption.
     """
     sentences = _SENTENCE_END.split(caption.lower().strip())
-    return tuple(word for sentence in sentences for word in _TOKENIZER.tokenize(sentence))
+    return tuple(word for sentence in sentences for word in _tokenizer().tokenize(sentence))
+
+
+@lru_cache
+def _tokenizer() -> Any:
+    from nltk.tokenize import NLTKWordTokenizer  # a second and a half, for region features only
+
+    return NLTKWordTokenizer()

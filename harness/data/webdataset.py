@@ -31,6 +31,7 @@ from harness.data.layout import WORDS, HeldOut, Listed, Listing, read_options, s
 from harness.data.pictures import PICTURE_SUFFIXES, Slices
 
 ABOUT = "dataset.json"  # beside the shards of `harness.data prepare`: what they were made from
+_MOST_TEXT = 1_000_000  # bytes of a .txt or .json: a member that says more (a sparse one takes no room) is not read
 _INDEX = pa.schema({"key": pa.large_string(), "start": pa.int64(), "length": pa.int64(), "captions": pa.list_(pa.large_string()),
                     "places": pa.list_(pa.int64()), "group": pa.int64()})
 
@@ -263,6 +264,8 @@ def _take(member: tarfile.TarInfo, tar: tarfile.TarFile, samples: dict[str, _Sam
             return f"{key} stands there twice"
         sample.start, sample.length = member.offset_data, member.size
         return ""
+    if member.size > _MOST_TEXT:
+        return f"{member.name}: larger than {_MOST_TEXT:,} bytes, and no caption"
     stream = tar.extractfile(member)
     content = stream.read() if stream else b""
     try:

@@ -1,0 +1,55 @@
+"""YAML of unknown origin, read as plain data or refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+MOST_BYTES = 1_000_000
+_MOST_VALUES, _MOST_DEPTH = 100_000, 40
+
+
+def read_yaml(text: str) -> Any:
+    """Plain data from YAML.
+
+    Raises:
+        yaml.YAMLError, ValueError: it is no YAML, has a key twice (of which one would be lost silently), asks for objects, refers to itself,
+            is nested too deeply, or stands for much more than it looks (aliases of aliases).
+    """
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
+    depth = 0
+    for event in yaml.parse(text, _Plain):  # one after another: what follows goes down by recursion
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MOST_DEPTH:
+            raise ValueError("it is nested too deeply")
+    _size(yaml.compose(text, _Plain), {})
+    return yaml.load(text, _Plain)
+
+
+class _Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe loading that refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        own = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
+        twice = sorted({key for key in own if own.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands there twice", node.start_mark)
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return found
+
+
+def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """How many values a node stands for, with what its aliases point at. Raises ValueError where that is too many or without end."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if known.get(id(node)) == 0:
+        raise ValueError("it refers to itself")
+    if id(node) not in known:
+        known[id(node)] = 0
+        parts = (part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,)))
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+        if known[id(node)] > _MOST_VALUES:
+            raise ValueError(f"it stands for more than {_MOST_VALUES:,} values")
+    return known[id(node)]

@@ -1,0 +1,41 @@
+"""What is asked of each node of a cluster before a sweep starts. (It imports little, so that the answer comes at once.)"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from harness.cache import source_digest
+from harness.locks import claimed
+
+
+def probe(node: str, folder: Path, working: str, uri: str, code: str) -> list[str]:
+    """Run on a node: what it lacks, in words that go on from its name.
+
+    Args:
+        folder: held by the machine that asks, and has a file `ours`; the node writes another.
+        working: where the sweep was started.
+        uri: of the tracking server.
+        code: `source_digest` there.
+    """
+    faults = []
+    try:
+        if (folder / "ours").read_text() != folder.name:
+            raise OSError("it holds something else")
+        (folder / node).write_text(node)
+        if not claimed(folder):
+            faults.append(f"locks in {folder.parent} are not seen by other nodes: mount it with locking (NFS: not `nolock`), or name another folder with --storage")
+    except OSError as error:
+        faults.append(f"does not share the folder {folder.parent} with this machine ({error.strerror or error}): name one on storage that all nodes see with --storage")
+    if not os.path.isdir(working):
+        faults.append(f"has no folder {working}, to which the paths in the sweep file are relative: start the sweep in one that all nodes see")
+    if source_digest() != code:
+        faults.append("has another version of this code: install the same on all nodes")
+    place = urlsplit(uri)
+    try:
+        socket.create_connection((place.hostname or "", place.port or (443 if place.scheme == "https" else 80)), timeout=10).close()
+    except OSError as error:
+        faults.append(f"does not reach the tracking server {uri} ({error.strerror or error}): start `mlflow server --host 0.0.0.0`, and name it by an address that all nodes know with --tracking-uri")
+    return faults

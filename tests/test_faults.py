@@ -1,0 +1,332 @@
+"""Machines that fail, with the real parts: the sweep command as a process, Ray on several nodes, an MLflow server, a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from ray.cluster_utils import Cluster
+
+from harness.locks import claim
+from harness.spec import load_sweep
+from harness.tracking import Store
+from harness.verify import faults_of
+from tests import build, small
+
+ROOT = Path(__file__).parents[1]
+PACED = "tests.misbehaving:Paced"
+pytestmark = pytest.mark.timeout(400)
+
+
+class Server:
+    """A real `mlflow server` on a database that outlives it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        with open(self.folder / "server.log", "a") as log:
+            self.process = subprocess.Popen([*command, "--artifacts-destination", str(self.folder / "served")], cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+        until(lambda: self.answers(), 90)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"{self.uri}/health", timeout=1).status == 200
+        return False
+
+    def stop(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Running:
+    """A sweep of paced trials as a process, and what it says."""
+
+    def __init__(self, folder: Path, file: Path, *arguments: str, **environment: str) -> None:
+        self.paced = folder / "paced"
+        self.log = folder / f"{time.time_ns()}.log"
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "harness.sweep", str(file), *arguments], cwd=folder, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            )
+
+    def reaches(self, mark: str) -> int:
+        """Wait until a trial is at `SEED.EPOCH.RANK`; its process."""
+        until(lambda: (self.paced / mark).exists() or self.process.poll() is not None, 120)
+        assert (self.paced / mark).exists(), self.said()
+        return int((self.paced / mark).read_text())
+
+    def ends(self) -> int:
+        return self.process.wait(200)
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+
+def until(holds, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
+
+
+def write(folder: Path, *, seeds: int = 2, name: str | None = None, **changes) -> Path:
+    (folder / "paced").mkdir(parents=True, exist_ok=True)
+    (folder / "paced" / "pause").write_text("0.5")
+    fixed = {f"{PACED}.folder": str(folder / "paced"), **changes.pop("fixed", {})}
+    file = folder / f"{name or folder.name}.yaml"
+    content = small.content(PACED, name=name or folder.name, grid={"seed": list(range(seeds))}, fixed=fixed, **changes)
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = Server(tmp_path_factory.mktemp("server"))
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(feature_cache):
+    """Three nodes on this machine: a head that runs no trial, and two that run one each."""
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(ROOT)
+    build.trainer("clip")  # features are there before several processes ask
+    quick = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "resources": {"trial_slot": 2}, "include_dashboard": False, "_system_config": quick})
+    made.add_node(num_cpus=1)
+    made.add_node(num_cpus=1)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+    os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
+
+
+@pytest.fixture(scope="module")
+def alone(feature_cache):
+    """What the trials give that are left alone: `clip` in disguise."""
+    return {seed: build.trainer("clip", seed=seed).fit() for seed in range(3)}
+
+
+def records(folder: Path, server: Server | None = None):
+    store = Store(server.uri if server else f"sqlite:///{folder / 'mlflow.db'}")
+    found = store.read_sweep(folder.name).records
+    return store, {r.trial.seed: r for r in found.values()}
+
+
+def whole(store, found, alone) -> bool:
+    """Each is done, once, whole, and gives the numbers of a trial that was left alone."""
+    place = store.find_sweep(store.client.get_experiment(store.client.get_run(found[0].run_id).info.experiment_id).name)
+    runs = store._search(place.experiment_id, "tags.kind = 'trial'")
+    assert len(runs) == len(found)
+    for seed, record in found.items():
+        assert record.done, record
+        assert faults_of(store, record) == []
+        assert record.metrics["test/rsum"] == alone[seed].metrics["test/rsum"]
+        assert record.metrics["dev/best_rsum"] == alone[seed].metrics["dev/best_rsum"]
+    return True
+
+
+def test_a_worker_process_that_dies_is_started_again(cluster, server, tmp_path, alone):
+    running = Running(tmp_path, write(tmp_path), "--address", cluster.address, "--tracking-uri", server.uri)
+    os.kill(running.reaches("0.1.0"), signal.SIGKILL)
+    assert running.ends() == 0, running.said()
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert found[0].tags["attempts"] == "2"
+    assert found[0].tags["history"].splitlines()[1] == "goes on after 1 epochs"
+    assert found[1].tags["attempts"] == "1"
+    assert "2 done, 0 running, 0 failed of 2" in running.said()
+
+
+def test_a_node_that_goes_takes_its_trial_to_another(cluster, server, tmp_path, alone):
+    running = Running(tmp_path, write(tmp_path), "--address", cluster.address, "--tracking-uri", server.uri)
+    pids = [running.reaches(f"{seed}.1.0") for seed in (0, 1)]
+    node = next(iter(cluster.worker_nodes))
+    cluster.remove_node(node, allow_graceful=False)
+    until(lambda: not all(psutil.pid_exists(p) for p in pids), 30)
+    assert running.ends() == 0, running.said()
+    cluster.add_node(num_cpus=1)
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert sorted(r.tags["attempts"] for r in found.values()) == ["1", "2"]
+
+
+def test_one_of_two_processes_that_dies(cluster, server, tmp_path):
+    """The other waits for it in a collective operation, and raises too: the cause is the death."""
+    file = write(tmp_path, seeds=1, resources={"processes": 2}, fixed={"precision": "fp64"})
+    running = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri)
+    os.kill(running.reaches("0.1.1"), signal.SIGKILL)
+    assert running.ends() == 0, running.said()
+    store, found = records(tmp_path, server)
+    assert found[0].done
+    assert faults_of(store, found[0]) == []
+    assert (found[0].tags["attempts"], found[0].tags["processes"]) == ("2", "2")
+    assert "goes on after 1 epochs" in found[0].tags["history"]
+    assert found[0].metrics["test/rsum"] == pytest.approx(build.trainer("clip", precision="fp64").fit().metrics["test/rsum"])
+
+
+def test_a_server_that_is_away_for_half_a_minute(cluster, server, tmp_path, alone):
+    running = Running(tmp_path, write(tmp_path), "--address", cluster.address, "--tracking-uri", server.uri)
+    running.reaches("0.1.0")
+    server.stop()
+    time.sleep(30)
+    server.start()
+    assert running.ends() == 0, running.said()
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert {r.tags["attempts"] for r in found.values()} == {"1"}
+
+
+def test_a_server_that_is_away_for_good(cluster, server, tmp_path, alone):
+    """What was recorded stays; what was not goes on from its checkpoint once the server is back."""
+    file = write(tmp_path, seeds=3, resources={"at_once": 1})
+    impatient = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    running = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri, **impatient)
+    running.reaches("1.1.0")
+    server.stop()
+    try:
+        assert running.ends() == 1, running.said()
+    finally:
+        server.start()
+    assert "does not take results any more" in running.said()
+    assert "Traceback" not in running.said()
+    store, before = records(tmp_path, server)
+    assert {seed for seed, r in before.items() if r.done} == {0}
+    again = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri)
+    assert again.ends() == 0, again.said()
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert found[0].run_id == before[0].run_id
+    assert "goes on after 1 epochs" in found[1].tags["history"]
+
+
+def test_a_disk_that_is_full(cluster, server, tmp_path, alone):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("a file system of its own cannot be mounted here (needs root)")
+    try:
+        arguments = ("--address", cluster.address, "--tracking-uri", server.uri, "--storage", str(disk))
+        file = write(tmp_path, seeds=1)
+        running = Running(tmp_path, file, *arguments)
+        assert running.ends() == 1, running.said()
+        (record,) = records(tmp_path, server)[1].values()
+        assert record.status == "FAILED"
+        assert re.search(r"OSError: the checkpoint of epoch \d cannot be written to .* No space left on device", record.tags["failure"])
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        again = Running(tmp_path, file, *arguments)
+        assert again.ends() == 0, again.said()
+        store, found = records(tmp_path, server)
+        assert whole(store, found, alone)
+        assert "cannot be written" in found[0].tags["history"]
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_two_sweeps_of_one_file_at_once(cluster, server, tmp_path, alone):
+    file = write(tmp_path, seeds=3)
+    both = [Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri) for _ in range(2)]
+    assert [r.ends() for r in both] == [0, 0], both[0].said() + both[1].said()
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert {r.tags["attempts"] for r in found.values()} == {"1"}
+
+
+def test_a_trial_that_another_process_holds_is_waited_for(cluster, server, tmp_path, alone):
+    """And run, once that process has let go of it and not done it."""
+    file = write(tmp_path, seeds=2)
+    sweep = load_sweep(file)
+    opened = Store(server.uri).open_sweep(sweep)
+    with claim(opened.folder(tmp_path / ".harness" / "trials", sweep.trials[0])):
+        running = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri)
+        until(lambda: "waiting for them" in running.said(), 120)
+        assert f"1 trials are being run by another sweep (process {os.getpid()} on " in running.said()
+    assert running.ends() == 0, running.said()
+    assert whole(*records(tmp_path, server), alone)
+
+
+def test_a_trial_that_hangs_is_ended_and_goes_on(cluster, server, tmp_path, alone):
+    file = write(tmp_path, seeds=1, resources={"stall_minutes": 0.05})
+    (tmp_path / "paced" / "hang").touch()
+    running = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri)
+    assert running.ends() == 0, running.said()
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert "hung: no step for 3 s (resources.stall_minutes) at ranking dev" in found[0].tags["history"]
+    assert "start_epoch" in store.client.download_artifacts(found[0].run_id, "last_words.txt") or store.artifacts(found[0].run_id, "")
+
+
+def test_a_deadline(cluster, server, tmp_path, alone):
+    arguments = ("--address", cluster.address, "--tracking-uri", server.uri)
+    file = write(tmp_path, seeds=1, resources={"deadline_hours": 12 / 3600})
+    (tmp_path / "paced" / "pause").write_text("7")
+    running = Running(tmp_path, file, *arguments)
+    assert running.ends() == 1, running.said()
+    (record,) = records(tmp_path, server)[1].values()
+    assert (record.status, record.tags["failure"][:22]) == ("FAILED", "OutOfTime: the deadlin")
+    assert Running(tmp_path, write(tmp_path, seeds=1), *arguments).ends() == 0
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert "goes on after" in found[0].tags["history"]
+
+
+def test_a_sweep_that_is_killed_goes_on(tmp_path, alone):
+    file = write(tmp_path, seeds=3, resources={"at_once": 1})
+    running = Running(tmp_path, file)
+    worker = running.reaches("1.1.0")
+    os.kill(running.process.pid, signal.SIGKILL)
+    store, before = records(tmp_path)
+    assert {seed for seed, r in before.items() if r.done} == {0}
+    until(lambda: not psutil.pid_exists(worker), 60)
+    status = Running(tmp_path, file, "--status")
+    assert status.ends() == 1
+    assert "1 done, 1 interrupted, 1 to run" in " ".join(status.said().split())
+    assert "its process ended without a word; last heard of: " in status.said()
+    again = Running(tmp_path, file)
+    assert again.ends() == 0, again.said()
+    assert "3 trials, 1 done before, 2 to run" in again.said()
+    store, found = records(tmp_path)
+    assert whole(store, found, alone)
+    assert found[0].run_id == before[0].run_id
+    assert {s: r.tags["attempts"] for s, r in found.items()} == {0: "1", 1: "2", 2: "1"}
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_stopped(tmp_path, alone, sign):
+    file = write(tmp_path, seeds=2, resources={"at_once": 1})
+    running = Running(tmp_path, file)
+    running.reaches("0.1.0")
+    children = psutil.Process(running.process.pid).children(recursive=True)
+    os.kill(running.process.pid, sign)
+    assert running.ends() == 130, running.said()
+    assert "stopped: 0 of 2 trials are done; run the same command to go on" in running.said()
+    assert "Traceback" not in running.said()
+    until(lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children), 30)
+    store, before = records(tmp_path)
+    assert before[0].status == "KILLED"
+    assert before[0].tags["failure"] == "stopped by Ctrl-C or SIGTERM"
+    again = Running(tmp_path, file)
+    assert again.ends() == 0, again.said()
+    store, found = records(tmp_path)
+    assert whole(store, found, alone)
+    assert "stopped by Ctrl-C" in found[0].tags["history"]

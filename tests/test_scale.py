@@ -1,0 +1,131 @@
+"""Many trials: 64 at once against one server with PostgreSQL, and thousands without growth or a wrong count."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.console import console
+from harness.metrics import RECALLS, Ranking
+from harness.schedule import BUSY, DONE, FAILED, Finished
+from harness.sweep import _Progress
+from harness.tracking import MlflowRecorder, Store
+from harness.trainer import EpochRecord, Outcome
+from harness.trial import _describe as describe
+from tests import build, small
+from tests.test_faults import until
+
+POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path(shutil.which("initdb") or "/nowhere/initdb").parent)
+AT_ONCE, EPOCHS, METRICS = 64, 5, 20
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def postgres(tmp_path):
+    """A PostgreSQL of its own, as Debian's package brings it. (It does not run as root.)"""
+    if not (POSTGRES / "initdb").exists():
+        pytest.skip("PostgreSQL is not installed (apt install postgresql)")
+    user = {"user": "postgres"} if os.getuid() == 0 else {}
+    folder, port = Path(tmp_path) / "postgres", free_port()
+    folder.mkdir()
+    if user:
+        shutil.chown(folder, "postgres")
+        for parent in folder.parents:  # pytest's folders are for their owner only
+            if parent.owner() == "root" and len(parent.parts) > 2:
+                parent.chmod(parent.stat().st_mode | 0o055)
+    run = {"check": True, "capture_output": True, "cwd": folder, **user}
+    subprocess.run([POSTGRES / "initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "--no-sync"], **run)
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    subprocess.run([POSTGRES / "pg_ctl", "-D", folder / "data", "-o", options, "-l", folder / "log", "-w", "start"], **{**run, "capture_output": False, "stdout": subprocess.DEVNULL})
+    yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres"
+    subprocess.run([POSTGRES / "pg_ctl", "-D", folder / "data", "-m", "immediate", "stop"], **run)
+
+
+@pytest.fixture
+def server(postgres, tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "2", "--backend-store-uri", postgres, "--artifacts-destination", str(tmp_path / "served")]
+    log = tmp_path / "server.log"
+    with open(log, "w") as stream:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=stream, stderr=stream, start_new_session=True)
+
+    def answers():
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    until(answers, 90)
+    yield f"http://127.0.0.1:{port}", log
+    os.killpg(process.pid, 15)
+    process.wait(20)
+
+
+def test_64_trials_at_once_lose_nothing(server, feature_cache):
+    """Each makes its run, tells its epochs with confidences, and finishes, all at the same time."""
+    uri, log = server
+    made = build.trainer("clip")
+    sweep = small.sweep("clip", name="many", grid={"seed": list(range(AT_ONCE))})
+    opened = Store(uri).open_sweep(sweep)
+    setup = describe(sweep.trials[0], small.load(), made.noise, made)
+    draw = np.random.default_rng(0)
+    values = draw.random((AT_ONCE, EPOCHS, METRICS))
+    test = small.load()["test"]
+    i2t = Ranking(np.zeros(len(test.images), np.int64), np.zeros((len(test.images), 5), np.int64))
+    t2i = Ranking(np.zeros(len(test.captions), np.int64), np.zeros((len(test.captions), 5), np.int64))
+
+    def run(k: int) -> None:
+        recorder = MlflowRecorder(opened, sweep.trials[k])
+        recorder.start(replace(setup, trial=sweep.trials[k]))
+        for epoch in range(EPOCHS):
+            metrics = {"seconds/train": 1.0, **{f"train/m{j}": values[k, epoch, j] for j in range(METRICS)}}
+            recorder.epoch(EpochRecord(epoch, metrics, values[k, epoch]))
+        recorder.finish(Outcome({f"test/{m}": values[k, 0, j] for j, m in enumerate((*RECALLS, "rsum"))}, i2t, t2i, "digest"))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(run, range(AT_ONCE)))
+    store = Store(uri)
+    found = store.records(opened, sweep.trials)
+    assert len(found) == AT_ONCE
+    assert all(r.done for r in found.values())
+    assert len(store._search(opened.experiment_id, "tags.kind = 'trial'")) == AT_ONCE
+    for k, trial in enumerate(sweep.trials):
+        record = found[trial.id]
+        assert record.metrics["test/i2t_r1"] == values[k, 0, 0]
+        for j in range(0, METRICS, 5):
+            assert [v for _, v in sorted(store.history(record.run_id, f"train/m{j}"))] == values[k, :, j].tolist()
+    for trial in sweep.trials[::16]:
+        assert len(store.artifacts(found[trial.id].run_id, "confidence")) == EPOCHS
+    assert "deadlock" not in log.read_text().lower()
+    assert " 500 " not in log.read_text()
+
+
+def test_progress_counts_right(capfd):
+    """What is done, failed, put back because another sweep has it, and done elsewhere."""
+    trials = small.sweep("clip", grid={"seed": list(range(6))}).trials
+    shown = _Progress(total=10, done=4)
+    for trial in trials[:4]:
+        shown.started(trial)
+    assert len(shown.running) == 4
+    for trial, outcome in zip(trials[:4], (DONE, FAILED, BUSY, DONE), strict=True):
+        shown.ended(Finished(trial, 1.0, outcome, "a reason"))
+    assert shown._text() == "6 done, 0 running, 1 failed of 10"
+    assert shown.busy == [trials[2]]
+    shown.leave(done=1)
+    assert shown._text() == "7 done, 0 running, 1 failed of 10"
+    told = capfd.readouterr().err
+    assert told.count("FAILED (a reason)") == 1
+    assert "6 done, 0 running, 1 failed of 10" in told
+    assert not console.is_terminal
