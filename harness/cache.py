@@ -32,6 +32,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, remembered for as long as its size and time of change stay (33 GB of features take a minute)."""
     place, known = str(path.resolve()), path.stat()

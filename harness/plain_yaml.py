@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -25,7 +26,12 @@ def read_yaml(text: str) -> Any:
         if depth > _MOST_DEPTH:
             raise ValueError("it is nested too deeply")
     _size(yaml.compose(text, _Plain), {})
-    return yaml.load(text, _Plain)
+    try:
+        content = yaml.load(text, _Plain)
+    except (KeyError, IndexError, AttributeError, TypeError):  # PyYAML's own, where a value is not what its tag says
+        raise ValueError("a value is not what its tag (!!...) says") from None
+    _check_plain(content)
+    return content
 
 
 class _Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -40,8 +46,23 @@ class _Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mis
         return found
 
 
+def _check_plain(content: Any) -> None:
+    """Raises ValueError where there is anything but mappings, lists, text, numbers, true, false and null."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            _check_plain(key)
+            _check_plain(value)
+    elif isinstance(content, list):
+        for value in content:
+            _check_plain(value)
+    elif content is not None and not isinstance(content, (str, bool, int, float)):
+        raise ValueError(f"{content!r} is a {type(content).__name__}: put it in quotes if it is meant as text")
+
+
 def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
     """How many values a node stands for, with what its aliases point at. Raises ValueError where that is too many or without end."""
+    if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and re.match(r"[-+]?0[0-9_]+$|.*:", node.value):
+        raise ValueError(f"{node.value} is a number to the base 8 or 60 in YAML: write it in the usual way, or in quotes if it is text")
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
     if known.get(id(node)) == 0:

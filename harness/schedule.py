@@ -234,7 +234,7 @@ def _ended(trial: Trial, task: Task, error: BaseException) -> dict[str, str]:
 def _record_failure(trial: Trial, task: Task, reason: str, details: str) -> str:
     """The outcome: failed, unrecorded where the store does not answer any more, done where the trial is on record as that."""
     try:
-        Store(task.place.uri, patient=False).fail(task.place, trial, reason, details)
+        Store(task.place.uri).fail(task.place, trial, reason, details)
     except AlreadyDone:
         return DONE
     except Exception as error:

@@ -161,7 +161,7 @@ class SweepFile(_Model):
     rSum, and tests stay out of it.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
     description: str = ""
     grid: list[dict[str, list[Any]]]
     fixed: dict[str, Any] = {}
@@ -242,6 +242,8 @@ def _methods(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any]) -> list[An
 def _faults(file: SweepFile) -> list[str]:
     """What is wrong with a file as a whole, before any trial is made."""
     errors: list[str] = []
+    if file.name == "Default":
+        errors.append("name = 'Default': MLflow keeps this name for itself")
     if not file.grid:
         errors.append("grid = []: expected at least one grid")
     for number, grid in enumerate(file.grid):
@@ -345,6 +347,9 @@ def _backbone(value: Any, errors: list[str]) -> dict[str, Any]:
         return {}
     setup = _collect(errors, lambda: resolve("backbone", str(config.get("kind", "clip")), BACKBONES))
     if setup is None:
+        return {}
+    if not (isinstance(getattr(setup, "Config", None), type) and issubclass(setup.Config, BaseModel)):
+        errors.append(f"backbone.kind = {config['kind']!r}: it is no backbone (one has a Config; see harness/backbones)")
         return {}
     try:
         resolved = setup.Config.model_validate(config)

@@ -475,7 +475,8 @@ class MlflowRecorder:
         the second try finds it there."""
         for attempt in range(5):
             try:
-                return self.client.log_inputs(self.run_id, [given])
+                self.client.log_inputs(self.run_id, [given])
+                return
             except MlflowException:
                 if attempt == 4:
                     raise

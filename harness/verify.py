@@ -54,7 +54,7 @@ def _ranking_faults(store: Store, record: TrialRecord) -> list[str]:
 
 
 def _epoch_faults(store: Store, record: TrialRecord) -> list[str]:
-    """Every epoch stands there once, the best is the best, and the last confidence is there where one was scored."""
+    """Every epoch stands there once, the best is the best, and a confidence that was scored is there."""
     trial = record.trial
     if not method_class(trial.method).trains:
         return []
@@ -66,10 +66,8 @@ def _epoch_faults(store: Store, record: TrialRecord) -> list[str]:
     if not dev or max(dev.values()) != record.metrics.get("dev/best_rsum") or dev.get(int(record.metrics.get("dev/best_epoch", -1))) != max(dev.values()):
         faults.append("dev/best_rsum and dev/best_epoch are not those of the best epoch on dev")
     kept = store.artifacts(record.run_id, "confidence")
-    wanted = [f"confidence/epoch_{e:03d}.npz" for e in range(trial.epochs)]
-    if "detection/ece" in record.metrics or kept:
-        faults += [f"artifact {name} is missing" for name in wanted if name not in kept]
-    return faults
+    scored = (f"confidence/epoch_{epoch:03d}.npz" for epoch, _ in store.history(record.run_id, "detection/ece"))
+    return faults + [f"artifact {name} is missing" for name in scored if name not in kept]
 
 
 def _noise_faults(store: Store, record: TrialRecord) -> list[str]:

@@ -330,3 +330,32 @@ def test_a_sweep_that_is_stopped(tmp_path, alone, sign):
     store, found = records(tmp_path)
     assert whole(store, found, alone)
     assert "stopped by Ctrl-C" in found[0].tags["history"]
+
+
+def test_storage_that_a_node_does_not_share_is_told_before_anything_starts(cluster, server, tmp_path):
+    """A fourth node in a mount namespace of its own, where another disk lies at the storage's place."""
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("a node with another file system cannot be made here (needs root)")
+    join = f"mount -t tmpfs none {storage} && exec {sys.executable} -m ray.scripts.scripts start --address={cluster.address} --num-cpus=0 --block"
+    with open(tmp_path / "node.log", "w") as log:
+        node = subprocess.Popen(["unshare", "-m", "bash", "-c", join], stdout=log, stderr=log, start_new_session=True)
+    try:
+        until(lambda: "Ray runtime started" in (tmp_path / "node.log").read_text(), 60)
+        file = write(tmp_path)
+        running = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri, "--storage", str(storage))
+        assert running.ends() == 2, running.said()
+        told = " ".join(running.said().split())
+        assert "1 error, nothing was started" in told
+        assert f"does not share the folder {storage} with this machine (No such file or directory): name one on storage that all nodes see with --storage" in told
+        assert Store(server.uri).find_sweep(tmp_path.name) is None
+    finally:
+        os.killpg(node.pid, signal.SIGKILL)
+
+
+def test_a_database_file_is_no_store_for_several_nodes(cluster, tmp_path):
+    running = Running(tmp_path, write(tmp_path), "--address", cluster.address)
+    assert running.ends() == 2
+    assert "is a file on this machine, and the cluster has" in running.said()
+    assert "--tracking-uri http://HOST:5000" in running.said()

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -39,7 +40,7 @@ def place(tmp_path_factory, feature_cache):
     before = Path.cwd()
     os.chdir(folder)
     path = os.pathsep.join([str(ROOT), *sys.path])
-    ray.init(num_cpus=2, resources={"trial_slot": 4}, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
+    ray.init(address="local", num_cpus=2, resources={"trial_slot": 4}, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     yield folder
     ray.shutdown()
     os.chdir(before)
@@ -202,6 +203,53 @@ def test_the_report_is_made_from_the_store_alone(compared, place):
     assert "mscn ×2 †" in text
     for file in ("degradation-tests-small-load-caption.png", "degradation-tests-small-load-caption.svg", "tables.tex"):
         assert (folder / file).stat().st_size > 500
+
+
+def test_status_says_what_is_done_and_what_failed_and_why(failed, place, capfd):
+    file = write(place, "clip", *FAILING[:2], "npc", name="states", grid={"seed": [0, 1]})
+    content = yaml.safe_load(Path(file).read_text())
+    shorter = {**content, "grid": {**content["grid"], "seed": [0], "method": ["clip", FAILING[1]]}, "overrides": {}}
+    Path(file).write_text(yaml.safe_dump(shorter))
+    mended = Path(os.environ["HARNESS_CACHE"], "mended")
+    was = mended.exists()
+    mended.unlink(missing_ok=True)
+    assert sweep_command.main([file]) == 1
+    mended.touch() if was else None
+    Path(file).write_text(yaml.safe_dump(content))
+    capfd.readouterr()
+    assert sweep_command.main([file, "--status"]) == 1
+    told = capfd.readouterr().err
+    assert "sweep states: 1 done, 1 failed, 6 to run" in told
+    assert re.search(r"failed: tests.misbehaving:Diverges .*: Diverged: the loss is nan in epoch 0", told)
+    assert sweep_command.main([write(place, "clip", name="never"), "--status"]) == 1
+    assert "sweep never: 1 to run" in capfd.readouterr().err
+    assert Store().client.get_experiment_by_name("never") is None
+
+
+def test_verify_runs_a_sample_again_and_finds_what_is_not_whole(place, capfd):
+    file = write(place, "small_loss", "mscn", name="verified", grid={"noise_ratio": [0, 0.4]})
+    assert sweep_command.main([file]) == 0
+    capfd.readouterr()
+    assert sweep_command.main([file, "--verify", "4"]) == 0
+    told = capfd.readouterr().err
+    assert "4 of 4 trials are finished, 4 of their records are whole; 4 were run again, 4 gave the same numbers to the last bit" in told
+    assert told.count("\nthe same: ") == 4
+    # A record that somebody has laid hands on, one that lost an artifact, and one that lost an epoch.
+    store, found = Store(), list(records("verified").values())
+    store.client.log_metric(found[0].run_id, "test/rsum", 599.0, step=1)
+    store.client.set_tag(found[1].run_id, "weights_digest", "0" * 16)
+    artifacts = Path(store.client.get_run(found[2].run_id).info.artifact_uri.removeprefix("file://"))
+    (artifacts / "noise_index.npz").unlink()
+    with sqlite3.connect("mlflow.db") as database:
+        database.execute("delete from metrics where run_uuid = ? and key = 'seconds/train' and step = 1", [found[3].run_id])
+    assert sweep_command.main([file, "--verify", "4"]) == 1
+    told = " ".join(capfd.readouterr().err.split())
+    assert "test/rsum is 599.0, and its rankings give" in told
+    assert re.search(r"NOT THE SAME: \S+ tests.small:load .*?: Differs: test/rsum is 599.0 on record", told)
+    assert re.search(r"NOT THE SAME: .*the weights are 0000000000000000 on record, [0-9a-f]{16} now", told)
+    assert f"run {found[2].run_id} has no artifact noise_index.npz" in told
+    assert "epochs on record are [0, 2], and the trial has 3" in told
+    assert "1 of their records are whole; 4 were run again, 2 gave the same numbers" in told
 
 
 def test_an_unknown_sweep_is_told(compared, capfd):

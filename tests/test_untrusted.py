@@ -372,3 +372,14 @@ def test_a_torchscript_archive_is_a_program(tmp_path, monkeypatch):
     torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "x.pt")
     assert "TorchScript archive, which is a program" in check_towers(model=small.TINY_MODEL, pretrained=str(tmp_path / "x.pt"))
     assert len(towers._openai_digests()) >= 9
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("/dev/zero"), os.mkfifo, Path.mkdir], ids=["device", "pipe", "folder"])
+def test_pictures_are_files(tmp_path, make):
+    """A device has no end, and a pipe waits for a writer."""
+    root = layouts.own_table(tmp_path / "data")
+    (root / "3.jpg").unlink()
+    make(root / "3.jpg")
+    assert data_command(["check", str(root), "--options", "{held_out: 4}"]) == 1
+    with pytest.raises(DataError):
+        list(load_dataset("table", folder=str(root), held_out=4)["train"].images)

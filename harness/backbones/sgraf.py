@@ -31,7 +31,7 @@ from harness.backbones.rows import (
     gather_rows,
     largest_over_processes,
 )
-from harness.cache import file_digest
+from harness.cache import file_digest, is_file
 from harness.data.base import DataError, DataSet
 from harness.data.vocabulary import Vocabulary
 from methods.base import Batch
@@ -78,7 +78,7 @@ class SgrafSetup:
     @staticmethod
     def check(config: SgrafConfig) -> str | None:
         for name, file in (("vocabulary", config.vocabulary), ("pretrained", config.pretrained)):
-            if file is not None and not Path(file).is_file():
+            if file is not None and not is_file(file):
                 return f"{name}: {file} does not exist"
         return None
 

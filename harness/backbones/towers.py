@@ -21,7 +21,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from harness.cache import file_digest
+from harness.cache import file_digest, is_file
 from methods.seeding import seed_of
 
 BUILT_IN = {"effnet_minilm": Path(__file__).parent / "effnet_minilm.json"}
@@ -114,13 +114,13 @@ def check_towers(*, model: str, pretrained: str) -> str | None:
 
     if model not in BUILT_IN and not model.endswith(".json") and model not in open_clip.list_models():
         return f"unknown open_clip model {model!r}{suggest(model, [*BUILT_IN, *open_clip.list_models()])[:400]}"
-    if model.endswith(".json") and not Path(model).is_file():
+    if model.endswith(".json") and not is_file(model):
         return f"model config {model} does not exist"
     if pretrained == "packages":
         return None if model == "effnet_minilm" else "weights 'packages' belong to the model effnet_minilm"
     if pretrained == "none":
         return None
-    if Path(pretrained).is_file():
+    if is_file(pretrained):
         return _unsafe(Path(pretrained)) or (_wrong_activation(model, pretrained) if _is_openai_archive(Path(pretrained)) else None)
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained in tags:
@@ -159,7 +159,7 @@ def _wrong_activation(model: str, pretrained: str) -> str | None:
 
     config = json.loads(Path(model).read_text()) if model.endswith(".json") else open_clip.get_model_config(model) or {}
     tag = open_clip.pretrained.get_pretrained_cfg(model, pretrained) or {}
-    wanted = bool(tag.get("quick_gelu", False)) or Path(pretrained).is_file()
+    wanted = bool(tag.get("quick_gelu", False)) or is_file(pretrained)
     if wanted == bool(config.get("quick_gelu", False)):
         return None
     other = f"{model}-quickgelu" if wanted else model.removesuffix("-quickgelu")
@@ -196,7 +196,7 @@ def weights_identity(*, model: str, pretrained: str) -> str:
     parts.append(BUILT_IN.get(model, Path(model)).read_text() if model in BUILT_IN or model.endswith(".json") else model)
     files = [_PACKAGE_IMAGE_WEIGHTS, _PACKAGE_TEXT_WEIGHTS] if pretrained == "packages" else [pretrained]
     for file in map(_locate, files):
-        if Path(file).is_file():
+        if is_file(file):
             with open(file, "rb") as stream:
                 parts.append(hashlib.file_digest(stream, "sha256").hexdigest())
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -22,9 +22,15 @@ def load_dataset(name: str, **options: Any) -> DataSet:
 
     Raises:
         UnknownName: no such data set.
-        DataError: it is missing or corrupt.
+        DataError: it is missing or corrupt, or the name leads to something else: what a file names is not called unless it says of
+            itself that it returns a `DataSet`.
     """
-    data: DataSet = resolve("data set", name, DATASETS)(**options)
+    load = resolve("data set", name, DATASETS)
+    if getattr(load, "__annotations__", {}).get("return") not in (DataSet, "DataSet"):
+        raise DataError(f"{name!r} is no function that is declared to return a DataSet (def load(...) -> DataSet)")
+    data = load(**options)
+    if not isinstance(data, DataSet):
+        raise DataError(f"{name!r} gives a {type(data).__name__}, and no DataSet")
     return data
 
 

@@ -130,8 +130,6 @@ def _load(name: str, options: argparse.Namespace) -> DataSet:
         data = load_dataset(name, **given)
     except TypeError as error:
         raise DataError(f"data set {name!r} with --options {given}: {error}") from None
-    if not isinstance(data, DataSet):
-        raise DataError(f"{name!r} gives a {type(data).__name__}, and no DataSet")
     return data
 
 

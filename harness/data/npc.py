@@ -1,6 +1,6 @@
 """NPC's layout (released code, `data.py`): `annotations/scan_split/{train,dev,test}_{ids,caps}.txt` beside `images/`.
 
-`train_ids.txt` names an image a line, with as many captions each as `train_caps.txt` is longer; the ids of dev and test stand once for
+`train_ids.txt` names an image a line, with one caption each or five; the ids of dev and test stand once for
 each caption. An id is, for Flickr30K, a line number (from 0) of `image_name.txt`; for MS-COCO the number in `COCO_2014_000000000042.jpg` (the
 images renamed as NPC's README says); for CC120K the file name without `.jpg`.
 """
@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from harness.cache import is_file
 from harness.data.base import DataSet, Strings
 from harness.data.layout import SPLITS, Listing, PictureOptions, by_image, read_lines, read_options
-from harness.data.pictures import Files, is_file
+from harness.data.pictures import Files
 
+CAPTIONS = 5  # of an image, where ids stand once for each image
 SUBFOLDER = Path("annotations") / "scan_split"
 
 
@@ -54,8 +56,8 @@ def listing(options: PictureOptions) -> Listing:
 
 def _add(found: Listing, name: str, root: Path, ids: list[str], captions: list[str], path_of: Callable[[str], str | None]) -> None:
     files = f"{SUBFOLDER / name}_{{ids,caps}}.txt"
-    if not ids or len(captions) % len(ids):
-        found.faults.append(f"{files}: {len(ids)} ids do not fit {len(captions)} captions (expected one for each caption, or for each 5 of them)")
+    if not ids or len(captions) not in (len(ids), CAPTIONS * len(ids)):
+        found.faults.append(f"{files}: {len(ids)} ids do not fit {len(captions)} captions (expected one for each caption, or for each {CAPTIONS} of them)")
         return
     each = len(captions) // len(ids)
     distinct, of = by_image(Strings(ids))

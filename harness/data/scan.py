@@ -122,9 +122,9 @@ def _captions(root: Path, name: str) -> tuple[list[str], bool]:
         raise DataError(f"{lines} (or {table.name}) is missing")
     try:
         if path is lines:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
             return [line.strip() for line in text.removesuffix("\n").split("\n")], False
-        with open(path, encoding="utf-8", newline="") as stream:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
             return [row[1].strip() for row in csv.reader(stream, delimiter="\t")], True
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8, found the byte {error.object[error.start]:#x} at {error.start}") from None

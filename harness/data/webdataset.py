@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -77,6 +77,9 @@ def listing(options: ShardOptions) -> Listing:
     if about is not None:
         found.name, found.note, found.skipped = about.name, about.note, about.skipped
         found.coco_ids = about.coco_ids and (np.array(about.coco_ids[0], np.int64), np.array(about.coco_ids[1], np.int64))
+        test = found.splits.get("test")
+        if found.coco_ids and test and [len(test.images), len(test.captions)] != [len(ids) for ids in found.coco_ids]:
+            found.faults.append(f"{root / ABOUT}: coco_ids are of {len(found.coco_ids[0])} images and {len(found.coco_ids[1])} captions, and test has {len(test.images)} and {len(test.captions)}")
     return found
 
 
@@ -90,7 +93,7 @@ class About(BaseModel):
     format: str
     pillow: str
     skipped: dict[str, int] = {}
-    coco_ids: tuple[list[int], list[int]] | None = None
+    coco_ids: tuple[list[Annotated[int, Field(ge=-1, lt=2**63)]], list[Annotated[int, Field(ge=-1, lt=2**63)]]] | None = None
 
 
 def _about(root: Path, found: Listing) -> About | None:
@@ -230,7 +233,7 @@ def _read_shard(file: Path) -> tuple[dict[str, _Sample], list[str]]:
             stream.seek(end)
             if stream.read(512) != bytes(512):
                 faults.append(f"{file} is cut off after {len(samples)} samples: it has no end mark")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         with open(file, "rb") as stream:
             packed = stream.read(2) == b"\x1f\x8b"
         reason = "is compressed, and a shard must be a plain tar" if packed else f"is damaged or cut off after {len(samples)} samples: {error}"
@@ -270,7 +273,7 @@ def _take(member: tarfile.TarInfo, tar: tarfile.TarFile, samples: dict[str, _Sam
     content = stream.read() if stream else b""
     try:
         if kind == "txt":
-            sample.captions = [" ".join(content.decode("utf-8").split())]  # wins over the json's, as img2dataset writes both
+            sample.captions = [" ".join(content.decode("utf-8-sig").split())]  # wins over the json's, as img2dataset writes both
         else:
             _take_json(json.loads(content), sample)
     except UnicodeDecodeError as error:
