@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class StoreGone(RuntimeError):
 class Task:
     """What every trial of a sweep is run with; plain data, so that it travels to other processes.
 
-    `expected` [trial id] are the fingerprints of the data, `since` is when the sweep was started. `again`: the trial is on record, and is run
+    `expected` [trial id] are the fingerprints of the data, `since` is when the sweep was started, `address` that of a cluster. `again`: the trial is on record, and is run
     once more to compare.
     """
 
@@ -74,6 +75,7 @@ class Task:
     storage: Path
     folder: str
     since: float
+    address: str | None = None
     again: bool = False
 
 
@@ -160,9 +162,41 @@ def _probed(answer: Any, written: Path, storage: Path) -> list[str]:
 def run_trials(trials: list[Trial], task: Task, *, on_start: Callable[[Trial], None], on_end: Callable[[Finished], None]) -> None:
     """Run the trials; each ends as a record in the store, finished or failed. Ray is started already.
 
+    Where Ray kills a worker because memory runs out, Tune gives up altogether, so it is started again with what is left; a trial that was
+    running each time has failed.
+
     Raises:
         StoreGone: the store stopped answering; trials that were running are ended, and their checkpoints stay.
     """
+    watch = _Watch(task, on_start, on_end)
+    crashes: Counter[str] = Counter()
+    left = trials
+    while left:
+        try:
+            _tune(left, task, watch)
+            return
+        except StoreGone:
+            raise
+        except Exception as error:
+            running = list(watch.running.values())
+            if not running:
+                raise
+            stop_ray()
+            for trial in running:
+                crashes[trial.id] += 1
+                if crashes[trial.id] > RETRIES:
+                    watch.lost(trial, f"Ray ended its worker: {_innermost(error)}"[:500])
+            start_ray(task.resources, task.address)
+            left = [t for t in left if t.id not in watch.ended]
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _tune(trials: list[Trial], task: Task, watch: _Watch) -> None:
     several = task.resources.processes > 1
     run = tune.with_parameters(_drive_processes if several else _run_here, task=task)
     needs = {"trial_slot": 1} if several else {"cpu": task.resources.cpus, "gpu": task.resources.gpus}
@@ -172,8 +206,7 @@ def run_trials(trials: list[Trial], task: Task, *, on_start: Callable[[Trial], N
         param_space={"trial": tune.grid_search([t.model_dump(mode="json") for t in trials])},
         tune_config=tune.TuneConfig(reuse_actors=not several, max_concurrent_trials=_at_once(task.resources)),
         run_config=tune.RunConfig(
-            storage_path=scratch, name="sweep", verbose=0, failure_config=tune.FailureConfig(max_failures=RETRIES),
-            callbacks=[_Watch(task, on_start, on_end)],
+            storage_path=scratch, name="sweep", verbose=0, failure_config=tune.FailureConfig(max_failures=RETRIES), callbacks=[watch],
         ),
     )
     try:
@@ -299,33 +332,40 @@ class _Watch(tune.Callback):
 
     def __init__(self, task: Task, on_start: Callable[[Trial], None], on_end: Callable[[Finished], None]) -> None:
         self.task, self.on_start, self.on_end = task, on_start, on_end
+        self.running: dict[str, Trial] = {}
         self.started: dict[str, float] = {}
+        self.ended: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its settings to restore a sweep by itself; ours continues from the store, so nothing is kept."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if trial.trial_id not in self.started:  # and not its second start after a failure
-            self.started[trial.trial_id] = time.monotonic()
-            self.on_start(_ours(trial))
+        ours = _ours(trial)
+        if ours.id not in self.started:  # and not its second start after a failure
+            self.started[ours.id] = time.monotonic()
+            self.on_start(ours)
+        self.running[ours.id] = ours
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
-        self._end(trial, result.get("outcome", FAILED), result.get("reason", "it ended without a result"))
+        self.tell(_ours(trial), result.get("outcome", FAILED), result.get("reason", "it ended without a result"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
-        ours, task = _ours(trial), self.task
-        words, details = take_last_words(task.place.folder(task.storage, ours))
-        reason = words or f"the worker process died{f' ({type(cause).__name__})' if cause else ''}"
-        reason = f"{reason}, {RETRIES + 1} times"
-        outcome = FAILED if task.again else _record_failure(ours, task, reason, details or str(cause or ""))
-        self._end(trial, outcome, reason)
+        self.lost(_ours(trial), f"the worker process died{f' ({type(cause).__name__})' if cause else ''}, {RETRIES + 1} times", str(cause or ""))
 
-    def _end(self, trial: Any, outcome: str, reason: str) -> None:
-        seconds = time.monotonic() - self.started.pop(trial.trial_id, time.monotonic())
-        self.on_end(Finished(_ours(trial), seconds, outcome, reason))
+    def lost(self, trial: Trial, reason: str, details: str = "") -> None:
+        """A trial whose process could not say how it ended: record it, with its last words where it left some."""
+        words, told = take_last_words(self.task.place.folder(self.task.storage, trial))
+        reason = words or reason
+        self.tell(trial, FAILED if self.task.again else _record_failure(trial, self.task, reason, told or details), reason)
+
+    def tell(self, trial: Trial, outcome: str, reason: str) -> None:
+        """Pass on how a trial ended. Raises StoreGone where that could not be recorded."""
+        self.running.pop(trial.id, None)
+        self.ended.add(trial.id)
+        self.on_end(Finished(trial, time.monotonic() - self.started[trial.id], outcome, reason))
         if outcome == UNRECORDED:
             raise StoreGone(f"{self.task.place.uri} does not take results any more ({reason})")
 

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return fail([str(error)])
     with claim(options.storage / "opening", wait=True):
         place = store.open_sweep(sweep)
-    task = Task(place, sweep.file.resources, fingerprints, options.storage, os.getcwd(), since=time.time(), again=options.verify is not None)
+    task = Task(place, sweep.file.resources, fingerprints, options.storage, os.getcwd(), since=time.time(), address=options.address, again=options.verify is not None)
     return _verify(sweep, store, task, options.verify) if task.again else _run(sweep, store, task)
 
 

@@ -56,7 +56,7 @@ class Watch:
         now = time.monotonic()
         self.last, self.where = now, where
         if self.deadline is not None and now - self.began > self.deadline:
-            raise OutOfTime(f"the deadline of {self.deadline / 3600:g} h (resources.deadline_hours) passed at {where}; what is done is kept, and a rerun goes on from there")
+            raise OutOfTime(f"the deadline of {self.deadline / 3600:.3g} h (resources.deadline_hours) passed at {where}; what is done is kept, and a rerun goes on from there")
 
     def __enter__(self) -> Watch:
         self.thread: threading.Thread | None = None
