@@ -49,7 +49,7 @@ def file_digest(path: Path) -> str:
         kept, digest = json.loads(memo.read_text())
         if kept == stamp:
             return str(digest)
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         pass
     with open(path, "rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()

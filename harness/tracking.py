@@ -249,10 +249,11 @@ class Store:
         found = []
         for experiment in self.client.search_experiments():
             for parent in self._search(experiment.experiment_id, "tags.kind = 'sweep'"):
-                plan = json.loads(self._read_artifact(parent.info.run_id, "plan.json"))
-                if plan["protocol_version"] != PROTOCOL_VERSION:
+                try:
+                    plan = json.loads(self._read_artifact(parent.info.run_id, "plan.json"))
+                    trials = [Trial.model_validate(t) for t in plan["trials"]] if plan["protocol_version"] == PROTOCOL_VERSION else []
+                except (StoreError, ValueError, KeyError, TypeError):  # another sweep's plan that is damaged, or names a method that is not here
                     continue
-                trials = [Trial.model_validate(t) for t in plan["trials"]]
                 for r in self.records(Place(self.uri, experiment.name, experiment.experiment_id, parent.info.run_id), trials).values():
                     pairs = r.metrics.get("cost/pairs_per_second")
                     if r.done and pairs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,8 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise DataError(f"checkpoint {path} cannot be read as weights alone: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # unpicklers and parsers raise all kinds
+        raise DataError(f"checkpoint {path} cannot be read as weights alone: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     if not isinstance(content, dict):
         raise DataError(f"checkpoint {path}: expected a dict, found {type(content).__name__}")
     return content

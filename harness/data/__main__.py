@@ -140,10 +140,11 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
+    from rich.markup import escape
     from rich.table import Table
 
     data = _load(options.name, options)
-    table = Table("split", "images", "captions", "groups", title=f"{data.name} ({data.fingerprint})", caption=data.note)
+    table = Table("split", "images", "captions", "groups", title=escape(f"{data.name} ({data.fingerprint})"), caption=escape(data.note))
     for split, content in data.splits.items():
         groups = len(set(content.image_group.tolist()))
         table.add_row(split, f"{len(content.images):,}", f"{len(content.captions):,}", f"{groups:,}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from harness.console import console
@@ -90,7 +91,7 @@ def show(found: Findings) -> int:
     listing = found.listing
     published = PUBLISHED.get(listing.published, {})
     table = Table("split", "images", "captions", "captions an image", *(["images published"] if published else []),
-                  title=f"{listing.name} (layout {found.layout})")
+                  title=escape(f"{listing.name} (layout {found.layout})"))
     for split, listed in listing.splits.items():
         counts = Counter(np.bincount(listed.owner, minlength=len(listed.images)).tolist())
         each = ", ".join(f"{k}: {n:,} images" for k, n in sorted(counts.items())[:6]) if len(counts) > 1 else str(next(iter(counts), 0))

@@ -78,7 +78,7 @@ def _naming(root: Path, first: str, found: Listing) -> Callable[[str], str | Non
     if names_file.is_file():
         names = read_lines(names_file, found.faults)
         found.published = "flickr30k"
-        return lambda i: names[int(i)] if i.isdecimal() and int(i) < len(names) else None
+        return lambda i: names[int(i)] if i.isdecimal() and len(i) < 19 and int(i) < len(names) else None
     coco = f"COCO_2014_{first.rjust(12, '0')}.jpg"
     if is_file(root / "images" / coco):
         found.published = "coco"

@@ -24,6 +24,8 @@ from harness.data.base import DataError, Strings
 
 MAX_PIXELS = 89_478_485  # PIL's own bound: a small file that unpacks to more is taken for a decompression bomb
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000")  # PIL knows others that start programs (EPS)
+MOST_BYTES = 2**28  # of an encoded picture
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -59,7 +61,7 @@ def decode(content: bytes, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of size, which is looked at here
-            picture = Image.open(io.BytesIO(content))
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
             if picture.width * picture.height > MAX_PIXELS:
                 raise BadPicture(f"picture {name} is {picture.width} x {picture.height}: more than {MAX_PIXELS:,} pixels")
             return picture.convert("RGB")
@@ -104,8 +106,11 @@ class Files(Pictures):
         if leaves_folder(path):
             raise OSError("it leads out of the data folder")
         with open(os.path.join(self.folder, path), "rb", opener=_without_waiting) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # a device may have no end
+            known = os.fstat(stream.fileno())
+            if not stat.S_ISREG(known.st_mode):  # a device may have no end
                 raise OSError("it is no regular file")
+            if known.st_size > MOST_BYTES:
+                raise OSError(f"it has {known.st_size:,} bytes, and a picture at most {MOST_BYTES:,}")
             return stream.read()
 
     def only(self, rows: NDArray[np.int64]) -> Files:

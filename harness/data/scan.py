@@ -122,7 +122,7 @@ def _captions(root: Path, name: str) -> tuple[list[str], bool]:
         raise DataError(f"{lines} (or {table.name}) is missing")
     try:
         if path is lines:
-            text = path.read_text(encoding="utf-8-sig")
+            text = path.read_bytes().decode("utf-8-sig")
             return [line.strip() for line in text.removesuffix("\n").split("\n")], False
         with open(path, encoding="utf-8-sig", newline="") as stream:
             return [row[1].strip() for row in csv.reader(stream, delimiter="\t")], True
@@ -137,7 +137,7 @@ def _captions(root: Path, name: str) -> tuple[list[str], bool]:
 def _repeats(features: NDArray[Any]) -> bool:
     """Whether every five rows are one image: told by the first region of each."""
     first = features[:, 0].reshape(-1, CAPTIONS, features.shape[2])
-    return bool((first == first[:, :1]).all())
+    return np.array_equal(first, np.broadcast_to(first[:, :1], first.shape), equal_nan=True)
 
 
 def _groups(path: Path, count: int) -> NDArray[np.int64]:

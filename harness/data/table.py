@@ -148,12 +148,13 @@ def _read(path: Path, name: str, images: Path, columns: dict[str, str], found: L
 
 def _lines(path: Path, columns: dict[str, str], found: Listing) -> Iterator[tuple[int, list[str]]]:
     """Rows with the numbers of their last lines. A TSV has no quotes (what stands there is text); in a CSV they may hold commas and line ends."""
+    reader: Any = None
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
             head = stream.readline()
             stream.seek(0)
             if path.suffix.lower() == ".tsv":
-                reader: Any = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+                reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
             else:
                 fits = (d for d in ",|;\t" if _columns(next(csv.reader([head], delimiter=d, skipinitialspace=True)), columns))
                 reader = csv.reader(stream, delimiter=next(fits, ","), skipinitialspace=True, strict=True)
@@ -165,7 +166,7 @@ def _lines(path: Path, columns: dict[str, str], found: Listing) -> Iterator[tupl
     except UnicodeDecodeError as error:
         found.faults.append(f"{path}: expected UTF-8, found the byte {error.object[error.start]:#x} ({error.reason})")
     except csv.Error as error:
-        found.faults.append(f"{path}, line {reader.line_num}: {error}")
+        found.faults.append(f"{path}, line {reader.line_num if reader else 1}: {error}")
 
 
 def _chain(first: tuple[int, list[str]], rest: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:

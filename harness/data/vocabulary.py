@@ -45,7 +45,7 @@ class Vocabulary:
         """
         try:
             ids = json.loads(path.read_text(encoding="utf-8"))["word2idx"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"vocabulary {path}: expected JSON with word2idx, found {type(error).__name__}: {error}") from None
         if not isinstance(ids, dict) or not ids or not all(type(i) is int and i >= 0 for i in ids.values()):
             raise DataError(f"vocabulary {path}: word2idx should map words to numbers from 0")
@@ -54,6 +54,8 @@ class Vocabulary:
             raise DataError(f"vocabulary {path}: expected the special tokens {', '.join(SPECIAL)}, found no {', '.join(missing)}")
         if ids["<pad>"] != 0 or sum(i == 0 for i in ids.values()) > 1:
             raise DataError(f"vocabulary {path}: expected <pad> alone at 0, found it at {ids['<pad>']}")
+        if max(ids.values()) >= 100 * len(ids) + 1000:  # an embedding has a row for each number up to the largest
+            raise DataError(f"vocabulary {path}: the number {max(ids.values())} is far beyond its {len(ids)} words")
         return cls(ids)
 
     def write(self, path: Path) -> None:

@@ -155,6 +155,10 @@ def _split(name: str, files: list[Path], found: Listing) -> Listed:
     if len(places) == len(owner):  # prepared: the captions have an order of their own
         order = np.argsort(places, kind="stable")
         texts, owner = texts.only(order), owner[order]
+    if (group < 0).any() and (group >= 0).any():
+        found.faults.append(f"{name}: {int((group >= 0).sum())} samples say their group, and {int((group < 0).sum())} do not")
+    if len(places) and not np.array_equal(np.sort(places), np.arange(len(owner))):
+        found.faults.append(f"{name}: the captions have lost their order ('places' should be 0 to {len(owner) - 1}, each once)")
     listed = Listed(Slices(files, shard, start, length, keys), texts, owner, None if (group < 0).any() else group)
     found.content.append((name, [(f.name, file_digest(f)) for f in files], *listed.content()))
     return listed
@@ -175,6 +179,7 @@ class _Sample:
     captions: list[str] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     group: int = -1
+    text: bool = False
     other: list[str] = field(default_factory=list)
 
 
@@ -255,6 +260,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 def _take(member: tarfile.TarInfo, tar: tarfile.TarFile, samples: dict[str, _Sample]) -> str:
     """Add what a member says of its sample; returns what is wrong with it."""
+    if not member.name.isprintable():
+        return f"{member.name.encode(errors='backslashreplace').decode()}: not a name in UTF-8"
     folder, _, base = member.name.rpartition("/")
     key, _, kind = base.partition(".")
     key, kind = f"{folder}/{key}" if folder else key, kind.lower()
@@ -273,12 +280,15 @@ def _take(member: tarfile.TarInfo, tar: tarfile.TarFile, samples: dict[str, _Sam
     content = stream.read() if stream else b""
     try:
         if kind == "txt":
+            if sample.text:
+                return f"{key} has two .txt"
+            sample.text = True
             sample.captions = [" ".join(content.decode("utf-8-sig").split())]  # wins over the json's, as img2dataset writes both
         else:
             _take_json(json.loads(content), sample)
     except UnicodeDecodeError as error:
         return f"{member.name}: expected UTF-8, found the byte {error.object[error.start]:#x}"
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
         return f"{member.name}: {error}"
     return ""
 
@@ -296,6 +306,8 @@ def _take_json(about: Any, sample: _Sample) -> None:
     "".join(texts).encode()  # half of a surrogate pair is no text
     sample.group = group
     if places and isinstance(places, list) and len(places) == len(texts):
-        sample.captions, sample.places = texts, [int(p) for p in places]
+        if not all(type(p) is int and 0 <= p < 2**40 for p in places):
+            raise ValueError(f"places: expected whole numbers, found {places!r}"[:200])
+        sample.captions, sample.places = texts, places
     elif not sample.captions:
         sample.captions = [" ".join(t.split()) for t in texts]
