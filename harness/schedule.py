@@ -57,8 +57,8 @@ class ClusterError(RuntimeError):
     """Ray cannot give what the sweep asks for; the text is for the user."""
 
 
-class StoreGone(RuntimeError):
-    """The tracking store does not take results any more; the text is for the user."""
+class StoreGone(BaseException):
+    """The tracking store does not take results any more; the text is for the user. (Tune goes on after an `Exception` in a callback.)"""
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,6 @@ def run_trials(trials: list[Trial], task: Task, *, on_start: Callable[[Trial], N
         try:
             _tune(left, task, watch)
             return
-        except StoreGone:
-            raise
         except Exception as error:
             running = list(watch.running.values())
             if not running:

@@ -6,6 +6,7 @@ done when its run is FINISHED and carries its test metrics.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ import random
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,22 @@ class _Persistent:
         return call
 
 
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """Before a sweep a dead server is told at once; during one it gets MLflow's retries, or as many as the user has set."""
+    own = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    before = {key: os.environ.get(key) for key in own}
+    os.environ.update(own)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
 class Store:
     """A tracking store that answered.
 
@@ -151,20 +168,16 @@ class Store:
 
     def __init__(self, uri: str | None = None, *, patient: bool = True) -> None:
         self.uri = absolute_uri(uri)
-        if not patient:  # before a sweep a dead server is told at once; during one it gets MLflow's retries
-            os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"], os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "1", "10"
-        try:
-            self.client: Any = _Persistent(mlflow.MlflowClient(self.uri), seconds=_PATIENCE if patient else 0)
-            self.client.search_experiments(max_results=1)
-        except Exception as error:  # MLflow raises many kinds here
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise StoreError(
-                f"tracking store {self.uri} does not answer: {reason} (allowed: sqlite:///FILE, or the "
-                f"http(s) address of a running `mlflow server`)"
-            ) from None
-        finally:
-            if not patient:
-                del os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"], os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+        with contextlib.nullcontext() if patient else _impatient():
+            try:
+                self.client: Any = _Persistent(mlflow.MlflowClient(self.uri), seconds=_PATIENCE if patient else 0)
+                self.client.search_experiments(max_results=1)
+            except Exception as error:  # MLflow raises many kinds here
+                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+                raise StoreError(
+                    f"tracking store {self.uri} does not answer: {reason} (allowed: sqlite:///FILE, or the "
+                    f"http(s) address of a running `mlflow server`)"
+                ) from None
 
     # A sweep ----------------------------------------------------------------------------------
 

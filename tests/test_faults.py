@@ -12,15 +12,17 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
+from harness import schedule
 from harness.locks import claim
-from harness.spec import load_sweep
-from harness.tracking import Store
+from harness.spec import Resources, load_sweep
+from harness.tracking import Place, Store
 from harness.verify import faults_of
 from tests import build, small
 
@@ -294,16 +296,40 @@ def test_a_deadline(cluster, server, tmp_path, alone):
 
 
 def test_a_machine_whose_memory_runs_out(tmp_path, alone):
-    """Ray ends the worker each time, so the trial fails; the sweep goes on and ends as it should, and with memory so does the trial."""
+    """Ray ends the worker each time, so the trial fails; the sweep ends as it should, and with memory so does the trial."""
     file = write(tmp_path, seeds=1)
     running = Running(tmp_path, file, RAY_memory_usage_threshold="0.01", RAY_memory_monitor_refresh_ms="200")
     assert running.ends() == 1, running.said()
     (record,) = records(tmp_path)[1].values()
     assert record.status == "FAILED"
-    assert "Ray ended its worker: OutOfMemoryError: 1 worker(s) were killed due to the node running low on memory" in record.tags["failure"]
+    assert re.match(r"the worker process died.*, 3 times|Ray ended its worker: OutOfMemoryError: .* running low on memory", record.tags["failure"])
     again = Running(tmp_path, file)
     assert again.ends() == 0, again.said()
     assert whole(*records(tmp_path), alone)
+
+
+def test_tune_is_started_again_where_it_gives_up(tmp_path, monkeypatch):
+    """Which it does at some of Ray's kills for memory: a trial that ran each time has failed, the others are run."""
+    trials = list(small.sweep("clip", grid={"seed": [0, 1, 2]}).trials)
+    task = schedule.Task(Place(f"sqlite:///{tmp_path / 'm.db'}", "x", "0", ""), Resources(), {}, tmp_path, "", since=0, again=True)
+    calls, ended = [], []
+
+    def gives_up(left, task, watch):
+        calls.append([t.seed for t in left])
+        if trials[0] in left:
+            watch.on_trial_start(0, [], SimpleNamespace(config={"trial": trials[0].model_dump(mode="json")}))
+            raise RuntimeError("Caught unexpected exception") from MemoryError("low on memory\nand much more")
+        for trial in left:
+            watch.started[trial.id] = 0.0
+            watch.tell(trial, schedule.DONE, "")
+
+    monkeypatch.setattr(schedule, "_tune", gives_up)
+    monkeypatch.setattr(schedule, "stop_ray", lambda: None)
+    monkeypatch.setattr(schedule, "start_ray", lambda resources, address: None)
+    schedule.run_trials(trials, task, on_start=lambda trial: None, on_end=ended.append)
+    assert calls == [[0, 1, 2]] * 3 + [[1, 2]]
+    assert [(f.trial.seed, f.outcome) for f in ended] == [(0, "failed"), (1, "done"), (2, "done")]
+    assert ended[0].reason == "Ray ended its worker: MemoryError: low on memory"
 
 
 def test_a_sweep_that_is_killed_goes_on(tmp_path, alone):
