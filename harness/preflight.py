@@ -129,11 +129,13 @@ def check_address(address: str) -> list[str]:
     """Whether something answers at a Ray cluster's address: Ray itself ends the process where nothing does."""
     if address == "auto":
         return []
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):  # Ray's client runs Tune on the cluster, where our progress and records are not
+        return [f"--address {address!r}: a sweep is started on a node of the cluster, with HOST:PORT or 'auto'"]
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
-        return [f"--address {address!r}: no Ray cluster answers there ({error}); expected HOST:PORT, ray://HOST:PORT or 'auto'"]
+        return [f"--address {address!r}: no Ray cluster answers there ({error}); expected HOST:PORT or 'auto'"]
     return []
 
 

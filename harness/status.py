@@ -50,6 +50,8 @@ def _state(trial: Trial, record: TrialRecord | None, place: Place | None, storag
     if record.status == "FAILED":
         return "failed", record.tags.get("failure", "no reason on record")
     folder = place.folder(storage, trial)
+    if record.status == "RUNNING" and not folder.is_dir():
+        return "running", f"as the record says; its checkpoints are not in {storage} (see --storage)"
     beat = heartbeat(folder)
     where = f"{beat.where}, {duration(beat.seconds_ago)} ago" if beat else f"no heartbeat in {storage}"
     if claimed(folder):

@@ -53,10 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(error.errors)
     except (DataError, ClusterError, StoreError) as error:
         return fail([str(error)])
-    with claim(options.storage / "opening", wait=True):
-        place = store.open_sweep(sweep)
-    task = Task(place, sweep.file.resources, fingerprints, options.storage, os.getcwd(), since=time.time(), address=options.address, again=options.verify is not None)
-    return _verify(sweep, store, task, options.verify) if task.again else _run(sweep, store, task)
+    try:
+        with claim(options.storage / "opening", wait=True):
+            place = store.open_sweep(sweep)
+        task = Task(place, sweep.file.resources, fingerprints, options.storage, os.getcwd(), since=time.time(), address=options.address, again=options.verify is not None)
+        return _verify(sweep, store, task, options.verify) if task.again else _run(sweep, store, task)
+    except (StoreGone, StoreError) as error:
+        stop_ray()
+        console.print(f"{error}. What is recorded stays, and trials that are not keep their checkpoints in {options.storage}: start it again, and run the same command", style="bold red", markup=False)
+        return 1
 
 
 def _run(sweep: Sweep, store: Store, task: Task) -> int:
@@ -74,10 +79,6 @@ def _run(sweep: Sweep, store: Store, task: Task) -> int:
                 todo = _wait_for_others(shown, store, task)
     except KeyboardInterrupt:
         return _stop(shown, store, task)
-    except StoreGone as error:
-        stop_ray()
-        console.print(f"[bold red]{error}[/]. What it has recorded stays, and unrecorded trials keep their checkpoints in {task.storage}: start it again, and run the same command")
-        return 1
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for ended in shown.failures:

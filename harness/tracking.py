@@ -121,6 +121,9 @@ class _Persistent:
     """A client that asks again where the store is only busy. (MLflow itself tries again where a server cannot be reached.)
 
     Every call of ours may be made twice: values are told apart by key, step and time.
+
+    Raises (each of its methods):
+        StoreError: the server does not answer any more.
     """
 
     def __init__(self, client: Any, *, seconds: float) -> None:
@@ -135,6 +138,8 @@ class _Persistent:
                 try:
                     return function(*args, **kwargs)
                 except MlflowException as error:
+                    if "API request to" in str(error):
+                        raise StoreError(f"the tracking store does not answer any more: {' '.join(str(error).split())[:300]}") from error
                     if time.monotonic() > end or not any(words in str(error) for words in _BUSY_STORE):
                         raise
                 time.sleep(pause * (1 + random.random()))

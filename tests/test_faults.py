@@ -338,6 +338,9 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path, alone):
     running.reaches("1.0.0")
     (tmp_path / "paced" / "pause").write_text("60")  # or its worker may end the trial before it notices
     worker = running.reaches("1.1.0")
+    status = Running(tmp_path, file, "--status")
+    assert status.ends() == 1
+    assert re.search(rf"running: .*seed=1 \(\w+\): [^(]* ago \(process {worker} on ", status.said()), status.said()
     os.kill(running.process.pid, signal.SIGKILL)
     (tmp_path / "paced" / "pause").write_text("0.5")
     store, before = records(tmp_path)

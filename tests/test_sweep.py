@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from harness.noise import Derangement, make_noise
 from harness.report.__main__ import main as report_command
 from harness.spec import load_sweep
 from harness.tracking import MlflowRecorder, Store
+from harness.trainer import DataChanged, EpochRecord
 from harness.trial import _describe as describe
 from tests import build, layouts, small
 
@@ -387,6 +389,8 @@ def test_no_cluster_at_the_address(place, capfd, address):
     told = capfd.readouterr().err
     assert f"--address {address!r}: no Ray cluster answers there" in told
     assert "at most 40" in told  # with all other faults
+    assert sweep_command.main([file, "--address", f"ray://{address}"]) == 2
+    assert "a sweep is started on a node of the cluster" in capfd.readouterr().err
 
 
 def test_a_tracking_server_by_uri(place):
@@ -463,6 +467,36 @@ def test_runs_that_name_one_noise_index_at_once(place, tmp_path):
     inputs = [store.client.get_run(r.run_id).inputs.dataset_inputs for r in recorders]
     assert {i.dataset.digest for found in inputs for i in found} == {trainers[0].noise.digest}
     assert all(len(found) == 1 for found in inputs)
+
+
+def test_what_an_attempt_may_go_on_with(tmp_path):
+    """The same code and packages: in its run, wherever it runs. Other code: anew, in a run of its own. Other data: not at all."""
+    sweep = small.sweep("clip", name="attempts")
+    store = Store(f"sqlite:///{tmp_path / 'attempts.db'}")
+    opened, made = store.open_sweep(sweep), build.trainer("clip")
+    setup = describe(sweep.trials[0], small.load(), made.noise, made)
+
+    def begin(**changes):
+        recorder = MlflowRecorder(opened, sweep.trials[0])
+        return recorder, recorder.start(replace(setup, **changes))
+
+    first, recorded = begin()
+    assert recorded == 0
+    first.epoch(EpochRecord(0, {"seconds/train": 1.0}, None))
+    second, recorded = begin(environment={**setup.environment, "device": "another machine"})
+    assert (second.run_id, recorded) == (first.run_id, 1)
+    tags = store.client.get_run(first.run_id).data.tags
+    assert tags["attempts"] == "2"
+    assert tags["history"] == f"attempt 1, 1 epochs on record: its process ended without a word; device {setup.environment['device']} -> another machine"
+    third, recorded = begin(environment={**setup.environment, "code": "other"})
+    assert third.run_id != first.run_id
+    assert recorded == 0
+    given_up = store.client.get_run(first.run_id)
+    assert given_up.info.status == "KILLED"
+    assert given_up.data.tags["given_up"] == f"begun anew in another run: code {setup.environment['code']} -> other"
+    assert store.records(opened, sweep.trials)[sweep.trials[0].id].run_id == third.run_id
+    with pytest.raises(DataChanged, match="the data of this trial changed since it was begun"):
+        begin(fingerprint="others", environment={**setup.environment, "code": "other"})
 
 
 def test_the_plan_is_in_the_store(compared):
