@@ -84,12 +84,14 @@ def _told_apart(given: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str,
     of_label: dict[str, list[Mapping[str, Any]]] = {}
     for label, settings in given.values():
         of_label.setdefault(label, []).append(settings)
-    found = {}
-    for trial, (label, settings) in given.items():
-        keys = sorted({k for other in of_label[label] for k in other})
-        differing = [k for k in keys if len({repr(other.get(k)) for other in of_label[label]}) > 1]
-        found[trial] = f"{label} ({', '.join(f'{k}={settings.get(k)}' for k in differing)})" if differing else label
-    return found
+    differing = {}
+    for label, members in of_label.items():
+        keys = sorted({k for settings in members for k in settings})
+        differing[label] = [k for k in keys if len({repr(settings.get(k)) for settings in members}) > 1]
+    return {
+        trial: f"{label} ({', '.join(f'{k}={settings.get(k)}' for k in differing[label])})" if differing[label] else label
+        for trial, (label, settings) in given.items()
+    }
 
 
 def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
@@ -134,9 +136,9 @@ def row_labels(trials: Sequence[Trial], *, full: bool = False) -> dict[str, str]
     labels = {}
     for method, members in by_method.items():
         own = [settings(t) for t in members]
-        usual = {} if full else _usual(own)
+        keys, usual = varied(own), {} if full else _usual(own)
         for trial, values in zip(members, own, strict=True):
-            extra = ", ".join(f"{k.removeprefix('backbone.')}={values.get(k, 'default')}" for k in varied(own) if values.get(k, "default") != usual.get(k))
+            extra = ", ".join(f"{k.removeprefix('backbone.')}={values.get(k, 'default')}" for k in keys if values.get(k, "default") != usual.get(k))
             labels[trial.id] = f"{names[method]} ({extra})" if extra else names[method]
     return labels
 
