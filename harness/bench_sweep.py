@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import yaml
 from rich.table import Table
@@ -27,7 +26,7 @@ from harness.report.write import write_report
 from harness.schedule import Finished, Task, _run_here
 from harness.spec import load_sweep
 from harness.sweep import _Progress
-from harness.tracking import Store
+from harness.tracking import MlflowClient, Store
 from harness.trainer import Trainer
 from harness.trial import fingerprint
 from methods.base import Method
@@ -86,8 +85,8 @@ class _Clock:
 def bench_sweep(trials: int) -> None:
     """Run a sweep's own parts one after another in this process, with a real store and without Ray; print what each costs a trial."""
     clock = _Clock()
-    for name in [n for n, f in vars(mlflow.MlflowClient).items() if callable(f) and (n == "__init__" or not n.startswith("_"))]:
-        clock.watch(mlflow.MlflowClient, name, MLFLOW)
+    for name in [n for n, f in vars(MlflowClient).items() if callable(f) and (n == "__init__" or not n.startswith("_"))]:
+        clock.watch(MlflowClient, name, MLFLOW)
     clock.watch(trial_module, "build_trainer", WORK)
     clock.watch(Trainer, "fit", WORK)
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):

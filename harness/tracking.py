@@ -35,7 +35,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-import mlflow
+from mlflow import MlflowClient as MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
@@ -175,7 +175,7 @@ class Store:
         self.uri = absolute_uri(uri)
         with contextlib.nullcontext() if patient else _impatient():
             try:
-                self.client: Any = _Persistent(mlflow.MlflowClient(self.uri), seconds=_PATIENCE if patient else 0)
+                self.client: Any = _Persistent(MlflowClient(self.uri), seconds=_PATIENCE if patient else 0)
                 self.client.search_experiments(max_results=1)
             except Exception as error:  # MLflow raises many kinds here
                 reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

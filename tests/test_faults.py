@@ -165,9 +165,13 @@ def test_a_worker_process_that_dies_is_started_again(cluster, server, tmp_path, 
 
 def test_a_node_that_goes_takes_its_trial_to_another(cluster, server, tmp_path, alone):
     running = Running(tmp_path, write(tmp_path), "--address", cluster.address, "--tracking-uri", server.uri)
+    for seed in (0, 1):
+        running.reaches(f"{seed}.0.0")
+    (tmp_path / "paced" / "pause").write_text("20")  # or a worker may end its trial before it notices
     pids = [running.reaches(f"{seed}.1.0") for seed in (0, 1)]
     node = next(iter(cluster.worker_nodes))
     cluster.remove_node(node, allow_graceful=False)
+    (tmp_path / "paced" / "pause").write_text("0.5")
     until(lambda: not all(psutil.pid_exists(p) for p in pids), 30)
     assert running.ends() == 0, running.said()
     cluster.add_node(num_cpus=1)
