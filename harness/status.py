@@ -53,7 +53,7 @@ def _state(trial: Trial, record: TrialRecord | None, place: Place | None, storag
     if record.status == "RUNNING" and not folder.is_dir():
         return "running", f"as the record says; its checkpoints are not in {storage} (see --storage)"
     beat = heartbeat(folder)
-    where = f"{beat.where}, {duration(beat.seconds_ago)} ago" if beat else f"no heartbeat in {storage}"
+    where = f"{beat.where}, {duration(beat.seconds_ago)} ago" if beat else "no heartbeat yet"
     if claimed(folder):
         return "running", f"{where} ({holder(folder)})"
     return "interrupted", f"{record.tags.get('failure') or 'its process ended without a word'}; last heard of: {where}"

@@ -252,7 +252,7 @@ class _Progress:
         self._show()
         if not self.bar:
             outcome = "done" if finished.outcome == DONE else f"FAILED ({finished.reason})"
-            console.print(f"{self._text()}, {self._left()}: {label(finished.trial)} {outcome} in {finished.seconds:.0f} s", markup=False)
+            console.out(f"{self._text()}, {self._left()}: {label(finished.trial)} {outcome} in {finished.seconds:.0f} s", highlight=False)
         return None
 
     def leave(self, done: int) -> None:

@@ -72,14 +72,12 @@ class Watch:
             self.thread.join()
 
     def _look_on(self, folder: Path) -> None:
-        while True:
+        while not self._ended.wait(min(_EVERY, self.stall / 4)):
             silent = time.monotonic() - (self.last or time.monotonic())
             if self.writes:
                 self._write_heartbeat(folder, silent)
             if silent > self.stall:
                 self._end(folder, silent)
-            if self._ended.wait(min(_EVERY, self.stall / 4)):
-                return
 
     def _write_heartbeat(self, folder: Path, silent: float) -> None:
         """A heartbeat that cannot be written (a full disk) ends nothing."""
