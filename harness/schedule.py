@@ -306,11 +306,10 @@ def _cause(error: BaseException) -> BaseException | None:
 
     The others then raise too, for the one that they wait for does not answer: that is no cause.
     """
-    failures = list(getattr(error, "worker_failures", {}).values())
-    raised = [getattr(failure, "cause", None) for failure in failures]
-    if not failures or None in raised:
+    raised = list(getattr(error, "worker_failures", {}).values())
+    if any(type(e).__module__.partition(".")[0] == "ray" for e in raised):  # Ray tells that a process does not answer
         return None
-    return next((cause for cause in raised if cause and not _lost_another(cause)), None)
+    return next((e for e in raised if not _lost_another(e)), None)
 
 
 def _lost_another(error: BaseException) -> bool:
