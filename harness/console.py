@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -11,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+for _stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that no terminal can show
+    if isinstance(_stream, io.TextIOWrapper):
+        _stream.reconfigure(errors="backslashreplace")
 
 
 def progress(items: Sequence[T], label: str | None) -> Iterator[T]:

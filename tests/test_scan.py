@@ -12,6 +12,7 @@ import torch
 from harness.backbones.sgraf import SgrafConfig, SgrafSetup
 from harness.data import DataError, DataSet, Split, load_dataset
 from harness.data.__main__ import main
+from harness.data.check import check
 from harness.data.export import export_scan
 from harness.data.vocabulary import SPECIAL, Vocabulary, tokenize
 from harness.noise import make_noise
@@ -82,6 +83,14 @@ def test_features_are_a_memory_map_of_which_only_the_asked_rows_are_read(folder)
     assert isinstance(images.features, np.memmap)
     inputs = SgrafSetup(SgrafConfig()).inputs(load(folder), "train")
     assert torch.equal(inputs.images(torch.tensor([5, 2, 5])), torch.from_numpy(np.load(folder / "train_ims.npy")[[5, 2, 5]]))
+
+
+def test_check_names_the_images_whose_features_are_not_finite(folder):
+    assert check(folder).faults == []
+    array = np.load(folder / "train_ims.npy")
+    array[2, 1, 0], array[7, 0, 3] = np.nan, np.inf
+    np.save(folder / "train_ims.npy", array)
+    assert check(folder).faults == [f"train: the region features of image {i} are not finite" for i in (2, 7)]
 
 
 def test_the_fingerprint_follows_the_content(folder):

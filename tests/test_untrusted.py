@@ -8,6 +8,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from datetime import timedelta
 from pathlib import Path
@@ -383,3 +385,12 @@ def test_pictures_are_files(tmp_path, make):
     assert data_command(["check", str(root), "--options", "{held_out: 4}"]) == 1
     with pytest.raises(DataError):
         list(load_dataset("table", folder=str(root), held_out=4)["train"].images)
+
+
+def test_names_that_a_terminal_cannot_show(tmp_path):
+    root = layouts.own_table(tmp_path / "data")
+    Path(os.fsdecode(os.fsencode(root) + b"/\xff\xe9.jpg")).write_bytes(layouts.entries()[0].picture)
+    command = [sys.executable, "-m", "harness.data", "check", str(root), "--options", "{held_out: 4}"]
+    found = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert "have no caption in any split: \\udcff\\udce9.jpg" in found.stdout

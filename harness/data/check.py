@@ -23,6 +23,7 @@ from harness.data import recognise
 from harness.data.base import DataError
 from harness.data.layout import Listed, Listing, look_at, read_options
 from harness.data.pictures import PICTURE_SUFFIXES, Files, Pictures
+from harness.data.scan import Regions
 
 PUBLISHED = {
     "flickr30k": {"train": 29_000, "dev": 1_014, "test": 1_000},
@@ -70,6 +71,9 @@ def check(folder: Path, *, layout: str | None = None, options: dict[str, Any] | 
     for split, listed in listing.splits.items():
         _check_captions(split, listed, found)
     digests = {s: _check_pictures(s, listed.images, found, threads) for s, listed in listing.splits.items() if isinstance(listed.images, Pictures)}
+    for split, listed in listing.splits.items():
+        if isinstance(listed.images, Regions):
+            found.faults += [f"{split}: the region features of image {i} are not finite" for i in _broken(listed.images)]
     found.faults += _duplicates(digests, listing)
     if not found.faults:
         try:  # what else loading would refuse: options that do not go with these counts
@@ -149,6 +153,13 @@ def _check_pictures(split: str, images: Pictures, found: Findings, threads: int 
         if seen.fault:
             found.faults.append(f"{split}: {seen.fault}")
     return digests
+
+
+def _broken(images: Regions) -> Iterable[int]:
+    """Images with an infinite region feature or one that is no number; read piece by piece, for the file may be larger than the memory."""
+    for start in range(0, len(images), 256):
+        rows = np.arange(start, min(start + 256, len(images)))
+        yield from rows[~np.isfinite(images[rows]).all(axis=(1, 2))].tolist()
 
 
 def _duplicates(digests: dict[str, list[str]], listing: Listing) -> list[str]:
