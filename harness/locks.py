@@ -11,6 +11,8 @@ from pathlib import Path
 
 import filelock
 
+logging.getLogger("filelock").setLevel(logging.ERROR)
+
 
 class Busy(RuntimeError):
     """Another process is running this trial."""
@@ -57,5 +59,4 @@ def holder(folder: Path) -> str:
 
 
 def _lock(folder: Path) -> filelock.BaseFileLock:
-    logging.getLogger("filelock").setLevel(logging.ERROR)
     return filelock.FileLock(folder / "lock")

@@ -295,13 +295,13 @@ class Store:
         """Steps and values of a metric, as they were logged."""
         return [(m.step, m.value) for m in self.client.get_metric_history(run_id, metric)]
 
-    def run_address(self, sweep: str, run_id: str) -> str:
-        """Where the MLflow UI shows a run: on the server, or where `mlflow ui` serves a database file by default."""
+    def runs_address(self, sweep: str) -> str:
+        """What the addresses of a sweep's runs begin with in the MLflow UI: on the server, or where `mlflow ui` serves a database file by default."""
         experiment = self.client.get_experiment_by_name(sweep)
         given = urlsplit(self.uri)
         # Without a name and password that may stand before the host.
         server = f"{given.scheme}://{given.netloc.rpartition('@')[2]}{given.path.rstrip('/')}" if given.netloc else "http://127.0.0.1:5000"
-        return f"{server}/#/experiments/{experiment.experiment_id if experiment else 0}/runs/{run_id}"
+        return f"{server}/#/experiments/{experiment.experiment_id if experiment else 0}/runs/"
 
     # A trial ----------------------------------------------------------------------------------
 

@@ -39,7 +39,8 @@ class Belief:
 def beliefs(source: Source, frame: pd.DataFrame) -> list[Belief]:
     """Those of all finished trials that have a confidence and a known truth."""
     found = []
-    for line in frame[frame["done"]].itertuples():
+    scored = frame[list(_SCORES)].notna().any(axis=1)  # what has no score has no confidence: nobody is asked for it
+    for line in frame[frame["done"] & scored].itertuples():
         files = source.names(line.run, "confidence")
         matched = _truth(source, line.run) if files else None
         if matched is not None:

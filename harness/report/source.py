@@ -35,4 +35,4 @@ def from_store(store: Store, name: str) -> Source:
         StoreError: no such sweep, or one of another protocol version.
     """
     sweep = store.read_sweep(name)
-    return Source(sweep, store.read_array, store.artifacts, lambda run: store.run_address(name, run))
+    return Source(sweep, store.read_array, store.artifacts, store.runs_address(name).__add__)
