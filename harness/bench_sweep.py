@@ -112,7 +112,7 @@ def bench_sweep(trials: int) -> None:
         memory = []
         for number, trial in enumerate(sweep.trials):
             with clock.part("around a trial"):
-                result = _run_here({"trial": trial.model_dump(mode="json")}, task)
+                result = _run_here({"trial": trial.model_dump_json()}, task)
             assert result["outcome"] == "done", result
             with clock.part("telling how far it is"), open(os.devnull, "w") as nowhere:
                 console.file = nowhere

@@ -201,7 +201,8 @@ def _tune(trials: list[Trial], task: Task, watch: _Watch) -> None:
     scratch = tempfile.mkdtemp(prefix="harness-ray-")
     tuner = tune.Tuner(
         tune.with_resources(run, needs),
-        param_space={"trial": tune.grid_search([t.model_dump(mode="json") for t in trials])},
+        # As text: Tune copies the whole list for each trial, and takes some mappings for instructions of its own.
+        param_space={"trial": tune.grid_search([t.model_dump_json() for t in trials])},
         tune_config=tune.TuneConfig(reuse_actors=not several, max_concurrent_trials=_at_once(task.resources)),
         run_config=tune.RunConfig(
             storage_path=scratch, name="sweep", verbose=0, failure_config=tune.FailureConfig(max_failures=RETRIES), callbacks=[watch],
@@ -228,7 +229,7 @@ def _at_once(resources: Resources) -> int:
 
 def _run_here(config: dict[str, Any], task: Task) -> dict[str, str]:
     """A one-process trial inside a Tune actor."""
-    trial = Trial.model_validate(config["trial"])
+    trial = Trial.model_validate_json(config["trial"])
     try:
         _work(trial, task)
     except Exception as error:
@@ -279,7 +280,7 @@ def _drive_processes(config: dict[str, Any], task: Task) -> dict[str, str]:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    resources, trial = task.resources, Trial.model_validate(config["trial"])
+    resources, trial = task.resources, Trial.model_validate_json(config["trial"])
     on_gpu = resources.gpus > 0
     per_worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if on_gpu else {})}
     scratch = tempfile.mkdtemp(prefix="harness-train-")
@@ -321,7 +322,7 @@ def _run_worker(config: dict[str, Any]) -> None:
     """One process of a trial. An exception here ends all of them, and the driver records it."""
     from ray import train
 
-    _work(Trial.model_validate(config["trial"]), config["task"], main=train.get_context().get_world_rank() == 0)
+    _work(Trial.model_validate_json(config["trial"]), config["task"], main=train.get_context().get_world_rank() == 0)
 
 
 class _Watch(tune.Callback):
@@ -368,4 +369,4 @@ class _Watch(tune.Callback):
 
 
 def _ours(trial: Any) -> Trial:
-    return Trial.model_validate(trial.config["trial"])
+    return Trial.model_validate_json(trial.config["trial"])

@@ -223,7 +223,7 @@ class _Progress:
         self.failures: list[Finished] = []
         self.running: dict[str, Trial] = {}
         self.busy: list[Trial] = []
-        self.before, self.began = done, time.monotonic()
+        self.before, self.began = done, 0.0  # the clock runs from the first trial's start
         self.bar = bar() if console.is_terminal else None
 
     def __enter__(self) -> _Progress:
@@ -238,6 +238,7 @@ class _Progress:
 
     def started(self, trial: Trial) -> None:
         self.running[trial.id] = trial
+        self.began = self.began or time.monotonic()
         self._show()
 
     def ended(self, finished: Finished) -> None:

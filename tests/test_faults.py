@@ -321,7 +321,7 @@ def test_tune_is_started_again_where_it_gives_up(tmp_path, monkeypatch):
     def gives_up(left, task, watch):
         calls.append([t.seed for t in left])
         if trials[0] in left:
-            watch.on_trial_start(0, [], SimpleNamespace(config={"trial": trials[0].model_dump(mode="json")}))
+            watch.on_trial_start(0, [], SimpleNamespace(config={"trial": trials[0].model_dump_json()}))
             raise RuntimeError("Caught unexpected exception") from MemoryError("low on memory\nand much more")
         for trial in left:
             watch.started[trial.id] = 0.0

@@ -320,6 +320,12 @@ def test_data_that_is_noisy_by_nature_has_no_detection_scores(place, capfd):
     assert "of noise 'none' (data that is noisy by nature) nobody does" in capfd.readouterr().err
 
 
+def test_what_a_sweep_file_says_is_no_instruction_to_ray(place):
+    """Tune by itself runs as Python what stands in a mapping under `eval`."""
+    file = write(place, "clip", name="literal", grid={"dataset": ["tests.small:literally"]}, fixed={"dataset_options": {"eval": "1 + 1"}})
+    assert sweep_command.main([file]) == 0
+
+
 def test_a_failure_in_one_of_two_processes_is_told_by_its_cause(place, feature_cache):
     (feature_cache / "mended").unlink(missing_ok=True)
     file = write(place, FAILING[1], name="twofaults", resources={"processes": 2})
