@@ -66,10 +66,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(sweep: Sweep, store: Store, task: Task) -> int:
     """Run what is not done; report; the exit code."""
-    done = {i for i, r in store.records(task.place, sweep.trials).items() if r.done}
+    known = store.records(task.place, sweep.trials)
+    done = {i for i, r in known.items() if r.done}
     # Seed by seed, so that an early look at the table shows every row.
     todo = sorted((t for t in sweep.trials if t.id not in done), key=lambda t: (t.seed, t.noise_seed))
     console.print(f"sweep [bold]{sweep.name}[/]: {len(sweep.trials)} trials, {len(done)} done before, {len(todo)} to run; record: {store.uri}")
+    elsewhere = [t for t in todo if t.id in known and known[t.id].status == "RUNNING" and not task.place.folder(task.storage, t).is_dir()]
+    if elsewhere:
+        console.print(
+            f"note: {len(elsewhere)} trials are on record as running, and their checkpoints are not in {task.storage}. If another sweep is running them, "
+            "stop this one and start it with that one's --storage, so that each trial runs once; if none is, they begin anew", markup=False,
+        )
     shown = _Progress(len(sweep.trials), len(done))
     try:
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -228,6 +228,16 @@ def test_status_says_what_is_done_and_what_failed_and_why(failed, place, capfd):
     assert Store().client.get_experiment_by_name("never") is None
 
 
+def test_trials_that_seem_to_run_where_nobody_sees_are_told(place, capfd):
+    """Another sweep with a storage of its own, or one whose storage is lost."""
+    file = write(place, "clip", name="elsewhere")
+    sweep, store = load_sweep(file), Store()
+    run = store.create_run(store.open_sweep(sweep), sweep.trials[0], {"attempts": "1"})
+    assert sweep_command.main([file]) == 0
+    assert "1 trials are on record as running, and their checkpoints are not in" in " ".join(capfd.readouterr().err.split())
+    assert records("elsewhere")[sweep.trials[0].id].run_id == run
+
+
 def test_verify_runs_a_sample_again_and_finds_what_is_not_whole(place, capfd):
     file = write(place, "small_loss", "mscn", name="verified", grid={"noise_ratio": [0, 0.4]})
     assert sweep_command.main([file]) == 0
