@@ -92,6 +92,16 @@ class Trial(_Model):
     def _by_name(cls, value: Any) -> Any:
         return {"model": value} if isinstance(value, str) else value
 
+    @field_validator("dataset_options", "backbone", "hyper")
+    @classmethod
+    def _finite(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """JSON, in which a trial travels and is hashed, would make nothing of other numbers."""
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise ValueError("a number in it is not finite") from None
+        return value
+
     @property
     def id(self) -> str:
         """12 hex digits: the hash of the canonical form and the protocol version."""
@@ -413,7 +423,7 @@ def _describe(error: Any, allowed: list[str], prefix: str = "") -> str:
     if error["type"] == "union_tag_invalid":
         given = error["input"]["model"]
         return f"{path}: unknown noise model {given!r}{suggest(str(given), list(MODELS))}"
-    message = re.sub(r"^Input should be", "expected", error["msg"])
+    message = re.sub(r"^Input should be", "expected", error["msg"]).removeprefix("Value error, ")
     return f"{path} = {error['input']!r}: {message}"
 
 

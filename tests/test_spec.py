@@ -89,6 +89,7 @@ def test_a_method_of_ones_own_works_like_a_built_in_name():
         ({"fixed": {"epoch": 3}}, "unknown key 'epoch'; did you mean 'epochs'"),
         ({"fixed": {"epochs": 0}}, "epochs = 0: expected greater than or equal to 1"),
         ({"fixed": {"lr": float("nan")}}, "lr = nan"),
+        ({"fixed": {"dataset_options": {"x": [float("inf")]}}}, "dataset_options = {'x': [inf]}: a number in it is not finite"),
         ({"fixed": {"backbone": "clop"}}, "unknown backbone 'clop'; did you mean 'clip'"),
         ({"fixed": {"backbone": {"modle": "x"}}}, "unknown key 'backbone.modle'; did you mean 'model'"),
         ({"fixed": {"backbone": small.backbone() | {"head": None}}}, "nothing to train"),
