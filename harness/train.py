@@ -11,14 +11,14 @@ import os
 import sys
 from typing import Any
 
-from harness.console import console, fail
+from harness.config.sweep_file import BadInput, Sweep, Trial, load_sweep
 from harness.data import DataError, load_dataset
-from harness.locks import Busy, claim
-from harness.preflight import check_same_data, check_trial
-from harness.spec import BadInput, Sweep, Trial, load_sweep
-from harness.trainer import DataChanged, Diverged
-from harness.trial import STORAGE, PrintRecorder, fingerprint, run_trial
-from harness.watch import OutOfTime
+from harness.lib.console import console, fail
+from harness.lib.locks import Busy, claim
+from harness.lib.watchdog import OutOfTime
+from harness.sweep.preflight import check_same_data, check_trial
+from harness.training.run_trial import STORAGE, PrintRecorder, fingerprint, run_trial
+from harness.training.trainer import DataChanged, Diverged
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run_tracked(sweep: Sweep, trial: Trial, uri: str | None) -> int:
-    from harness.tracking import MlflowRecorder, Store, StoreError, describe_failure
+    from harness.record.store import MlflowRecorder, Store, StoreError, describe_failure
 
     main_process = os.environ.get("RANK", "0") == "0"
     try:

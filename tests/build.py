@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.loading import load
-from harness.trainer import Trainer, make_accelerator
-from harness.trial import build_trainer, noise_of
+from harness.training.loading import load
+from harness.training.run_trial import build_trainer, noise_of
+from harness.training.trainer import Trainer, make_accelerator
 from methods.base import Batch, Method
 from tests import small
 

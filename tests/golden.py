@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.metrics import Ranking, detection, recalls
+from harness.config.sweep_file import Sweep, parse_sweep
+from harness.evaluation.metrics import Ranking, detection, recalls
+from harness.record.store import StoreError, SweepRecord, TrialRecord
 from harness.report.source import Source
 from harness.report.versus import write_versus
 from harness.report.write import write
-from harness.spec import Sweep, parse_sweep
-from harness.tracking import StoreError, SweepRecord, TrialRecord
-from harness.trial import fingerprint, noise_of
+from harness.training.run_trial import fingerprint, noise_of
 from tests import small
 
 FOLDER = Path(__file__).parent / "data" / "golden"

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from harness.spec import Trial
-from harness.tracking import MlflowRecorder, Place
-from harness.trial import PrintRecorder, run_trial
-from harness.watch import Watch
+from harness.config.sweep_file import Trial
+from harness.lib.watchdog import Watch
+from harness.record.store import MlflowRecorder, Place
+from harness.training.run_trial import PrintRecorder, run_trial
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.killing", "tests.warm"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from harness.trainer import Trainer
+from harness.training.trainer import Trainer
 from tests import build, small
 
 

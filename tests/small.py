@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.sweep_file import Sweep, Trial, parse_sweep
 from harness.data import DataSet, Split, load_dataset
 from harness.data.scan import Regions
-from harness.spec import Sweep, Trial, parse_sweep
 
 TINY_MODEL = str(Path(__file__).parent / "data" / "tiny_clip.json")
 CONCEPTS = {"train": 40, "dev": 12, "test": 12, "meta": 6}

@@ -12,8 +12,8 @@ import torch
 from harness.backbones import towers
 from harness.backbones.clip import ClipConfig, ClipSetup
 from harness.backbones.towers import build_towers, check_towers
-from harness.cache import file_digest
-from harness.loading import Fetch, Plan
+from harness.lib.files import file_digest
+from harness.training.loading import Fetch, Plan
 from methods.base import Batch, Pairs
 from tests import build, small
 

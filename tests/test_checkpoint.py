@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from harness.checkpoint import Checkpoints
-from harness.locks import Busy, claim, claimed, holder
-from harness.trainer import DataChanged
-from harness.trial import PrintRecorder, run_trial
-from harness.watch import OutOfTime, Watch, heartbeat, take_last_words
+from harness.lib.locks import Busy, claim, claimed, holder
+from harness.lib.watchdog import OutOfTime, Watch, heartbeat, take_last_words
+from harness.training.checkpoint import Checkpoints
+from harness.training.run_trial import PrintRecorder, run_trial
+from harness.training.trainer import DataChanged
 from tests import build, small
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +131,7 @@ def test_a_full_disk_is_told_and_what_was_kept_stays(tmp_path):
 
 def test_one_process_at_a_time(tmp_path):
     folder = tmp_path / "trial"
-    code = f"import time; from pathlib import Path; from harness.locks import claim\nwith claim(Path({str(folder)!r})):\n print('held', flush=True); time.sleep(60)"
+    code = f"import time; from pathlib import Path; from harness.lib.locks import claim\nwith claim(Path({str(folder)!r})):\n print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         assert claimed(folder)
@@ -152,7 +152,7 @@ def test_one_process_at_a_time(tmp_path):
 
 def test_a_trial_that_hangs_is_ended_and_says_where(tmp_path):
     code = (
-        "import time; from pathlib import Path; from harness.watch import Watch\n"
+        "import time; from pathlib import Path; from harness.lib.watchdog import Watch\n"
         f"with Watch(Path({str(tmp_path)!r}), stall=0.4, deadline=None) as watch:\n"
         " time.sleep(1)\n"  # before the first step nothing counts
         " for step in range(12): watch.beat(f'step {step}'); time.sleep(0.1)\n"

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.coco import ECCV_MEASURES, FOLD_MEASURES, coco_metrics, eccv_metrics, fold_metrics
 from harness.data import DataSet, Split
-from harness.metrics import rank_queries, recalls
+from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES, coco_metrics, eccv_metrics, fold_metrics
+from harness.evaluation.metrics import rank_queries, recalls
 from harness.report.accuracy import coco_tables
-from harness.trainer import make_accelerator
-from harness.trial import build_trainer, noise_of
+from harness.training.run_trial import build_trainer, noise_of
+from harness.training.trainer import make_accelerator
 from tests import small
 from tests.test_results import frame
 

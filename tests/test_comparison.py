@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from harness.config.sweep_file import BadInput
 from harness.report.accuracy import by_ratio
 from harness.report.comparison import blocks_table, compare, differences_table, not_worse, queries_table, reference_row
-from harness.spec import BadInput
 from tests import small
 from tests.test_results import frame
 

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from harness.data import DataError, DataSet, Split, load_dataset
-from harness.data.build_emoji import Concept, _captions, _families
 from harness.data.emoji import FILE
+from harness.data_tools.build_emoji import Concept, _captions, _families
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
-from harness import schedule
-from harness.locks import claim
-from harness.spec import Resources, load_sweep
-from harness.tracking import Place, Store
-from harness.verify import faults_of
+from harness.config.sweep_file import Resources, load_sweep
+from harness.lib.locks import claim
+from harness.record.store import Place, Store
+from harness.record.verify import faults_of
+from harness.sweep import schedule
 from tests import build, small
 
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from harness.spec import method_class
-from harness.tracking import Store
+from harness.config.sweep_file import method_class
+from harness.record.store import Store
 from methods import METHODS
 from tests import build, killing, small
 

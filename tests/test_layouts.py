@@ -10,12 +10,12 @@ import tarfile
 import numpy as np
 import pytest
 
+from harness.config.sweep_file import Resources, parse_sweep
 from harness.data import DataError, load_dataset, recognise
-from harness.data.__main__ import main
-from harness.data.check import check, show
 from harness.data.pictures import decode
-from harness.spec import Resources, parse_sweep
-from harness.trial import run_trial
+from harness.data_tools.check import check, show
+from harness.data_tools.cli import main
+from harness.training.run_trial import run_trial
 from tests import layouts, small
 
 FIVE = {

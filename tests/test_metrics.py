@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.metrics import BINS, calibration, detection, rank_queries, recalls
+from harness.evaluation.metrics import BINS, calibration, detection, rank_queries, recalls
 
 DATA = Path(__file__).parent / "data"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from harness.data import DataError, Split, load_dataset
-from harness.noise import Derangement, FromFile, Hard, Natural, Partial, make_noise
-from harness.noise_files import write_index
+from harness.noise.files import write_index
+from harness.noise.inject import Derangement, FromFile, Hard, Natural, Partial, make_noise
 
 
 @pytest.fixture(scope="module")

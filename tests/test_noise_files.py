@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from harness.data import DataError, Split, load_dataset
-from harness.data.__main__ import main
-from harness.noise import make_noise
-from harness.noise_files import read_index, write_index
+from harness.data_tools.cli import main
+from harness.noise.files import read_index, write_index
+from harness.noise.inject import make_noise
 from tests import layouts
 
 IMAGES, EACH = 200, 5

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.optimizers import Optimizers
+from harness.training.optimizers import Optimizers
 from methods.base import Group
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.backbones.clip import ClipConfig, ClipSetup
-from harness.trainer import make_accelerator
+from harness.training.trainer import make_accelerator
 from tests import build, small
 from tests.test_backbones import batch_of, network_of
 

@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.preflight import check_trial
+from harness.config.sweep_file import parse_sweep
+from harness.record.store import SweepRecord
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
 from harness.report.figures import styles
 from harness.report.results import cells, row_labels, shared_and_own_settings, tidy
 from harness.report.stability import seeds_table, shares_table, stability, stability_table
 from harness.report.tables import Cell, Table
-from harness.spec import parse_sweep
-from harness.tracking import SweepRecord
+from harness.sweep.preflight import check_trial
 from tests import layouts, small
 
 README = Path(__file__).parents[1] / "README.md"
@@ -175,7 +175,7 @@ def test_the_readmes_method_is_complete_and_trains(tmp_path, monkeypatch):
 def test_the_readmes_sweep_is_valid():
     import yaml
 
-    from harness.spec import parse_sweep
+    from harness.config.sweep_file import parse_sweep
 
     (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S) if "grid:" in block]
     assert len(parse_sweep({"name": "readme", **yaml.safe_load(text)}).trials) == 2 * 3 + 2 * 3 * 3

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from harness.data import load_dataset
-from harness.noise import make_noise
-from harness.sampling import PoolTooNarrow, epoch_batches, scan_batches
+from harness.noise.inject import make_noise
+from harness.training.sampling import PoolTooNarrow, epoch_batches, scan_batches
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.console import console
-from harness.metrics import RECALLS, Ranking
-from harness.schedule import BUSY, DONE, FAILED, Finished
-from harness.sweep import _Progress
-from harness.tracking import MlflowRecorder, Store
-from harness.trainer import EpochRecord, Outcome
-from harness.trial import _describe as describe
+from harness.evaluation.metrics import RECALLS, Ranking
+from harness.lib.console import console
+from harness.record.store import MlflowRecorder, Store
+from harness.sweep.__main__ import _Progress
+from harness.sweep.schedule import BUSY, DONE, FAILED, Finished
+from harness.training.run_trial import _describe as describe
+from harness.training.trainer import EpochRecord, Outcome
 from tests import build, small
 from tests.test_faults import until
 

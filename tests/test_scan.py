@@ -11,12 +11,12 @@ import torch
 
 from harness.backbones.sgraf import SgrafConfig, SgrafSetup
 from harness.data import DataError, DataSet, Split, load_dataset
-from harness.data.__main__ import main
-from harness.data.check import check
-from harness.data.export import export_scan
 from harness.data.vocabulary import SPECIAL, Vocabulary, tokenize
-from harness.noise import make_noise
-from harness.preflight import check_trial
+from harness.data_tools.check import check
+from harness.data_tools.cli import main
+from harness.data_tools.export import export_scan
+from harness.noise.inject import make_noise
+from harness.sweep.preflight import check_trial
 from tests import small
 
 SIZES = {"train": 8, "dev": 6, "test": 4}

@@ -14,11 +14,12 @@ from harness.backbones import alignment
 from harness.backbones.alignment import Distances
 from harness.backbones.published import read_published
 from harness.backbones.sgraf import SgrafBackbone, SgrafConfig, SgrafSetup
+from harness.bench import reference_sgraf
 from harness.data import DataError
 from methods.base import Batch, twice_differentiable
 from methods.losses import hardest_triplet, hardest_triplet_of, mean_triplet
 from methods.mscn import ScoreHead, soft_margin
-from tests import build, naive_sgraf, small
+from tests import build, small
 
 DATA = Path(__file__).parent / "data"
 MODULES = ("SGR", "SAF")
@@ -138,7 +139,7 @@ def test_tiles_give_what_a_loop_over_captions_gives(monkeypatch, module, trainin
     monkeypatch.setitem(alignment.TILE_ROWS, "cpu", rows)
     net = small_net(module).train(training)
     images, texts = net(random_batch(net))
-    ours, naive = net.similarity(images, texts), naive_sgraf.similarity(net, images, texts)
+    ours, naive = net.similarity(images, texts), reference_sgraf.similarity(net, images, texts)
     assert close(ours, naive, 1e-10)
     own = [p for name, p in net.named_parameters() if name != "logit_scale"]
     loss = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
@@ -156,7 +157,7 @@ def test_filtration_of_pairs_takes_statistics_of_each_pair():
     """As released, where a pair is scored by itself."""
     net = small_net("SAF").train()
     images, texts = net(random_batch(net))
-    alone = torch.cat([naive_sgraf.similarity(net, images[k : k + 1], texts[k : k + 1])[0] for k in range(len(texts))])
+    alone = torch.cat([reference_sgraf.similarity(net, images[k : k + 1], texts[k : k + 1])[0] for k in range(len(texts))])
     assert close(net.pair_similarity(images, texts), alone, 1e-12)
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from harness.data import DataError, load_dataset
-from harness.data.__main__ import main
-from harness.data.prepare import FORMATS, prepare
-from harness.loading import Fetch, load
-from harness.sampling import SHARDS_AT_ONCE, epoch_batches, scan_batches
-from harness.trainer import make_accelerator
-from harness.trial import build_trainer, noise_of, run_trial
+from harness.data_tools.cli import main
+from harness.data_tools.prepare import FORMATS, prepare
+from harness.training.loading import Fetch, load
+from harness.training.run_trial import build_trainer, noise_of, run_trial
+from harness.training.sampling import SHARDS_AT_ONCE, epoch_batches, scan_batches
+from harness.training.trainer import make_accelerator
 from tests import layouts, small
 from tests.test_layouts import Kept, trial
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.spec import BadInput, load_sweep, parse_sweep
+from harness.config.sweep_file import BadInput, load_sweep, parse_sweep
 from methods import METHODS
 from methods.clip import Clip
 from tests import small

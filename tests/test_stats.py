@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.stats import (
+from harness.report.stats import (
     average_ranks,
     clustered_difference,
     critical_difference,

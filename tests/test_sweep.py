@@ -20,15 +20,15 @@ import pytest
 import ray
 import yaml
 
-from harness import sweep as sweep_command
 from harness import train as train_command
+from harness.config.sweep_file import load_sweep
 from harness.data import load_dataset
-from harness.noise import Derangement, make_noise
+from harness.noise.inject import Derangement, make_noise
+from harness.record.store import MlflowRecorder, Store
 from harness.report.__main__ import main as report_command
-from harness.spec import load_sweep
-from harness.tracking import MlflowRecorder, Store
-from harness.trainer import DataChanged, EpochRecord
-from harness.trial import _describe as describe
+from harness.sweep import __main__ as sweep_command
+from harness.training.run_trial import _describe as describe
+from harness.training.trainer import DataChanged, EpochRecord
 from tests import build, layouts, small
 
 ROOT = Path(__file__).parents[1]

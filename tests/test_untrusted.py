@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 
 from harness.backbones import towers
 from harness.backbones.towers import check_towers
+from harness.config.plain_yaml import read_yaml
+from harness.config.sweep_file import BadInput, Trial, load_sweep
 from harness.data import DataError, load_dataset
-from harness.data.__main__ import main as data_command
 from harness.data.base import read_array
-from harness.noise_files import read_index
-from harness.plain_yaml import read_yaml
-from harness.preflight import check_sweep
-from harness.spec import BadInput, Trial, load_sweep
+from harness.data_tools.cli import main as data_command
+from harness.noise.files import read_index
+from harness.sweep.preflight import check_sweep
 from tests import layouts, small
 
 ROOT = Path(__file__).parents[1]

@@ -15,10 +15,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from harness.cache import cache_folder
-from harness.console import progress
 from harness.data.base import Split
 from harness.data.vocabulary import Vocabulary
+from harness.lib.console import progress
+from harness.lib.files import cache_folder
 
 
 class Inputs(Protocol):

@@ -31,9 +31,9 @@ from harness.backbones.rows import (
     gather_rows,
     largest_over_processes,
 )
-from harness.cache import file_digest, is_file
 from harness.data.base import DataError, DataSet
 from harness.data.vocabulary import Vocabulary
+from harness.lib.files import file_digest, is_file
 from methods.base import Batch
 from methods.seeding import seed_of
 

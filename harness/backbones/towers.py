@@ -21,7 +21,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from harness.cache import file_digest, is_file
+from harness.lib.files import file_digest, is_file
 from methods.seeding import seed_of
 
 BUILT_IN = {"effnet_minilm": Path(__file__).parent / "effnet_minilm.json"}
@@ -110,7 +110,7 @@ def check_towers(*, model: str, pretrained: str) -> str | None:
     """What is wrong with a model and its weights, without building anything; None if nothing is."""
     import open_clip
 
-    from harness.registry import suggest
+    from harness.lib.registry import suggest
 
     if model not in BUILT_IN and not model.endswith(".json") and model not in open_clip.list_models():
         return f"unknown open_clip model {model!r}{suggest(model, [*BUILT_IN, *open_clip.list_models()])[:400]}"

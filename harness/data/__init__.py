@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.base import DataError, DataSet, Split
-from harness.registry import resolve
+from harness.lib.registry import resolve
 
 LAYOUTS = ("scan", "npc", "karpathy", "table", "webdataset")
 """In the order in which a folder is tried: the most particular first."""

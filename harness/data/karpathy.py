@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.cache import is_file
 from harness.data.base import DataSet, Strings
 from harness.data.layout import Listing, PictureOptions, read_options, split_name
 from harness.data.pictures import Files
+from harness.lib.files import is_file
 
 CAPTIONS = 5
 _PLACES = (".", "images", "flickr30k-images", "flickr30k_images", "Images")

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.cache import cache_folder
-from harness.console import progress
 from harness.data.base import DataError, DataSet, Split, Strings, choose
 from harness.data.pictures import BadPicture, Files, Pictures, decode, leaves_folder
+from harness.lib.console import progress
+from harness.lib.files import cache_folder
 from methods.seeding import numpy_generator
 
 SHOWN = 8  # faults that an error names; `check` lists all

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.cache import is_file
 from harness.data.base import DataSet, Strings
 from harness.data.layout import SPLITS, Listing, PictureOptions, by_image, read_lines, read_options
 from harness.data.pictures import Files
+from harness.lib.files import is_file
 
 CAPTIONS = 5  # of an image, where ids stand once for each image
 SUBFOLDER = Path("annotations") / "scan_split"

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from harness.cache import cache_folder
-from harness.console import progress
 from harness.data.base import DataError, Strings
+from harness.lib.console import progress
+from harness.lib.files import cache_folder
 
 MAX_PIXELS = 89_478_485  # PIL's own bound: a small file that unpacks to more is taken for a decompression bomb
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.cache import file_digest
 from harness.data.base import DataError, DataSet, Strings, read_array
 from harness.data.layout import SPLITS, Listing, Options, read_options
+from harness.lib.files import file_digest
 
 CAPTIONS = 5  # for each image, in a .txt
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from harness.cache import is_file
 from harness.data.base import DataSet, Strings
 from harness.data.layout import WORDS, HeldOut, Listing, by_image, read_options, split_name
 from harness.data.pictures import Files
+from harness.lib.files import is_file
 
 COLUMNS = {
     "image": ("image", "image_path", "image_name", "filepath", "file_path", "path", "file_name", "filename", "file"),

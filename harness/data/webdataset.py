@@ -2,7 +2,7 @@
 
 The shards are read in place. Their index (shard, first byte and length of each picture) is made once, kept in the cache, and read from there
 as a memory map; a picture is then one read at its place, so pairs can be addressed, and any noise model and method works as on any other data
-set. An epoch goes through the shards a few at a time in a seeded order (see `harness.sampling`), and through those of `harness.data prepare` in
+set. An epoch goes through the shards a few at a time in a seeded order (see `harness.training.sampling`), and through those of `harness.data prepare` in
 any order, so that a trial on them differs from one on the originals in nothing but the pictures.
 """
 
@@ -24,11 +24,11 @@ import pyarrow as pa
 from filelock import FileLock
 from pydantic import BaseModel, Field, ValidationError
 
-from harness.cache import cache_folder, file_digest
-from harness.console import progress
 from harness.data.base import DataError, DataSet, Strings
 from harness.data.layout import WORDS, HeldOut, Listed, Listing, read_options, split_name
 from harness.data.pictures import PICTURE_SUFFIXES, Slices
+from harness.lib.console import progress
+from harness.lib.files import cache_folder, file_digest
 
 ABOUT = "dataset.json"  # beside the shards of `harness.data prepare`: what they were made from
 _MOST_TEXT = 1_000_000  # bytes of a .txt or .json: a member that says more (a sparse one takes no room) is not read

@@ -10,12 +10,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness.console import fail
-from harness.registry import UnknownName
+from harness.lib.console import fail
+from harness.lib.registry import UnknownName
+from harness.record.store import Store, StoreError
 from harness.report.source import from_store
 from harness.report.versus import write_versus
 from harness.report.write import print_summary, write_report
-from harness.tracking import Store, StoreError
 
 
 def main(arguments: list[str] | None = None) -> int:

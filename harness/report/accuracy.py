@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from harness.coco import ECCV_MEASURES
+from harness.evaluation.coco import ECCV_MEASURES
 from harness.report.comparison import not_worse
 from harness.report.results import MEASURES, cells, collapsed
 from harness.report.tables import Cell, Table

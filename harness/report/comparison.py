@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from harness.report import figures
 from harness.report.source import Arrays
-from harness.report.tables import Cell, Figure, Table
-from harness.stats import (
+from harness.report.stats import (
     Difference,
     average_ranks,
     clustered_difference,
@@ -24,6 +23,7 @@ from harness.stats import (
     probability_of_improvement,
     stratified_bootstrap,
 )
+from harness.report.tables import Cell, Figure, Table
 
 ALPHA = 0.05
 LEAST_BLOCKS = 6  # data sets x ratios from which average ranks say something (Demsar 2006)

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness.metrics import BINS, Calibration, calibration, detection
+from harness.evaluation.metrics import BINS, Calibration, calibration, detection
+from harness.record.store import StoreError
 from harness.report import figures
 from harness.report.accuracy import by_measure
 from harness.report.source import Source
 from harness.report.tables import Cell, Figure, Table, slug
-from harness.tracking import StoreError
 
 _SCORES = {"auroc": ("AUROC ↑", 3, True), "average_precision": ("AP ↑", 3, True), "f1": ("F1 at 0.5 ↑", 3, True), "ece": ("ECE ↓", 3, False)}
 _EPOCHS = 10  # columns of the table over epochs

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness.metrics import BINS, Calibration
+from harness.evaluation.metrics import BINS, Calibration
 from harness.report.results import cells
 from methods import METHODS
 

@@ -12,11 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from harness.config.sweep_file import Trial
 from harness.data import DataError, DataSet, load_dataset
+from harness.record.store import TrialRecord
 from harness.report.source import Source
-from harness.spec import Trial
-from harness.tracking import TrialRecord
-from harness.trial import fingerprint, noise_of
+from harness.training.run_trial import fingerprint, noise_of
 from methods.seeding import numpy_generator
 
 COUNT = 12

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.metrics import RECALLS
+from harness.config.sweep_file import method_class
+from harness.evaluation.metrics import RECALLS
 from harness.report.tables import Cell, Table
-from harness.spec import method_class
 
 FILE = Path(__file__).parent / "published_results.csv"
 _DATA_SETS = {"f30k": "Flickr30K", "flickr": "Flickr30K", "coco": "MS-COCO", "cc152k": "CC152K", "cc120k": "CC120K"}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.coco import ECCV_MEASURES, FOLD_MEASURES
-from harness.metrics import DETECTION, PERFECT, RECALLS, chance_rsum
+from harness.config.sweep_file import Trial, method_class
+from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES
+from harness.evaluation.metrics import DETECTION, PERFECT, RECALLS, chance_rsum
+from harness.record.store import StoreError, SweepRecord, parameters
 from harness.report.source import Source
-from harness.spec import Trial, method_class
-from harness.tracking import StoreError, SweepRecord, parameters
 
 _NOT_A_SETTING = ("noise_ratio", "seed", "noise_seed")
 _OF_THE_DATA = ("dataset", "dataset.", "noise", "noise.", "noise_granularity")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from harness.tracking import Store, SweepRecord
+from harness.record.store import Store, SweepRecord
 
 Arrays = Mapping[str, NDArray]
 

@@ -9,8 +9,8 @@ import pandas as pd
 
 from harness.report import figures
 from harness.report.results import cells
+from harness.report.stats import Estimate, mean_interval, sd_interval, variance_shares
 from harness.report.tables import Cell, Figure, Table, slug
-from harness.stats import Estimate, mean_interval, sd_interval, variance_shares
 
 BY_SEED = ("var_i2t_r1", "var_t2i_r1", "slope_i2t_r1", "slope_rsum", "area")
 _COLUMNS = (  # name, heading, digits, whether high is good

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from harness.record.store import StoreError, SweepRecord
 from harness.report.page import Page
 from harness.report.results import settings, tidy, with_chance
 from harness.report.source import Source
+from harness.report.stats import paired_difference
 from harness.report.tables import Block, Cell, Table
 from harness.report.write import begin, save
-from harness.stats import paired_difference
-from harness.tracking import StoreError, SweepRecord
 
 _PROVENANCE = ("git_commit", "data_fingerprint", "backbone_digest", "device", "precision", "processes", "threads", "torch", "open_clip_torch",
                "accelerate", "transformers", "timm", "numpy", "scikit-learn", "python")

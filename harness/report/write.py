@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from harness import PROTOCOL_VERSION
-from harness.console import console
-from harness.metrics import PERFECT, RECALLS
+from harness.evaluation.metrics import PERFECT, RECALLS
+from harness.lib.console import console
+from harness.record.store import Store, SweepRecord
 from harness.report import ablation, detection
 from harness.report.accuracy import by_ratio, coco_tables, legend, recalls_table, search_table, with_marks
 from harness.report.comparison import blocks_table, differences_table, queries_table, ranks_figure, reference_row
@@ -23,7 +24,6 @@ from harness.report.results import COLLAPSED, MEASURES, shared_and_own_settings,
 from harness.report.source import Source, from_store
 from harness.report.stability import seeds_table, shares_table, stability_figure, stability_table
 from harness.report.tables import Block, Figure, Table, slug
-from harness.tracking import Store, SweepRecord
 
 _HEADINGS = {m: f"{m[:3]} R@{m.rpartition('_r')[2]}" for m in RECALLS}
 

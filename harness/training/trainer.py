@@ -22,15 +22,15 @@ from accelerate.utils import AutocastKwargs, broadcast_object_list
 from torch import Tensor
 
 from harness.backbones.features import Inputs
-from harness.checkpoint import Checkpoints, read
-from harness.coco import coco_metrics
-from harness.cost import Spent, reset_peak_memory
 from harness.data.base import DataSet, Split
-from harness.loading import Fetch, Plan, load
-from harness.metrics import Ranking, detection, rank_queries, recalls
-from harness.noise import NoiseIndex
-from harness.optimizers import Optimizers
-from harness.sampling import PoolTooNarrow, epoch_batches, scan_batches
+from harness.evaluation.coco import coco_metrics
+from harness.evaluation.metrics import Ranking, detection, rank_queries, recalls
+from harness.noise.inject import NoiseIndex
+from harness.training.checkpoint import Checkpoints, read
+from harness.training.cost import Spent, reset_peak_memory
+from harness.training.loading import Fetch, Plan, load
+from harness.training.optimizers import Optimizers
+from harness.training.sampling import PoolTooNarrow, epoch_batches, scan_batches
 from methods.base import Method, Pairs, Report
 from methods.seeding import seed_of
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from harness.backbones.sgraf import SgrafBackbone, SgrafConfig
-from harness.console import console
+from harness.lib.console import console
 from methods.base import Batch
 
 BATCH, REGIONS, WIDTH = 64, 36, 2048
@@ -28,12 +28,12 @@ def bench_sgraf(steps: int) -> None:
 
     The naive version lives in the tests, so this runs in a checkout only.
     """
-    naive_sgraf = importlib.import_module("tests.naive_sgraf")
+    reference_sgraf = importlib.import_module("harness.bench.reference_sgraf")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     net = SgrafBackbone(SgrafConfig(dropout=0.0), (REGIONS, WIDTH), 1000, 0).to(device)
     versions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "caption by caption": lambda images, texts: naive_sgraf.similarity(net, images, texts),
+        "caption by caption": lambda images, texts: reference_sgraf.similarity(net, images, texts),
         "in tiles": net.similarity,
     }
     batch = _batch(BATCH, BATCH, device)

@@ -18,12 +18,12 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from harness.console import console
 from harness.data import recognise
 from harness.data.base import DataError
 from harness.data.layout import Listed, Listing, look_at, read_options
 from harness.data.pictures import PICTURE_SUFFIXES, Files, Pictures
 from harness.data.scan import Regions
+from harness.lib.console import console
 
 PUBLISHED = {
     "flickr30k": {"train": 29_000, "dev": 1_014, "test": 1_000},

@@ -16,17 +16,28 @@ import time
 import warnings
 from pathlib import Path
 
-from harness.console import bar, console, fail
+from harness.config.sweep_file import BadInput, Sweep, Trial, load_sweep
 from harness.data import DataError, DataSet
-from harness.locks import claim, claimed, holder
-from harness.plan import label, show_plan
-from harness.preflight import check_address, check_devices, check_same_data, check_sweep, data_key, prepare_features
+from harness.lib.console import bar, console, fail
+from harness.lib.locks import claim, claimed, holder
+from harness.record.store import Store, StoreError
 from harness.report.write import print_summary, write_report
-from harness.schedule import BUSY, DONE, ClusterError, Finished, StoreGone, Task, check_nodes, run_trials, start_ray, stop_ray
-from harness.spec import BadInput, Sweep, Trial, load_sweep
-from harness.status import show_status, show_verified
-from harness.tracking import Store, StoreError
-from harness.trial import STORAGE, fingerprint
+from harness.sweep.plan import label, show_plan
+from harness.sweep.preflight import check_address, check_devices, check_same_data, check_sweep, data_key, prepare_features
+from harness.sweep.schedule import (
+    BUSY,
+    DONE,
+    ClusterError,
+    Finished,
+    StoreGone,
+    Task,
+    check_nodes,
+    run_trials,
+    start_ray,
+    stop_ray,
+)
+from harness.sweep.status import show_status, show_verified
+from harness.training.run_trial import STORAGE, fingerprint
 
 _SAMPLE = 3
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from harness.cache import cache_folder
+from harness.lib.files import cache_folder
 
 _BLOCK = 2048
 

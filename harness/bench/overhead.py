@@ -15,20 +15,20 @@ import numpy as np
 import yaml
 from rich.table import Table
 
-from harness import trial as trial_module
-from harness.console import console
+from harness.config.sweep_file import load_sweep
 from harness.data import DataSet, Split
 from harness.data.scan import Regions
 from harness.data.vocabulary import Vocabulary
-from harness.plan import duration
-from harness.preflight import check_sweep, data_key
+from harness.lib.console import console
+from harness.record.store import MlflowClient, Store
 from harness.report.write import write_report
-from harness.schedule import Finished, Task, _run_here
-from harness.spec import load_sweep
-from harness.sweep import _Progress
-from harness.tracking import MlflowClient, Store
-from harness.trainer import Trainer
-from harness.trial import fingerprint
+from harness.sweep.__main__ import _Progress
+from harness.sweep.plan import duration
+from harness.sweep.preflight import check_sweep, data_key
+from harness.sweep.schedule import Finished, Task, _run_here
+from harness.training import run_trial as trial_module
+from harness.training.run_trial import fingerprint
+from harness.training.trainer import Trainer
 from methods.base import Method
 
 MLFLOW, WORK = "MLflow (sqlite)", "the trial's own work: making the network, ranking dev and test"
@@ -94,7 +94,7 @@ def bench_sweep(trials: int) -> None:
         Vocabulary.build(data()["train"].captions, min_count=1).write(Path("words_vocab.json"))
         backbone = {"kind": "sgraf", "module": "SAF", "embed": 4, "similarity": 4, "word": 4, "vocabulary": str(Path("words_vocab.json").absolute())}
         content = {
-            "grid": {"method": ["harness.bench_sweep:Nothing"], "dataset": ["harness.bench_sweep:data"], "noise_ratio": [0.2], "seed": list(range(trials))},
+            "grid": {"method": ["harness.bench.overhead:Nothing"], "dataset": ["harness.bench.overhead:data"], "noise_ratio": [0.2], "seed": list(range(trials))},
             "fixed": {"backbone": backbone, "batch_size": 4, "epochs": 1},
         }
         Path("nothing.yaml").write_text(yaml.safe_dump(content))

@@ -1,7 +1,7 @@
 """The noise index: for every training caption, the image it is trained with.
 
 It is the only thing that noise changes (the model `partial` changes words instead), and it is made here, from the data set's owners and a
-seed, so all methods at one seed train on the same pairs. Index files that others published are read by `harness.noise_files`.
+seed, so all methods at one seed train on the same pairs. Index files that others published are read by `harness.noise.files`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from harness.cache import file_digest
 from harness.data.base import DataError, Split, read_array
-from harness.neighbours import nearest
+from harness.lib.files import file_digest
+from harness.noise.neighbours import nearest
 from methods.seeding import numpy_generator
 
 GRANULARITIES = ("caption", "image")
@@ -69,7 +69,7 @@ class Partial(_Model):
 
 
 class FromFile(_Model):
-    """An index that was made elsewhere; see `harness.noise_files` for the forms.
+    """An index that was made elsewhere; see `harness.noise.files` for the forms.
 
     Attributes:
         path: the file; {ratio} and {seed} in it stand for those of the trial. At ratio 0 no file is read.
@@ -301,7 +301,7 @@ def _partial(split: Split, share: float, ratio: float, seed: int) -> NoiseIndex:
 
 
 def _from_file(split: Split, model: FromFile, ratio: float, seed: int) -> NoiseIndex:
-    from harness.noise_files import read_index
+    from harness.noise.files import read_index
 
     path = model.of(ratio, seed)
     found = read_index(path, split)

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness.cache import whole_folder
-from harness.console import progress
 from harness.data.base import DataError, DataSet, Split
 from harness.data.webdataset import ABOUT, About
+from harness.lib.console import progress
+from harness.lib.files import whole_folder
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": ("jpg", {"format": "JPEG", "quality": 95, "subsampling": 0}),

@@ -25,10 +25,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from harness import PROTOCOL_VERSION
-from harness.spec import Sweep, Trial
-from harness.trainer import DataChanged, EpochRecord, Outcome
-from harness.trial import AlreadyDone, AlreadyFailed, Setup
-from harness.watch import take_last_words
+from harness.config.sweep_file import Sweep, Trial
+from harness.lib.watchdog import take_last_words
+from harness.training.run_trial import AlreadyDone, AlreadyFailed, Setup
+from harness.training.trainer import DataChanged, EpochRecord, Outcome
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

@@ -63,6 +63,6 @@ def file_digest(path: Path) -> str:
 @lru_cache
 def source_digest() -> str:
     """SHA-256 of the source files of the harness, less its reports, and of `methods/`."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     files = [f for f in sorted(here.rglob("*.py")) if f.parent.name != "report"] + sorted((here.parent / "methods").rglob("*.py"))
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.base import DataSet
-from harness.metrics import RECALLS, rank_queries, recalls
+from harness.evaluation.metrics import RECALLS, rank_queries, recalls
 
 FOLD_MEASURES = tuple(f"1k_{m}" for m in (*RECALLS, "rsum"))
 ECCV_MEASURES = tuple(f"eccv_{d}_{m}" for d in ("i2t", "t2i") for m in ("map_at_r", "rprecision", "r1"))

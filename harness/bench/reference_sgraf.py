@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.backbones.sgraf import SgrafBackbone
+from harness.backbones.sgraf import SgrafBackbone, SimilarityEncoder
 
 
 def similarity(net: SgrafBackbone, images: Tensor, texts: Tensor) -> Tensor:
@@ -19,7 +21,7 @@ def vectors(net: SgrafBackbone, images: Tensor, texts: Tensor) -> Tensor:
     return torch.stack([_one_caption(net.sim_enc, images, text) for text in texts], 1)
 
 
-def _one_caption(encoder, images: Tensor, text: Tensor) -> Tensor:
+def _one_caption(encoder: SimilarityEncoder, images: Tensor, text: Tensor) -> Tensor:
     words = text[1:][text[1:].any(-1)]
     words = words.expand(len(images), -1, -1)
     regions = images[:, 1:]
@@ -31,11 +33,12 @@ def _one_caption(encoder, images: Tensor, text: Tensor) -> Tensor:
     if encoder.filters:
         saf = encoder.SAF_module
         gate = saf.attn_sim_w(nodes).mT
-        kept = [x.clone() for x in (saf.bn.running_mean, saf.bn.running_var)]
-        weights = F.batch_norm(gate, *kept, saf.bn.weight, saf.bn.bias, encoder.training).sigmoid()
+        mean, variance = (x.clone() for x in (saf.bn.running_mean, saf.bn.running_var) if x is not None)
+        weights = F.batch_norm(gate, mean, variance, saf.bn.weight, saf.bn.bias, encoder.training).sigmoid()
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-8)
         return _unit((weights @ nodes).squeeze(1))
-    for step in encoder.SGR_module:
+    steps: Any = encoder.SGR_module
+    for step in steps:
         edges = (step.graph_query_w(nodes) @ step.graph_key_w(nodes).mT).softmax(-1)
         nodes = step.sim_graph_w(edges @ nodes).relu()
     return nodes[:, 0]

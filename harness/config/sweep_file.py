@@ -24,9 +24,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from harness import PROTOCOL_VERSION
 from harness.backbones import BACKBONES
-from harness.noise import MODELS, FromFile, Hard, NoiseModel, Partial, Shuffle, misfit
-from harness.plain_yaml import MOST_BYTES, read_yaml
-from harness.registry import UnknownName, resolve, suggest
+from harness.config.plain_yaml import MOST_BYTES, read_yaml
+from harness.lib.registry import UnknownName, resolve, suggest
+from harness.noise.inject import MODELS, FromFile, Hard, NoiseModel, Partial, Shuffle, misfit
 from methods import METHODS
 from methods.base import Method
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 
 from harness.backbones import BACKBONES
-from harness.console import console
+from harness.config.sweep_file import Resources, Sweep, Trial, method_class
 from harness.data import DataError, DataSet, load_dataset
-from harness.noise import Natural, Partial, Shuffle, make_noise
-from harness.registry import UnknownName, resolve
-from harness.sampling import PoolTooNarrow, epoch_batches
-from harness.spec import Resources, Sweep, Trial, method_class
-from harness.trial import noise_of
+from harness.lib.console import console
+from harness.lib.registry import UnknownName, resolve
+from harness.noise.inject import Natural, Partial, Shuffle, make_noise
+from harness.training.run_trial import noise_of
+from harness.training.sampling import PoolTooNarrow, epoch_batches
 
 if TYPE_CHECKING:  # a trial by hand runs without MLflow
-    from harness.tracking import TrialRecord
+    from harness.record.store import TrialRecord
 
 
 def check_sweep(sweep: Sweep, *, elsewhere: bool = False) -> tuple[list[str], dict[str, DataSet]]:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from harness import PROTOCOL_VERSION
-from harness.metrics import RECALLS, Ranking, recalls
-from harness.noise import index_digest
-from harness.spec import Trial, method_class
-from harness.tracking import Place, Store, StoreError, TrialRecord, parameters
-from harness.trainer import EpochRecord, Outcome
-from harness.trial import Setup
+from harness.config.sweep_file import Trial, method_class
+from harness.evaluation.metrics import RECALLS, Ranking, recalls
+from harness.noise.inject import index_digest
+from harness.record.store import Place, Store, StoreError, TrialRecord, parameters
+from harness.training.run_trial import Setup
+from harness.training.trainer import EpochRecord, Outcome
 
 _TAGS = ("data_fingerprint", "noise_digest", "git_commit", "backbone_digest", "device", "precision", "processes", "threads")
 _METRICS = (*(f"{part}/{m}" for part in ("test", "last") for m in (*RECALLS, "rsum")), "dev/best_rsum", "dev/best_epoch", "cost/seconds")

@@ -20,14 +20,14 @@ import torch
 
 from harness import PROTOCOL_VERSION
 from harness.backbones import BACKBONES
-from harness.cache import file_digest, source_digest
+from harness.config.sweep_file import Resources, Trial, method_class
 from harness.data import DataSet, load_dataset
-from harness.locks import claim
-from harness.noise import NoiseIndex, make_noise, source_files
-from harness.registry import resolve
-from harness.spec import Resources, Trial, method_class
-from harness.trainer import Accelerator, DataChanged, EpochRecord, Outcome, Settings, Trainer, make_accelerator
-from harness.watch import Watch
+from harness.lib.files import file_digest, source_digest
+from harness.lib.locks import claim
+from harness.lib.registry import resolve
+from harness.lib.watchdog import Watch
+from harness.noise.inject import NoiseIndex, make_noise, source_files
+from harness.training.trainer import Accelerator, DataChanged, EpochRecord, Outcome, Settings, Trainer, make_accelerator
 from methods.base import Method, Pairs
 
 STORAGE = Path(".harness") / "trials"

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.backbones.towers import build_towers, weights_identity
-from harness.cache import whole_folder
-from harness.console import progress
 from harness.data.base import DataError, DataSet, Split
 from harness.data.scan import CAPTIONS
 from harness.data.vocabulary import Vocabulary
-from harness.noise import make_noise
+from harness.lib.console import progress
+from harness.lib.files import whole_folder
+from harness.noise.inject import make_noise
 
 IMAGE_SIZE, CHUNK = 192, 64
 

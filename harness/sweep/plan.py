@@ -7,11 +7,11 @@ from statistics import median
 
 from rich.table import Table
 
-from harness.console import console
+from harness.config.sweep_file import Sweep, Trial, method_class
 from harness.data import DataSet
-from harness.preflight import data_key
-from harness.spec import Sweep, Trial, method_class
-from harness.tracking import Speed
+from harness.lib.console import console
+from harness.record.store import Speed
+from harness.sweep.preflight import data_key
 
 
 def show_plan(sweep: Sweep, data: Mapping[str, DataSet], speeds: Sequence[Speed], *, done: set[str], failed: set[str]) -> None:

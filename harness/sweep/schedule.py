@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 
-from harness.cache import source_digest
-from harness.locks import Busy, claim
-from harness.probe import probe
-from harness.spec import Resources, Trial
-from harness.tracking import MlflowRecorder, Place, Store, describe_failure
-from harness.trial import AlreadyDone, AlreadyFailed, PrintRecorder, Recorder, limit_threads, run_trial
-from harness.verify import Comparison
-from harness.watch import take_last_words
+from harness.config.sweep_file import Resources, Trial
+from harness.lib.files import source_digest
+from harness.lib.locks import Busy, claim
+from harness.lib.watchdog import take_last_words
+from harness.record.store import MlflowRecorder, Place, Store, describe_failure
+from harness.record.verify import Comparison
+from harness.sweep.probe import probe
+from harness.training.run_trial import AlreadyDone, AlreadyFailed, PrintRecorder, Recorder, limit_threads, run_trial
 
 for _name, _value in {
     "RAY_AIR_NEW_OUTPUT": "0",

@@ -13,17 +13,17 @@ from rich.table import Table
 
 from harness.backbones.features import LiveInputs
 from harness.backbones.towers import build_towers
-from harness.console import console
+from harness.config.sweep_file import parse_sweep
 from harness.data import DataSet, load_dataset
 from harness.data.base import Split, Strings
 from harness.data.pictures import Files, Pictures
-from harness.data.prepare import FORMATS, prepare
-from harness.loading import Fetch, Plan, load
-from harness.noise import make_noise
-from harness.sampling import epoch_batches
-from harness.spec import parse_sweep
-from harness.trainer import make_accelerator
-from harness.trial import build_trainer
+from harness.data_tools.prepare import FORMATS, prepare
+from harness.lib.console import console
+from harness.noise.inject import make_noise
+from harness.training.loading import Fetch, Plan, load
+from harness.training.run_trial import build_trainer
+from harness.training.sampling import epoch_batches
+from harness.training.trainer import make_accelerator
 from methods.base import Pairs
 
 MADE = 512  # pictures where no data set is named

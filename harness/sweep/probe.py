@@ -7,8 +7,8 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from harness.cache import source_digest
-from harness.locks import claimed
+from harness.lib.files import source_digest
+from harness.lib.locks import claimed
 
 
 def probe(node: str, folder: Path, working: str, uri: str, code: str) -> list[str]:

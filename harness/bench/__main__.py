@@ -20,13 +20,13 @@ import torch
 import yaml
 from rich.table import Table
 
-from harness.console import console, fail
+from harness.config.sweep_file import method_class, parse_sweep
 from harness.data import DataError, load_dataset, recognise
-from harness.loading import load
-from harness.noise import make_noise
-from harness.spec import method_class, parse_sweep
-from harness.trainer import Trainer, make_accelerator
-from harness.trial import build_trainer
+from harness.lib.console import console, fail
+from harness.noise.inject import make_noise
+from harness.training.loading import load
+from harness.training.run_trial import build_trainer
+from harness.training.trainer import Trainer, make_accelerator
 from methods import METHODS
 
 
@@ -46,17 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns of random weights, which are meant here
     if options.what == "sgraf":
-        from harness.bench_sgraf import bench_sgraf
+        from harness.bench.sgraf import bench_sgraf
 
         bench_sgraf(options.steps or 3)
         return 0
     if options.what == "sweep":
-        from harness.bench_sweep import bench_sweep
+        from harness.bench.overhead import bench_sweep
 
         bench_sweep(options.trials)
         return 0
     if options.what == "loader":
-        from harness.bench_loader import bench_loader
+        from harness.bench.loader import bench_loader
 
         try:
             given = yaml.safe_load(options.options)

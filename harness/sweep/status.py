@@ -8,14 +8,14 @@ from pathlib import Path
 
 from rich.table import Table
 
-from harness.console import console
-from harness.locks import claimed, holder
-from harness.plan import duration, label
-from harness.schedule import DONE, Finished
-from harness.spec import Sweep, Trial
-from harness.tracking import Place, Store, TrialRecord
-from harness.verify import faults_of
-from harness.watch import heartbeat
+from harness.config.sweep_file import Sweep, Trial
+from harness.lib.console import console
+from harness.lib.locks import claimed, holder
+from harness.lib.watchdog import heartbeat
+from harness.record.store import Place, Store, TrialRecord
+from harness.record.verify import faults_of
+from harness.sweep.plan import duration, label
+from harness.sweep.schedule import DONE, Finished
 
 _STATES = ("done", "running", "interrupted", "failed", "to run")
 
