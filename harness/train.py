@@ -22,9 +22,15 @@ from harness.training.trainer import DataChanged, Diverged
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m harness.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("sweep", help="the sweep file (YAML)")
-    parser.add_argument("--trial", required=True, help="the trial's id, or its beginning (see harness.sweep --dry-run)")
+    parser.add_argument(
+        "--trial", required=True, help="the trial's id, or its beginning (see harness.sweep --dry-run)"
+    )
     parser.add_argument("--no-tracking", action="store_true", help="print the results, record nothing")
     parser.add_argument("--tracking-uri", help="MLflow store (default: mlflow.db here)")
     options = parser.parse_args(arguments)
@@ -38,7 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(errors)
     if options.no_tracking:
         try:
-            run_trial(trial, PrintRecorder(), folder=STORAGE.absolute() / "untracked" / trial.id, resources=sweep.file.resources)
+            run_trial(
+                trial,
+                PrintRecorder(),
+                folder=STORAGE.absolute() / "untracked" / trial.id,
+                resources=sweep.file.resources,
+            )
         except (Diverged, DataError, DataChanged, Busy, OutOfTime) as error:
             console.print(f"failed: {error}", markup=False)
             return 1
@@ -55,7 +66,9 @@ def _run_tracked(sweep: Sweep, trial: Trial, uri: str | None) -> int:
     except StoreError as error:
         return fail([str(error)]) if main_process else 2
     known = store.find_records(sweep)
-    errors = check_same_data([trial], known, {trial.id: fingerprint(trial, load_dataset(trial.dataset, **trial.dataset_options))})
+    errors = check_same_data(
+        [trial], known, {trial.id: fingerprint(trial, load_dataset(trial.dataset, **trial.dataset_options))}
+    )
     if errors:
         return fail(errors) if main_process else 2
     done = known.get(trial.id)  # every process looks, so that none waits for one that has left
@@ -85,7 +98,9 @@ def _run_tracked(sweep: Sweep, trial: Trial, uri: str | None) -> int:
             console.print(f"failed: {reason}", markup=False)
         return 1
     if main_process:
-        console.print(f"trial {trial.id}: test rSum {outcome.metrics['test/rsum']:.1f}, recorded in {store.uri}")
+        console.print(
+            f"trial {trial.id}: test rSum {outcome.metrics['test/rsum']:.1f}, recorded in {store.uri}"
+        )
     return 0
 
 
@@ -97,8 +112,12 @@ def find_trial(sweep: Sweep, beginning: str) -> Trial:
     """
     found = [t for t in sweep.trials if t.id.startswith(beginning)]
     if len(found) != 1:
-        listed = ", ".join(f"{t.id} ({t.method} noise={t.noise_ratio:g} seed={t.seed})" for t in (found or sweep.trials)[:12])
-        raise BadInput([f"--trial {beginning!r}: {len(found)} trials of {sweep.name} begin so; there are: {listed}, ..."])
+        listed = ", ".join(
+            f"{t.id} ({t.method} noise={t.noise_ratio:g} seed={t.seed})" for t in (found or sweep.trials)[:12]
+        )
+        raise BadInput(
+            [f"--trial {beginning!r}: {len(found)} trials of {sweep.name} begin so; there are: {listed}, ..."]
+        )
     return found[0]
 
 

@@ -26,12 +26,16 @@ Count = Annotated[int, at.Ge(0)]
 Size = Annotated[int, at.Ge(1)]
 
 Report = dict[str, float | Tensor]
-"""Named scalars for the record; tensors are read at the end of the epoch, so that no step waits for the device."""
+"""Named scalars for the record; tensors are read at the end of the epoch, so that no step waits for the
+device.
+"""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs to fetch: image `images[k]` with caption `captions[k]` of a split (`train`, or `meta` for the clean set)."""
+    """Pairs to fetch: image `images[k]` with caption `captions[k]` of a split (`train`, or `meta` for the
+    clean set).
+    """
 
     images: Tensor
     captions: Tensor
@@ -58,11 +62,13 @@ class Pairs:
 
 @dataclass
 class Batch:
-    """A global batch of `total` pairs, of which this process holds the inputs of rows `start, start + 1, ...`.
+    """A global batch of `total` pairs, of which this process holds the inputs of rows `start, start + 1,
+    ...`.
 
-    Where it is not `sharded`, those are all rows. `index` [total] are training-pair indices (for other pairs: positions in the request). `images` and
-    `texts` are what the backbone takes. `seed` is this batch's own: dropout and draws come from it.
-    `extra` holds the batches that the method asked for with `pools`, and the pairs that it asked for with `also`.
+    Where it is not `sharded`, those are all rows. `index` [total] are training-pair indices (for other pairs:
+    positions in the request). `images` and `texts` are what the backbone takes. `seed` is this batch's own:
+    dropout and draws come from it. `extra` holds the batches that the method asked for with `pools`, and the
+    pairs that it asked for with `also`.
     """
 
     index: Tensor
@@ -86,15 +92,18 @@ class Batch:
 class Backbone(Protocol):
     """A network that embeds images and texts. It is a `torch.nn.Module` too.
 
-    `forward(batch)` gives the embeddings of the *global* batch, with gradient, over all processes: a method never
-    gathers anything itself. An embedding is a row of a tensor, [B, D] or wider ([B, 1 + regions, D] for `sgraf`). `forward(batch, then=f)` gives f(images, texts)
-    instead, so that under `torch.func.functional_call` all of f sees the replaced parameters.
+    `forward(batch)` gives the embeddings of the *global* batch, with gradient, over all processes: a method
+    never gathers anything itself. An embedding is a row of a tensor, [B, D] or wider ([B, 1 + regions, D] for
+    `sgraf`). `forward(batch, then=f)` gives f(images, texts) instead, so that under
+    `torch.func.functional_call` all of f sees the replaced parameters.
     """
 
     vector_size: int
     """Width V of the similarity vector."""
     couples_pairs: bool
-    """Whether a pair's similarity depends on the other pairs that it is scored with while training (SAF's batch normalisation)."""
+    """Whether a pair's similarity depends on the other pairs that it is scored with while training (SAF's
+    batch normalisation).
+    """
     published_head: Mapping[str, Tensor] | None
     """Weights of MSCN's similarity head, where the network was loaded from a checkpoint that has one."""
 
@@ -103,14 +112,19 @@ class Backbone(Protocol):
     def encode_text(self, texts: Tensor) -> Tensor: ...
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
         """[M, ...], [N, ...] -> [M, N]: all pairs, in [-1, 1]."""
+
     def pair_similarity(self, images: Tensor, texts: Tensor) -> Tensor:
         """[B, ...], [B, ...] -> [B]: the diagonal only."""
+
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """`similarity` times the learned inverse temperature."""
+
     def pooled(self, embeddings: Tensor) -> Tensor:
         """[B, ...] -> [B, D']: one unit vector for each image or text, for nearest neighbours."""
+
     def vectors(self, images: Tensor, texts: Tensor) -> Vectors:
         """Similarity vectors of all pairs: [M, ...], [N, ...] -> [M, N, V]."""
+
     def pair_vectors(self, images: Tensor, texts: Tensor) -> Vectors:
         """Those of the diagonal only: [B, ...], [B, ...] -> [B, V]."""
 
@@ -130,13 +144,16 @@ class Optimizers(Protocol):
 
     def update(self, loss: Tensor, *groups: str) -> None:
         """Backward, clip, step and schedule for the named groups (all of them take gradients of `loss`)."""
+
     def look_ahead(self, loss: Tensor, group: str) -> dict[str, Tensor]:
         """The group's parameters after one optimizer step on `loss`, from the optimizer's present state.
 
         Neither parameters nor state change, and the graph of `loss` stays usable.
         """
+
     def gradients(self, loss: Tensor, group: str, *, create_graph: bool = False) -> dict[str, Tensor]:
         """The gradient of `loss` for each parameter of the group, differentiable if asked for."""
+
     def learning_rate(self, group: str) -> float:
         """The learning rate of the group's next step."""
 
@@ -158,7 +175,11 @@ class Scan(Protocol):
     """
 
     def __call__(
-        self, look: Callable[[Tensor, Tensor], dict[str, Tensor]], *, network: int = 0, pairs: Pairs | None = None
+        self,
+        look: Callable[[Tensor, Tensor], dict[str, Tensor]],
+        *,
+        network: int = 0,
+        pairs: Pairs | None = None,
     ) -> dict[str, Tensor]: ...
 
 
@@ -181,8 +202,8 @@ class Method(nn.Module):
     uses_ground_truth: ClassVar[bool] = False
     trains: ClassVar[bool] = True
     younger: ClassVar[Mapping[str, Any]] = {}
-    """Hyper-parameters that came after a method's first records, at the value that means what was before: there they
-    stay out of a trial's id, so that an id outlives them."""
+    """Hyper-parameters that came after a method's first records, at the value that means what was before:
+    there they stay out of a trial's id, so that an id outlives them."""
 
     networks: Sequence[Any]  # a ModuleList of backbones (`Backbone`, and modules all the same)
 
@@ -211,7 +232,9 @@ class Method(nn.Module):
         return {f"network{i}": Group(trainable(net)) for i, net in enumerate(self.networks)}
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
-        """Called before each network's pass of an epoch (from 0): look at all pairs, build banks or mixtures."""
+        """Called before each network's pass of an epoch (from 0): look at all pairs, build banks
+        or mixtures.
+        """
         return {}
 
     def passes(self) -> Sequence[int]:
@@ -223,8 +246,10 @@ class Method(nn.Module):
         return None
 
     def pools(self, network: int) -> dict[str, Tensor | Pairs]:
-        """Further pools: training pairs (indices), or the clean set or a part of it. Each step also gets a batch from each, drawn by
-        the same rules, as `batch.extra[name]`: of the same size or, from a pool that does not fill one, of what there is (at least 2 pairs)."""
+        """Further pools: training pairs (indices), or the clean set or a part of it. Each step also gets a
+        batch from each, drawn by the same rules, as `batch.extra[name]`: of the same size or, from a pool
+        that does not fill one, of what there is (at least 2 pairs).
+        """
         return {}
 
     def batch_scale(self, epoch: int) -> int:
@@ -258,7 +283,9 @@ class Method(nn.Module):
         return scores
 
     def confidence(self) -> Tensor | None:
-        """For each training pair (data-set order) the belief in [0, 1] that it matches; None if there is none."""
+        """For each training pair (data-set order) the belief in [0, 1] that it matches; None if there is
+        none.
+        """
         return None
 
 
@@ -269,7 +296,9 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Forward passes in this block can be differentiated twice: cuDNN's recurrent layers and fused attention cannot be."""
+    """Forward passes in this block can be differentiated twice: cuDNN's recurrent layers and fused attention
+    cannot be.
+    """
     with torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
         yield
 

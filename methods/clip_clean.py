@@ -15,10 +15,11 @@ from methods.seeding import torch_generator
 
 
 class ClipClean(Clip):
-    """To each batch comes one of clean pairs, as large or, where the clean set is smaller, as large as it can be; every pair counts alike.
+    """To each batch comes one of clean pairs, as large or, where the clean set is smaller, as large as it can
+    be; every pair counts alike.
 
-    Negatives are those of a pair's own batch. A clean pair is trained on far more often than another. The baseline to hold methods
-    against that need clean data.
+    Negatives are those of a pair's own batch. A clean pair is trained on far more often than another. The
+    baseline to hold methods against that need clean data.
 
     Args:
         clean_pairs: how many pairs of the clean set are used; None: all.
@@ -28,7 +29,9 @@ class ClipClean(Clip):
     published = ()
     uses_clean_data = True
 
-    def __init__(self, *, clean: Pairs, clean_pairs: Annotated[int, at.Ge(2)] | None = None, **common: Any) -> None:
+    def __init__(
+        self, *, clean: Pairs, clean_pairs: Annotated[int, at.Ge(2)] | None = None, **common: Any
+    ) -> None:
         super().__init__(**common)
         self.clean = clean.some(clean_pairs, torch_generator(self.seed, "clean pairs"))
 
@@ -37,5 +40,8 @@ class ClipClean(Clip):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
         (network,) = self.networks
-        batches = [batch, *batch.extra.values()]  # no second one where the clean pairs are too few, or of one concept
+        batches = [
+            batch,
+            *batch.extra.values(),
+        ]  # no second one where the clean pairs are too few, or of one concept
         return torch.cat([pair_losses(network.logits(*network(b))) for b in batches]).mean(), {}

@@ -1,4 +1,6 @@
-"""What the co-teaching methods share: two networks, each of which divides the training pairs for the other."""
+"""What the co-teaching methods share: two networks, each of which divides the training pairs for
+the other.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from methods.base import Count, Method, Report, Scan, Share, Size
 class CoTeaching(Method):
     """After a warm-up, each network's pass draws from the pairs that the other one believes to match.
 
-    A method on top says how a network divides the pairs (`divide`) and what a step is; test similarities are averaged.
+    A method on top says how a network divides the pairs (`divide`) and what a step is; test similarities are
+    averaged.
 
     Args:
         warmup_epochs: epochs on all pairs first.
@@ -23,7 +26,9 @@ class CoTeaching(Method):
     """
 
     in_turn: ClassVar[bool] = False
-    """Whether a network divides the pairs right before the other's pass (and after its own); else all divide first."""
+    """Whether a network divides the pairs right before the other's pass (and after its own); else all divide
+    first.
+    """
 
     posterior: Tensor
     divided: Tensor

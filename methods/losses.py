@@ -1,7 +1,7 @@
 """Losses over a batch of pairs: row = image, column = caption, pair k on the diagonal.
 
-The margin of a triplet loss is a number, or [B] (each pair's own, in both directions), or [B, B] (an entry for each
-image and caption, used in both directions; published code with margins of its own does this).
+The margin of a triplet loss is a number, or [B] (each pair's own, in both directions), or [B, B] (an entry
+for each image and caption, used in both directions; published code with margins of its own does this).
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def hinges(similarity: Tensor, margin: Tensor | float) -> tuple[Tensor, Tensor]:
 
 
 def mean_triplet(similarity: Tensor, margin: Tensor | float) -> Tensor:
-    """Each pair's hinge averaged over the batch (divisor B, diagonal 0), both directions added: [B, B] -> [B]."""
+    """Each pair's hinge averaged over the batch (divisor B, diagonal 0), both directions added: [B, B] ->
+    [B].
+    """
     by_image, by_text = hinges(similarity, margin)
     return by_image.mean(1) + by_text.mean(1)
 
@@ -51,11 +53,13 @@ def hardest_triplet(similarity: Tensor, margin: Tensor | float) -> Tensor:
     return by_image.amax(1) + by_text.amax(1)
 
 
-def hardest_triplet_of_few(similarity: Tensor, pairs: Scores, images: Tensor, texts: Tensor, margin: Tensor | float) -> Tensor:
+def hardest_triplet_of_few(
+    similarity: Tensor, pairs: Scores, images: Tensor, texts: Tensor, margin: Tensor | float
+) -> Tensor:
     """`hardest_triplet` with gradient through the 3 B pairs that have one, and not through B x B.
 
-    The same loss and gradient at a fraction of the cost, where scoring a pair is expensive and does not depend on the other
-    pairs.
+    The same loss and gradient at a fraction of the cost, where scoring a pair is expensive and does not
+    depend on the other pairs.
 
     Args:
         similarity: [B, B], without gradient: it only tells which negatives are the hardest.

@@ -33,12 +33,14 @@ def matched_posterior(
     """Posterior of the matched component of a two-component Beta mixture over scores, [N] -> [N].
 
     MSCN section 3.3: the components start from the scores of clean negatives and positives, with equal
-    weights; at most `max_iter` EM iterations, stopped when the log-likelihood of all scores gains less than `tol`.
-    Scores at or beyond the ends are set to 1e-3 and 1 - 1e-3 (released code). The M-step matches
+    weights; at most `max_iter` EM iterations, stopped when the log-likelihood of all scores gains less than
+    `tol`. Scores at or beyond the ends are set to 1e-3 and 1 - 1e-3 (released code). The M-step matches
     moments (the released code's fork maximises the likelihood instead).
     """
     scores, negatives, positives = (_inside(x) for x in (scores, negatives, positives))
-    shapes = np.array([_moments(negatives, np.ones(len(negatives))), _moments(positives, np.ones(len(positives)))])
+    shapes = np.array(
+        [_moments(negatives, np.ones(len(negatives))), _moments(positives, np.ones(len(positives)))]
+    )
     weights, before = np.array([0.5, 0.5]), -np.inf
     for _ in range(max_iter):
         posterior, likelihood = _expect(scores, shapes, weights)
@@ -68,6 +70,11 @@ def _moments(x: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
 
 def _expect(scores: np.ndarray, shapes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Posterior [2, N] and the log-likelihood of all scores."""
-    log = np.stack([np.log(max(w, 1e-12)) + beta_distribution.logpdf(scores, a, b) for w, (a, b) in zip(weights, shapes, strict=True)])
+    log = np.stack(
+        [
+            np.log(max(w, 1e-12)) + beta_distribution.logpdf(scores, a, b)
+            for w, (a, b) in zip(weights, shapes, strict=True)
+        ]
+    )
     total = np.logaddexp(log[0], log[1])
     return np.exp(log - total), float(total.sum())

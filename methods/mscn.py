@@ -1,4 +1,6 @@
-"""MSCN (CVPR 2023, arXiv 2304.06275): a small network learns the similarity score from a little clean data."""
+"""MSCN (CVPR 2023, arXiv 2304.06275): a small network learns the similarity score from a little
+clean data.
+"""
 
 from __future__ import annotations
 
@@ -49,22 +51,24 @@ class MSCN(CoTeaching):
     the split that selects the model. It follows the code where the paper is silent: the look-ahead is SGD
     without clipping, networks are trained in turn (the division by the first trains the second, then that by
     the updated second trains the first). Ours: on an embedding backbone the similarity vector is the
-    element-wise product (`sgraf` has its own); negatives are drawn against the image that a caption is trained
-    with, since the true one is not known; positives and negatives of a meta batch are two passes (released: one mixed
-    batch, whose statistics they share); the network's optimizer goes on after the warm-up (released: a new one);
-    optimizer, weight decay, clipping and schedule are the sweep's for V too.
+    element-wise product (`sgraf` has its own); negatives are drawn against the image that a caption is
+    trained with, since the true one is not known; positives and negatives of a meta batch are two passes
+    (released: one mixed batch, whose statistics they share); the network's optimizer goes on after the
+    warm-up (released: a new one); optimizer, weight decay, clipping and schedule are the sweep's for V too.
 
-    As published, on `sgraf` (module SGR): batch 64 with `warmup_batch: 2`, Adam at 2e-4, a tenth of it from epoch
-    30 after the warm-up, clipping at 2, `meta_lr: 1.7e-5` (sweeps/f30k_regions.yaml).
+    As published, on `sgraf` (module SGR): batch 64 with `warmup_batch: 2`, Adam at 2e-4, a tenth of it from
+    epoch 30 after the warm-up, clipping at 2, `meta_lr: 1.7e-5` (sweeps/f30k_regions.yaml).
 
     Args:
         margin: alpha.
         meta_lr: learning rate of V after the warm-up (paper: 1.7e-5, for its backbone).
         meta_batch_size: clean positives in a meta batch, with as many negatives (not in the paper).
         hidden: units of V.
-        margin_of: `pair`, or as in the released code `column`: an image's negative caption brings its own margin.
+        margin_of: `pair`, or as in the released code `column`: an image's negative caption brings its own
+            margin.
         clean_pairs: how many pairs of the clean set are used, and as many meta negatives; None: all.
-        meta: what the meta-loss is taken over: `both` kinds, or `positives` alone (ablation; the mixture starts from both).
+        meta: what the meta-loss is taken over: `both` kinds, or `positives` alone (ablation; the mixture
+            starts from both).
         purify: without, all pairs are trained on, and there is no mixture and no confidence (ablation).
         adaptive_margin: without, the margin is alpha for every pair (ablation).
     """
@@ -74,7 +78,12 @@ class MSCN(CoTeaching):
     uses_clean_data = True
     in_turn = True
     younger: ClassVar = {
-        "warmup_batch": 1, "margin_of": "pair", "clean_pairs": None, "meta": "both", "purify": True, "adaptive_margin": True,
+        "warmup_batch": 1,
+        "margin_of": "pair",
+        "clean_pairs": None,
+        "meta": "both",
+        "purify": True,
+        "adaptive_margin": True,
     }
 
     heads: Sequence[ScoreHead]
@@ -133,7 +142,11 @@ class MSCN(CoTeaching):
         net, head = self.networks[judge], self.heads[judge]
 
         def scores(pairs: Pairs | None = None) -> Any:
-            found = scan(lambda images, texts: {"score": head(net.pair_vectors(images, texts))}, network=judge, pairs=pairs)
+            found = scan(
+                lambda images, texts: {"score": head(net.pair_vectors(images, texts))},
+                network=judge,
+                pairs=pairs,
+            )
             return found["score"].numpy()
 
         return torch.from_numpy(matched_posterior(scores(), scores(self.negatives), scores(self.clean)))
@@ -142,7 +155,9 @@ class MSCN(CoTeaching):
         """As many mismatched pairs as the meta-set has positives: captions with the image of another pair."""
         n, size = len(self.pairs), len(self.clean)
         captions = torch.randint(n, (size,), generator=generator)
-        others = torch.randint(n, (8, size), generator=generator)  # tries: the first with another image counts
+        others = torch.randint(
+            n, (8, size), generator=generator
+        )  # tries: the first with another image counts
         differs = self.pairs.images[others] != self.pairs.images[captions]
         chosen = others.gather(0, differs.int().argmax(0, keepdim=True))[0]
         return Pairs(self.pairs.images[chosen], self.pairs.captions[captions])
@@ -153,7 +168,10 @@ class MSCN(CoTeaching):
         generator = torch_generator(seed, "meta batch")
         size = min(self.meta_batch_size, len(self.clean))
         kinds = {"positives": self.clean, "negatives": self.negatives}
-        drawn = {kind: pairs[torch.randperm(len(pairs), generator=generator)[:size]] for kind, pairs in kinds.items()}
+        drawn = {
+            kind: pairs[torch.randperm(len(pairs), generator=generator)[:size]]
+            for kind, pairs in kinds.items()
+        }
         return drawn if self.meta == "both" else {self.meta: drawn[self.meta]}
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
@@ -175,24 +193,35 @@ class MSCN(CoTeaching):
         meta_loss = self._meta_loss(net, head, ahead, batch)
         optimizers.update(meta_loss, f"meta{network}")
 
-        loss = self._main_loss(net, head, vectors, images, texts)  # the same embeddings under the corrected head
+        loss = self._main_loss(
+            net, head, vectors, images, texts
+        )  # the same embeddings under the corrected head
         optimizers.update(loss, main)
         return {"loss": loss.detach(), "meta_loss": meta_loss.detach()}
 
-    def _main_loss(self, net: Backbone, head: ScoreHead, vectors: Vectors, images: Tensor, texts: Tensor) -> Tensor:
+    def _main_loss(
+        self, net: Backbone, head: ScoreHead, vectors: Vectors, images: Tensor, texts: Tensor
+    ) -> Tensor:
         """Hardest negatives with the margin of the corrected score, eq. (7) and (8), summed over the batch.
 
-        `vectors` of all pairs have a gradient where pairs are coupled only: elsewhere they tell which negatives count.
+        `vectors` of all pairs have a gradient where pairs are coupled only: elsewhere they tell which
+        negatives count.
         """
         with torch.set_grad_enabled(net.couples_pairs):
             scores = head(vectors)
         positive = scores.diagonal().detach()
-        margin = soft_margin(positive, self.margin) if self.adaptive_margin else torch.full_like(positive, self.margin)
+        margin = (
+            soft_margin(positive, self.margin)
+            if self.adaptive_margin
+            else torch.full_like(positive, self.margin)
+        )
         if self.margin_of == "column":
             margin = margin.expand(scores.shape)
         if net.couples_pairs:
             return hardest_triplet(scores, margin).sum()
-        return hardest_triplet_of_few(scores, lambda i, t: head(net.pair_vectors(i, t)), images, texts, margin).sum()
+        return hardest_triplet_of_few(
+            scores, lambda i, t: head(net.pair_vectors(i, t)), images, texts, margin
+        ).sum()
 
     def _meta_loss(self, net: Backbone, head: ScoreHead, ahead: dict[str, Tensor], batch: Batch) -> Tensor:
         def logits(images: Tensor, texts: Tensor) -> Tensor:
@@ -203,7 +232,9 @@ class MSCN(CoTeaching):
         losses = []
         for kind, meta_batch in batch.extra.items():
             found = functional_call(net, state, (meta_batch,), {"then": logits})  # type: ignore[arg-type]
-            losses.append(F.binary_cross_entropy_with_logits(found, torch.full_like(found, float(kind == "positives"))))
+            losses.append(
+                F.binary_cross_entropy_with_logits(found, torch.full_like(found, float(kind == "positives")))
+            )
         return torch.stack(losses).mean()
 
     def score(self, network: int, images: Tensor, texts: Tensor) -> Tensor:
@@ -216,7 +247,9 @@ class ScoreHead(nn.Module):
 
     def __init__(self, vector_size: int, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(hidden, vector_size, generator=generator) / math.sqrt(vector_size))
+        self.weight = nn.Parameter(
+            torch.randn(hidden, vector_size, generator=generator) / math.sqrt(vector_size)
+        )
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.out_weight = nn.Parameter(torch.randn(1, hidden, generator=generator) / math.sqrt(hidden))
         self.out_bias = nn.Parameter(torch.zeros(1))
@@ -249,7 +282,9 @@ class ScoreHead(nn.Module):
             expected, found = getattr(self, own), published[theirs]
             if expected.shape != found.shape:
                 shapes = f"expected {tuple(expected.shape)}, found {tuple(found.shape)}"
-                raise ValueError(f"the similarity head in the checkpoint (backbone.pretrained), {theirs}: {shapes}")
+                raise ValueError(
+                    f"the similarity head in the checkpoint (backbone.pretrained), {theirs}: {shapes}"
+                )
         self.load_state_dict({own: published[theirs] for own, theirs in names.items()})
 
 

@@ -17,15 +17,15 @@ from methods.seeding import seed_of
 class NCR(CoTeaching):
     """Noisy Correspondence Rectifier, section 3 of the paper; where it is silent, the released code.
 
-    Warm-up with the triplet loss averaged over negatives. Then, before each epoch, a Gaussian mixture over each
-    network's losses divides the pairs for the other one. The target of a pair of the clean part is
-    w + (1 - w) p, with its posterior w and the network's own prediction p; that of the noisy part the mean of all
-    networks' predictions, so with two the other's has its say. A target y becomes the margin
-    alpha (10^y - 1) / 9 of a hardest-negative triplet loss. A step of the second stage (from `noisy_after` on) is two
-    optimizer steps, one on a batch of each part, as released.
+    Warm-up with the triplet loss averaged over negatives. Then, before each epoch, a Gaussian mixture over
+    each network's losses divides the pairs for the other one. The target of a pair of the clean part is
+    w + (1 - w) p, with its posterior w and the network's own prediction p; that of the noisy part the mean of
+    all networks' predictions, so with two the other's has its say. A target y becomes the margin
+    alpha (10^y - 1) / 9 of a hardest-negative triplet loss. A step of the second stage (from `noisy_after`
+    on) is two optimizer steps, one on a batch of each part, as released.
 
-    Losses that the mixture sees come from batches of a fixed order: in the released code they come from shuffled ones,
-    and the posterior depends on who stood beside a pair.
+    Losses that the mixture sees come from batches of a fixed order: in the released code they come from
+    shuffled ones, and the posterior depends on who stood beside a pair.
 
     Args:
         margin: alpha.
@@ -38,7 +38,14 @@ class NCR(CoTeaching):
     paper = "NCR (NeurIPS 2021)"
     published = ("NCR", "NCR-single")
 
-    def __init__(self, *, margin: Positive = 0.2, noisy_after: Count = 20, released_margins: bool = False, **common: Any) -> None:
+    def __init__(
+        self,
+        *,
+        margin: Positive = 0.2,
+        noisy_after: Count = 20,
+        released_margins: bool = False,
+        **common: Any,
+    ) -> None:
         super().__init__(**common)
         self.margin = margin
         self.noisy_after = noisy_after
@@ -46,7 +53,10 @@ class NCR(CoTeaching):
 
     def divide(self, judge: int, scan: Scan) -> Tensor:
         net = self.networks[judge]
-        losses = scan(lambda images, texts: {"loss": mean_triplet(net.similarity(images, texts), self.margin)}, network=judge)["loss"]
+        losses = scan(
+            lambda images, texts: {"loss": mean_triplet(net.similarity(images, texts), self.margin)},
+            network=judge,
+        )["loss"]
         seed = seed_of(self.seed, "mixture", self.epoch, judge)
         return torch.from_numpy(low_loss_posterior(losses.numpy(), seed=seed, max_iter=10))
 
@@ -103,8 +113,8 @@ class NCR(CoTeaching):
 def predicted_match(similarity: Tensor, margin: float) -> Tensor:
     """A network's prediction that each pair of a batch matches, [B, B] -> [B] in [0, 1].
 
-    How much of the margin a pair keeps on average over negatives and directions, over the mean of that of the batch's
-    best tenth (section 3.3; released code: B // 10 + 1 pairs).
+    How much of the margin a pair keeps on average over negatives and directions, over the mean of that of the
+    batch's best tenth (section 3.3; released code: B // 10 + 1 pairs).
     """
     kept = (margin - mean_triplet(similarity, margin) / 2).clamp(0, margin)
     best = kept.topk(len(kept) // 10 + 1).values.mean()

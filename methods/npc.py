@@ -36,10 +36,11 @@ class NPC(Method):
             the bank falls back to this share of the pairs, those with the highest posterior, the smaller
             loss first among equals; `bank_fallback` 1 in the record says so.
         weights: without, all pairs weigh 1, and there is no look-ahead and no confidence (ablation).
-        memory_loss: without, the entries are not trained on (ablation; with `released` they never are). Without both it is plain InfoNCE, and there is no bank.
+        memory_loss: without, the entries are not trained on (ablation; with `released` they never are).
+            Without both it is plain InfoNCE, and there is no bank.
 
-    The losses of memory entries, in the ratio and in the memory loss, are taken without dropout, from one pass.
-    Optimizer and schedule are the sweep's (paper: AdamW, cosine).
+    The losses of memory entries, in the ratio and in the memory loss, are taken without dropout, from one
+    pass. Optimizer and schedule are the sweep's (paper: AdamW, cosine).
     """
 
     paper = "NPC (AAAI 2024)"
@@ -64,7 +65,9 @@ class NPC(Method):
     ) -> None:
         super().__init__(**common)
         self.variant = variant
-        self.threshold = bank_threshold if bank_threshold is not None else {"paper": 0.99, "released": 0.9}[variant]
+        self.threshold = (
+            bank_threshold if bank_threshold is not None else {"paper": 0.99, "released": 0.9}[variant]
+        )
         self.rebuild = (bank or {"paper": "epoch", "released": "frozen"}[variant]) == "epoch"
         self.warmup_epochs = warmup_epochs
         self.least_bank = least_bank
@@ -81,10 +84,16 @@ class NPC(Method):
         net = self.networks[0]
 
         def look(images: Tensor, texts: Tensor) -> dict[str, Tensor]:
-            return {"loss": pair_losses(net.logits(images, texts)), "image": net.pooled(images), "text": net.pooled(texts)}
+            return {
+                "loss": pair_losses(net.logits(images, texts)),
+                "image": net.pooled(images),
+                "text": net.pooled(texts),
+            }
 
         seen = scan(look)
-        posterior = torch.from_numpy(low_loss_posterior(seen["loss"].numpy(), seed=seed_of(self.seed, "mixture", epoch)))
+        posterior = torch.from_numpy(
+            low_loss_posterior(seen["loss"].numpy(), seed=seed_of(self.seed, "mixture", epoch))
+        )
         clean, fallback = self._strict_clean_set(posterior, seen["loss"])
         image, text = (seen[side].to(self.entries.device) for side in ("image", "text"))
         self.entries[0] = self._nearest_images(image, clean).to(self.entries.device)
@@ -110,7 +119,9 @@ class NPC(Method):
     def also(self, index: Tensor, seed: int) -> dict[str, Pairs]:
         if not self.has_bank:
             return {}
-        wanted = self.entries[:, index.to(self.entries.device)].unique().cpu()  # equal entries are encoded once
+        wanted = (
+            self.entries[:, index.to(self.entries.device)].unique().cpu()
+        )  # equal entries are encoded once
         return {"bank": self.pairs[wanted]}
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
@@ -162,8 +173,8 @@ def confidence_weight(before: Tensor, after: Tensor) -> Tensor:
 def _nearest(queries: Tensor, candidates: Tensor, *, chunk: int = 4096, tie: float = 1e-6) -> Tensor:
     """For each query [N, D] the row of the candidate [C, D] with the largest cosine (both are unit vectors).
 
-    Pairs share images and captions, so exact ties are common: the earliest of those within `tie` of the largest is
-    taken, which does not hang on rounding.
+    Pairs share images and captions, so exact ties are common: the earliest of those within `tie` of the
+    largest is taken, which does not hang on rounding.
     """
     found = []
     for part in queries.split(chunk):
@@ -174,7 +185,9 @@ def _nearest(queries: Tensor, candidates: Tensor, *, chunk: int = 4096, tie: flo
 
 
 def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each distinct value of [N] stands first, in order of place, and for each element its row among those."""
+    """Where each distinct value of [N] stands first, in order of place, and for each element its row among
+    those.
+    """
     place, row = values.unique(return_inverse=True)
     first = torch.full((len(place),), len(values)).scatter_reduce_(0, row, torch.arange(len(values)), "amin")
     order = first.argsort()

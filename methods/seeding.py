@@ -12,7 +12,9 @@ import torch
 
 
 def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed from any parts, e.g. `seed_of(seed, "order", epoch)`; stable over versions and machines."""
+    """A 63-bit seed from any parts, e.g. `seed_of(seed, "order", epoch)`; stable over versions and
+    machines.
+    """
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

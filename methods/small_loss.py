@@ -36,7 +36,9 @@ class SmallLoss(Method):
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
         if epoch < self.warmup_epochs:
             return {}
-        losses = scan(lambda images, texts: {"loss": pair_losses(self.networks[0].logits(images, texts))})["loss"]
+        losses = scan(lambda images, texts: {"loss": pair_losses(self.networks[0].logits(images, texts))})[
+            "loss"
+        ]
         posterior = low_loss_posterior(losses.numpy(), seed=seed_of(self.seed, "mixture", epoch))
         self.weight.copy_(torch.from_numpy(posterior))
         self.fitted.fill_(True)

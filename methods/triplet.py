@@ -15,8 +15,9 @@ class Triplet(Method):
 
     Args:
         margin: of the triplet loss.
-        warmup_epochs: epochs of the mean over all negatives first. From random weights the hardest negatives alone can
-            end in equal scores for all pairs (VSE-infinity's released code takes one such epoch; VSE++ none).
+        warmup_epochs: epochs of the mean over all negatives first. From random weights the hardest negatives
+            alone can end in equal scores for all pairs (VSE-infinity's released code takes one such epoch;
+            VSE++ none).
     """
 
     paper = "VSE++ (BMVC 2018)"

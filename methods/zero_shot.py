@@ -1,4 +1,6 @@
-"""No training: the backbone as it comes. A fine-tuned model can fall below this row, so it belongs in the table."""
+"""No training: the backbone as it comes. A fine-tuned model can fall below this row, so it belongs in the
+table.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,14 @@ from methods.base import Batch, Method
 from tests import small
 
 
-def trainer(name: str, *, folder: Path | None = None, hyper: dict[str, Any] | None = None, scramble_truth: bool = False, **fixed: Any) -> Trainer:
+def trainer(
+    name: str,
+    *,
+    folder: Path | None = None,
+    hyper: dict[str, Any] | None = None,
+    scramble_truth: bool = False,
+    **fixed: Any,
+) -> Trainer:
     trial = small.trial(name, **fixed)
     if hyper:
         trial = trial.model_copy(update={"hyper": {**trial.hyper, **hyper}})

@@ -1,7 +1,8 @@
-"""A small committed set of records, made up, with everything a report must bear: holes, one seed, a failed trial, a method without
-confidence, ties, and a collapsed model.
+"""A small committed set of records, made up, with everything a report must bear: holes, one seed, a failed
+trial, a method without confidence, ties, and a collapsed model.
 
-`python -m tests.golden` writes the reports anew that the tests expect; with `records` the records too. Read the difference before committing it.
+`python -m tests.golden` writes the reports anew that the tests expect; with `records` the records too. Read
+the difference before committing it.
 """
 
 from __future__ import annotations
@@ -25,21 +26,55 @@ from harness.training.run_trial import fingerprint, noise_of
 from tests import small
 
 FOLDER = Path(__file__).parent / "data" / "golden"
-BACKBONE = {"backbone": {"model": "effnet_minilm", "pretrained": "packages", "locked": True}}  # one without a path: ids are the same everywhere
+BACKBONE = {
+    "backbone": {"model": "effnet_minilm", "pretrained": "packages", "locked": True}
+}  # one without a path: ids are the same everywhere
 FORMS = ("report.md", "report.html", "tables.tex", "results.csv")
 RATIOS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.6]
 # How far the right answer stands from the front without noise, and what the noise ratio adds to it.
-SKILL = {"clip": (0.5, 4.0), "small_loss": (0.5, 1.5), "triplet": (1.0, 3.5), "mscn": (0.3, 3.0), "oracle": (0.3, 0.3), "npc": (0.4, 1.5)}
+SKILL = {
+    "clip": (0.5, 4.0),
+    "small_loss": (0.5, 1.5),
+    "triplet": (1.0, 3.5),
+    "mscn": (0.3, 3.0),
+    "oracle": (0.3, 0.3),
+    "npc": (0.4, 1.5),
+}
 
 
 def sweep(name: str) -> Sweep:
-    """`golden`: three seeds, and `npc` with one and an axis. `later`: two of its methods again, one with another setting."""
+    """`golden`: three seeds, and `npc` with one and an axis. `later`: two of its methods again, one with
+    another setting.
+    """
     if name == "later":
-        return small.sweep("clip", "small_loss", name=name, grid={"noise_ratio": [0.2, 0.4], "seed": [0, 1, 2]}, fixed=BACKBONE, overrides={"clip": {"lr": 0.001}})
-    everywhere = small.content("clip", "small_loss", "triplet", "mscn", "oracle", grid={"noise_ratio": RATIOS, "seed": [0, 1, 2]}, fixed=BACKBONE)
+        return small.sweep(
+            "clip",
+            "small_loss",
+            name=name,
+            grid={"noise_ratio": [0.2, 0.4], "seed": [0, 1, 2]},
+            fixed=BACKBONE,
+            overrides={"clip": {"lr": 0.001}},
+        )
+    everywhere = small.content(
+        "clip",
+        "small_loss",
+        "triplet",
+        "mscn",
+        "oracle",
+        grid={"noise_ratio": RATIOS, "seed": [0, 1, 2]},
+        fixed=BACKBONE,
+    )
     one_seed = {**everywhere["grid"], "method": ["npc"], "seed": [0], "npc.bank_threshold": [0.5, 0.9, 0.99]}
     overrides = {**everywhere["overrides"], "npc": small.WARMED_UP["npc"]}
-    return parse_sweep({**everywhere, "name": name, "description": "Made up, to test reports.", "grid": [everywhere["grid"], one_seed], "overrides": overrides})
+    return parse_sweep(
+        {
+            **everywhere,
+            "name": name,
+            "description": "Made up, to test reports.",
+            "grid": [everywhere["grid"], one_seed],
+            "overrides": overrides,
+        }
+    )
 
 
 def source(name: str) -> Source:
@@ -49,7 +84,10 @@ def source(name: str) -> Source:
         arrays = {k.removeprefix(f"{name}/"): file[k] for k in file.files if k.startswith(f"{name}/")}
     planned = sweep(name)
     trials = {t.id: t for t in planned.trials}
-    records = {i: TrialRecord(trials[i], f"run-{name}-{i}", r["status"], r["metrics"], r["tags"]) for i, r in content.items()}
+    records = {
+        i: TrialRecord(trials[i], f"run-{name}-{i}", r["status"], r["metrics"], r["tags"])
+        for i, r in content.items()
+    }
 
     def read(run: str, path: str) -> dict[str, np.ndarray]:
         prefix = f"{run.rpartition('-')[2]}/{path.removesuffix('.npz')}/"
@@ -60,9 +98,13 @@ def source(name: str) -> Source:
 
     def names(run: str, folder: str) -> list[str]:
         prefix = f"{run.rpartition('-')[2]}/{folder}/"
-        return sorted({k.rpartition("/")[0].partition("/")[2] + ".npz" for k in arrays if k.startswith(prefix)})
+        return sorted(
+            {k.rpartition("/")[0].partition("/")[2] + ".npz" for k in arrays if k.startswith(prefix)}
+        )
 
-    record = SweepRecord(name, planned.file.description, planned.file.select, planned.trials, records, planned.file.reference)
+    record = SweepRecord(
+        name, planned.file.description, planned.file.select, planned.trials, records, planned.file.reference
+    )
     return Source(record, read, names, lambda run: f"http://127.0.0.1:5000/#/experiments/1/runs/{run}")
 
 
@@ -85,7 +127,11 @@ def make_records() -> None:
         for number, trial in enumerate(sweep(name).trials):
             if name == "golden" and (trial.method, trial.noise_ratio, trial.seed) == ("clip", 0.3, 1):
                 continue  # a hole: not started
-            failed = name == "golden" and (trial.method, trial.noise_ratio, trial.seed) == ("small_loss", 0.6, 2)
+            failed = name == "golden" and (trial.method, trial.noise_ratio, trial.seed) == (
+                "small_loss",
+                0.6,
+                2,
+            )
             tags = {"failure": "Diverged: the loss is nan in epoch 2"} if failed else {}
             status = "FAILED" if failed else "FINISHED"
             metrics = {} if failed else _trial(trial, number, f"{name}/{trial.id}", arrays, tags)
@@ -101,7 +147,11 @@ def _trial(trial, number, prefix, arrays, tags) -> dict[str, float]:
     data, test = small.load(), small.load()["test"]
     noise = noise_of(trial, data)
     start, slope = SKILL[trial.method]
-    distance = start + slope * trial.noise_ratio + (0.5 * trial.hyper["bank_threshold"] if trial.method == "npc" else 0.0)
+    distance = (
+        start
+        + slope * trial.noise_ratio
+        + (0.5 * trial.hyper["bank_threshold"] if trial.method == "npc" else 0.0)
+    )
     ranks, images, captions = {}, test.image_group, test.caption_group
     for side, queries, candidates in (("i2t", images, captions), ("t2i", captions, images)):
         rank = np.minimum(draw.poisson(distance, len(queries)), len(candidates) - 1)
@@ -109,23 +159,48 @@ def _trial(trial, number, prefix, arrays, tags) -> dict[str, float]:
             rank = (candidates[None, :] != queries[:, None]).sum(1)
         top = np.stack([draw.permutation(len(candidates))[:5] for _ in queries])
         ranks[side] = Ranking(rank, top)
-        arrays |= {f"{prefix}/test_rankings/{side}_rank": rank.astype(np.int16), f"{prefix}/test_rankings/{side}_top": top.astype(np.int16)}
+        arrays |= {
+            f"{prefix}/test_rankings/{side}_rank": rank.astype(np.int16),
+            f"{prefix}/test_rankings/{side}_top": top.astype(np.int16),
+        }
         arrays[f"{prefix}/test_rankings/{side}_group"] = queries.astype(np.int16)
     found = recalls(ranks["i2t"], ranks["t2i"])
     metrics = {f"test/{k}": v for k, v in found.items()} | {f"last/{k}": v - 1.0 for k, v in found.items()}
-    metrics |= {"dev/best_rsum": found["rsum"] + 5, "dev/best_epoch": 1, "noise/realised_ratio": noise.realised}
+    metrics |= {
+        "dev/best_rsum": found["rsum"] + 5,
+        "dev/best_epoch": 1,
+        "noise/realised_ratio": noise.realised,
+    }
     if trial.method in ("small_loss", "npc", "mscn"):
         arrays[f"{prefix}/noise_index/matched"] = noise.matched
         for epoch in (1, 2):
-            confidence = np.clip(draw.normal(np.where(noise.matched, 0.6 + 0.1 * epoch, 0.4), 0.2), 0, 1).astype(np.float16)
+            confidence = np.clip(
+                draw.normal(np.where(noise.matched, 0.6 + 0.1 * epoch, 0.4), 0.2), 0, 1
+            ).astype(np.float16)
             arrays[f"{prefix}/confidence/epoch_{epoch:03d}/confidence"] = confidence
-        metrics |= {f"detection/{k}": v for k, v in detection(confidence.astype(float), noise.matched).items()}
+        metrics |= {
+            f"detection/{k}": v for k, v in detection(confidence.astype(float), noise.matched).items()
+        }
     networks, passes = (2, 3.5) if trial.method == "mscn" else (1, 3.8 if trial.method == "npc" else 1.0)
     seconds = 10.0 * passes * networks + trial.seed
-    metrics |= {"cost/seconds": seconds + 3, "cost/train_seconds": seconds, "cost/method_seconds": 2.0, "cost/evaluation_seconds": 1.0}
-    metrics |= {"cost/train_pairs_per_second": 1800 / seconds, "cost/evaluation_pairs_per_second": 600.0, "cost/forward_passes": passes}
+    metrics |= {
+        "cost/seconds": seconds + 3,
+        "cost/train_seconds": seconds,
+        "cost/method_seconds": 2.0,
+        "cost/evaluation_seconds": 1.0,
+    }
+    metrics |= {
+        "cost/train_pairs_per_second": 1800 / seconds,
+        "cost/evaluation_pairs_per_second": 600.0,
+        "cost/forward_passes": passes,
+    }
     metrics |= {"cost/peak_memory_mb": 900.0, "cost/networks_at_test": networks, "cost/parameters": 12_000.0}
-    tags |= {"noise_digest": noise.digest, "data_fingerprint": fingerprint(trial, data), "git_commit": "0123456789ab", "device": "cpu (x86_64)"}
+    tags |= {
+        "noise_digest": noise.digest,
+        "data_fingerprint": fingerprint(trial, data),
+        "git_commit": "0123456789ab",
+        "device": "cpu (x86_64)",
+    }
     return metrics
 
 

@@ -1,4 +1,6 @@
-"""Trials in processes of their own that are killed at a random point: forked from one that has imported everything, so that each starts at once."""
+"""Trials in processes of their own that are killed at a random point: forked from one that has imported
+everything, so that each starts at once.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +25,44 @@ context.set_forkserver_preload(["tests.killing", "tests.warm"])
 
 
 class Beats:
-    """Counts the steps of a trial's first process, and kills one process at some step, or shortly after it."""
+    """Counts the steps of a trial's first process, and kills one process at some step or shortly after."""
 
     def __init__(self) -> None:
         self.value = context.Value("i", 0)
 
-    def launch(self, trial: Trial, place: Place, storage: Path, *, processes: int = 1, kill: random.Random | None = None) -> list[int]:
-        """Run a trial on so many processes; with `kill`, one dies at a random one of the steps counted before. Returns their exit codes."""
+    def launch(
+        self,
+        trial: Trial,
+        place: Place,
+        storage: Path,
+        *,
+        processes: int = 1,
+        kill: random.Random | None = None,
+    ) -> list[int]:
+        """Run a trial on so many processes; with `kill`, one dies at a random one of the steps counted
+        before. Returns their exit codes.
+        """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         victim = kill.randrange(processes) if kill else -1
-        fate = (1 + kill.randrange(max(1, self.value.value * 9 // 10)), kill.random() * 0.03) if kill else None
+        fate = (
+            (1 + kill.randrange(max(1, self.value.value * 9 // 10)), kill.random() * 0.03) if kill else None
+        )
         started = [
-            context.Process(target=_run, args=(trial, place, storage, rank, processes, port, fate if rank == victim else None, self.value if rank == 0 and not kill else None))
+            context.Process(
+                target=_run,
+                args=(
+                    trial,
+                    place,
+                    storage,
+                    rank,
+                    processes,
+                    port,
+                    fate if rank == victim else None,
+                    self.value if rank == 0 and not kill else None,
+                ),
+            )
             for rank in range(processes)
         ]
         for process in started:
@@ -53,10 +79,25 @@ class Beats:
         return [process.exitcode or 0 for process in started]
 
 
-def _run(trial: Trial, place: Place, storage: Path, rank: int, processes: int, port: int, fate: tuple[int, float] | None, counter: Any) -> None:
+def _run(
+    trial: Trial,
+    place: Place,
+    storage: Path,
+    rank: int,
+    processes: int,
+    port: int,
+    fate: tuple[int, float] | None,
+    counter: Any,
+) -> None:
     torch.set_num_threads(1)
     if processes > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
     folder = place.folder(storage, trial)
     beat, count = Watch.beat, 0
 

@@ -1,4 +1,6 @@
-"""Small data sets in each published layout, byte for byte in the published form; pictures and captions are of `emoji`."""
+"""Small data sets in each published layout, byte for byte in the published form; pictures and captions are of
+`emoji`.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def entries() -> tuple[Entry, ...]:
         groups = source.image_group.tolist()
         for group in range(count if split == "train" else min(count, len(set(groups)))):
             image = groups.index(group)
-            captions = tuple(source.captions[c] for c in range(len(source.captions)) if source.owner[c] == image)[:5]
+            captions = tuple(
+                source.captions[c] for c in range(len(source.captions)) if source.owner[c] == image
+            )[:5]
             found.append(Entry(split, len(found), jpeg(source.images[image]), captions))
     return tuple(found)
 
@@ -61,16 +65,28 @@ def karpathy_flickr30k(root: Path) -> Path:
         (root / "flickr30k-images" / name).write_bytes(e.picture)
         sentences = []
         for text in e.captions:
-            sentences.append({"tokens": text.lower().split(), "raw": text, "imgid": e.number, "sentid": sentence})
+            sentences.append(
+                {"tokens": text.lower().split(), "raw": text, "imgid": e.number, "sentid": sentence}
+            )
             sentence += 1
         split = {"dev": "val"}.get(e.split, e.split)
-        images.append({"sentids": [s["sentid"] for s in sentences], "imgid": e.number, "sentences": sentences, "split": split, "filename": name})
+        images.append(
+            {
+                "sentids": [s["sentid"] for s in sentences],
+                "imgid": e.number,
+                "sentences": sentences,
+                "split": split,
+                "filename": name,
+            }
+        )
     (root / "dataset_flickr30k.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
     return root
 
 
 def karpathy_coco(root: Path) -> Path:
-    """`dataset_coco.json`, `train2014/` and `val2014/`; half of train is restval, and one image has a sixth caption."""
+    """`dataset_coco.json`, `train2014/` and `val2014/`; half of train is restval, and one image has a sixth
+    caption.
+    """
     images, sentence = [], 0
     for e in entries():
         split = {"dev": "val"}.get(e.split, e.split)
@@ -82,18 +98,29 @@ def karpathy_coco(root: Path) -> Path:
         texts = [*e.captions, "a caption too many"] if e.number == 3 else e.captions
         sentences = []
         for text in texts:
-            sentences.append({"tokens": text.lower().split(), "raw": text, "imgid": e.number, "sentid": 770337 + sentence})
+            sentences.append(
+                {"tokens": text.lower().split(), "raw": text, "imgid": e.number, "sentid": 770337 + sentence}
+            )
             sentence += 1
-        images.append({
-            "filepath": folder, "sentids": [s["sentid"] for s in sentences], "filename": name, "imgid": e.number,
-            "split": split, "sentences": sentences, "cocoid": 391895 + e.number,
-        })
+        images.append(
+            {
+                "filepath": folder,
+                "sentids": [s["sentid"] for s in sentences],
+                "filename": name,
+                "imgid": e.number,
+                "split": split,
+                "sentences": sentences,
+                "cocoid": 391895 + e.number,
+            }
+        )
     (root / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
     return root
 
 
 def npc(root: Path, kind: str = "f30k") -> Path:
-    """NPC's `annotations/scan_split/`, as its loader reads it for `f30k`, `coco` or `cc` (one caption an image)."""
+    """NPC's `annotations/scan_split/`, as its loader reads it for `f30k`, `coco` or `cc` (one caption an
+    image).
+    """
     folder = root / "annotations" / "scan_split"
     folder.mkdir(parents=True)
     (root / "images").mkdir()
@@ -102,7 +129,11 @@ def npc(root: Path, kind: str = "f30k") -> Path:
         ids, captions = [], []
         for e in of_split(split):
             number = {"f30k": str(e.number), "coco": str(391895 + e.number), "cc": f"{e.number:05}_web"}[kind]
-            name = {"f30k": f"{1000 + e.number}.jpg", "coco": f"COCO_2014_{391895 + e.number:012}.jpg", "cc": f"{number}.jpg"}[kind]
+            name = {
+                "f30k": f"{1000 + e.number}.jpg",
+                "coco": f"COCO_2014_{391895 + e.number:012}.jpg",
+                "cc": f"{number}.jpg",
+            }[kind]
             (root / "images" / name).write_bytes(e.picture)
             ids += [number] if split == "train" else [number] * each
             captions += e.captions[:each]
@@ -132,7 +163,7 @@ def conceptual(root: Path) -> Path:
         lines = []
         for e in of_split(split):
             (root / "images" / f"{e.number:09}.jpg").write_bytes(e.picture)
-            lines.append(f"{e.number:09}.jpg\t{e.captions[0]} \"quoted\n")
+            lines.append(f'{e.number:09}.jpg\t{e.captions[0]} "quoted\n')
         (root / f"{split}.tsv").write_text("".join(lines), encoding="utf-8")
     return root
 
@@ -153,7 +184,10 @@ def shards(root: Path, *, each: int = 5) -> Path:
 def sample(e: Entry) -> Iterator[tuple[str, bytes]]:
     yield f"{e.number:09}.jpg", e.picture
     yield f"{e.number:09}.txt", e.captions[0].encode()
-    yield f"{e.number:09}.json", json.dumps({"caption": "of the json", "url": "somewhere", "key": f"{e.number:09}"}).encode()
+    yield (
+        f"{e.number:09}.json",
+        json.dumps({"caption": "of the json", "url": "somewhere", "key": f"{e.number:09}"}).encode(),
+    )
 
 
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -43,7 +43,9 @@ class Dies(Clip):
 
 
 class Paced(Clip):
-    """Leaves a file with its process for each epoch (`SEED.EPOCH.RANK`), and takes its time (`pause` says how long); where a file `hang` is, it hangs once."""
+    """Leaves a file with its process for each epoch (`SEED.EPOCH.RANK`), and takes its time (`pause` says how
+    long); where a file `hang` is, it hangs once.
+    """
 
     def __init__(self, *, folder: str, **common):
         super().__init__(**common)

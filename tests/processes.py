@@ -14,7 +14,9 @@ from tests import build, small
 
 def few_embeddings(trainer: Trainer) -> torch.Tensor:
     """A scan over so few pairs that there are more processes than batches."""
-    return trainer._scan(lambda images, texts: {"images": images}, pairs=trainer.method.pairs[torch.arange(5)])["images"]
+    return trainer._scan(
+        lambda images, texts: {"images": images}, pairs=trainer.method.pairs[torch.arange(5)]
+    )["images"]
 
 
 def main(out: Path, names: list[str]) -> None:
@@ -28,7 +30,12 @@ def main(out: Path, names: list[str]) -> None:
             if trainer.accelerator.is_main_process:
                 metrics = {"epochs": [r.metrics for r in records], "test/rsum": outcome.metrics["test/rsum"]}
                 weights = {k: v for k, v in trainer.method.state_dict().items() if v.is_floating_point()}
-                content = {"weights": weights, "metrics": json.dumps(metrics), "processes": trainer.accelerator.num_processes, "few": few}
+                content = {
+                    "weights": weights,
+                    "metrics": json.dumps(metrics),
+                    "processes": trainer.accelerator.num_processes,
+                    "few": few,
+                }
                 torch.save(content, out / f"{name}-{setting}.pt")
             trainer.accelerator.wait_for_everyone()
     torch.distributed.destroy_process_group()

@@ -16,7 +16,8 @@ from harness.data.scan import Regions
 TINY_MODEL = str(Path(__file__).parent / "data" / "tiny_clip.json")
 CONCEPTS = {"train": 40, "dev": 12, "test": 12, "meta": 6}
 HEAD = {"hidden": 16, "dim": 8, "dropout": 0.0}
-# All words of the captions: with unknown ones, different captions would be equal, and their ties a matter of rounding.
+# All words of the captions: with unknown ones, different captions would be equal, and their ties a matter of
+# rounding.
 WORDS = str(Path(__file__).parent / "data" / "small_vocab.json")
 SGRAF = {"kind": "sgraf", "embed": 12, "similarity": 6, "word": 5, "steps": 2, "vocabulary": WORDS}
 WARMED_UP = {
@@ -47,7 +48,10 @@ def regions() -> DataSet:
     """The same with region features: a picture is 9 patches of 8 x 8 coarse pixels."""
     data = load()
     fewer = {name: first_concepts(split, 20) for name, split in data.splits.items()}
-    splits = {name: replace(split, images=Regions(_patches(split), np.arange(len(split.images)))) for name, split in fewer.items()}
+    splits = {
+        name: replace(split, images=Regions(_patches(split), np.arange(len(split.images))))
+        for name, split in fewer.items()
+    }
     return replace(data, name="regions", splits=splits, fingerprint=f"{data.fingerprint}-regions")
 
 
@@ -62,7 +66,9 @@ def write_scan(folder: Path) -> None:
 
 
 def _patches(split: Split) -> np.ndarray:
-    pictures = np.stack([np.asarray(image.resize((24, 24)), np.float32) / 255 - 0.5 for image in split.images])
+    pictures = np.stack(
+        [np.asarray(image.resize((24, 24)), np.float32) / 255 - 0.5 for image in split.images]
+    )
     grid = pictures.reshape(len(pictures), 3, 8, 3, 8, 3).transpose(0, 1, 3, 2, 4, 5)
     return grid.reshape(len(pictures), 9, -1)
 
@@ -72,7 +78,12 @@ def first_concepts(split: Split, count: int) -> Split:
     captions = np.flatnonzero(split.caption_group < count)
     place = {old: new for new, old in enumerate(images)}
     owner = np.array([place[i] for i in split.owner[captions]], np.int64)
-    return Split([split.images[i] for i in images], [split.captions[i] for i in captions], owner, split.image_group[images])
+    return Split(
+        [split.images[i] for i in images],
+        [split.captions[i] for i in captions],
+        owner,
+        split.image_group[images],
+    )
 
 
 def backbone(**changes: Any) -> dict[str, Any]:
@@ -83,7 +94,8 @@ def backbone(**changes: Any) -> dict[str, Any]:
 SETTINGS = {
     "clip": {"backbone": backbone()},
     "clip, dropout": {"backbone": backbone(head={"dropout": 0.3})},
-    # At a rate at which rounding stays rounding: at ten times this one, a change of 1e-14 in the weights grows to 1e-3 in two epochs.
+    # At a rate at which rounding stays rounding: at ten times this one, a change of 1e-14 in the weights
+    # grows to 1e-3 in two epochs.
     "SGR, dropout": {"backbone": {**SGRAF, "module": "SGR", "dropout": 0.3}, "epochs": 2, "lr": 2e-4},
     "SAF": {"backbone": {**SGRAF, "module": "SAF", "dropout": 0.0}, "epochs": 2, "lr": 2e-4},
 }
@@ -96,10 +108,29 @@ def sweep(*methods: str, name: str = "small", **changes: Any) -> Sweep:
 
 
 def content(*methods: str, name: str = "small", **changes: Any) -> dict[str, Any]:
-    fixed = {"backbone": backbone(), "epochs": 3, "batch_size": 16, "lr": 3e-3, "warmup_steps": 3, **changes.pop("fixed", {})}
-    grid = {"method": list(methods), "dataset": ["tests.small:load"], "noise_ratio": [0.4], "seed": [0], **changes.pop("grid", {})}
+    fixed = {
+        "backbone": backbone(),
+        "epochs": 3,
+        "batch_size": 16,
+        "lr": 3e-3,
+        "warmup_steps": 3,
+        **changes.pop("fixed", {}),
+    }
+    grid = {
+        "method": list(methods),
+        "dataset": ["tests.small:load"],
+        "noise_ratio": [0.4],
+        "seed": [0],
+        **changes.pop("grid", {}),
+    }
     overrides = {m: WARMED_UP[m] for m in grid["method"] if m in WARMED_UP}
-    return {"name": name, "grid": grid, "fixed": fixed, "overrides": {**overrides, **changes.pop("overrides", {})}, **changes}
+    return {
+        "name": name,
+        "grid": grid,
+        "fixed": fixed,
+        "overrides": {**overrides, **changes.pop("overrides", {})},
+        **changes,
+    }
 
 
 def trial(method: str, *, seed: int = 0, **fixed: Any) -> Trial:

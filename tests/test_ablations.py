@@ -54,7 +54,9 @@ def test_npc_without_weights_has_no_look_ahead_and_no_confidence(npc):
     assert records[-1].confidence is None
     assert records[-1].metrics["train/mean_weight"] == 1
     both = npc[True, True][2].metrics["cost/forward_passes"]
-    assert 1 < outcome.metrics["cost/forward_passes"] < both <= 5  # the batch, and up to two entries a pair, before and after the look-ahead
+    assert (
+        1 < outcome.metrics["cost/forward_passes"] < both <= 5
+    )  # the batch, and up to two entries a pair, before and after the look-ahead
 
 
 def test_npc_without_memory_loss_trains_on_weighted_losses_alone(npc):
@@ -68,7 +70,9 @@ def mscn():
     return trained("mscn")[1]
 
 
-@pytest.mark.parametrize("change", [{"meta": "positives"}, {"purify": False}, {"adaptive_margin": False}, {"clean_pairs": 2}])
+@pytest.mark.parametrize(
+    "change", [{"meta": "positives"}, {"purify": False}, {"adaptive_margin": False}, {"clean_pairs": 2}]
+)
 def test_mscns_parts_each_change_the_loss(change, mscn):
     """The loss and not the weights: a margin has no gradient while every hinge is open, as they are here."""
     without, records, _ = trained("mscn", **change)
@@ -122,7 +126,10 @@ def test_what_is_spent_goes_on_after_a_resume(tmp_path):
     resumed = build.trainer("npc", folder=tmp_path)
     resumed.resume()
     resumed.fit()
-    assert (resumed.spent.forwards, resumed.spent.batch_pairs) == (whole.spent.forwards, whole.spent.batch_pairs)
+    assert (resumed.spent.forwards, resumed.spent.batch_pairs) == (
+        whole.spent.forwards,
+        whole.spent.batch_pairs,
+    )
     assert resumed.spent.pairs["train"] == whole.spent.pairs["train"]
     assert all(s > 0 for s in resumed.spent.seconds.values())
 
@@ -133,13 +140,29 @@ def test_chance_is_what_random_orders_give():
     found = []
     for _ in range(300):
         scores = draw.random((30, 75))
-        found.append(recalls(rank_queries(scores, images, captions), rank_queries(scores.T, captions, images))["rsum"])
+        found.append(
+            recalls(rank_queries(scores, images, captions), rank_queries(scores.T, captions, images))["rsum"]
+        )
     assert chance_rsum(images, captions) == pytest.approx(np.mean(found), abs=4 * np.std(found) / 300**0.5)
 
 
 def content():
-    first = {"method": ["npc", "clip"], "dataset": ["tests.small:load"], "noise_ratio": [0.2, 0.4], "seed": [0], "npc.weights": [True, False], "npc.memory_loss": [True, False], "npc.bank_threshold": [0.99]}
-    second = {**first, "method": ["npc"], "npc.weights": [True], "npc.memory_loss": [True], "npc.bank_threshold": [0.5, 0.9, 0.99]}
+    first = {
+        "method": ["npc", "clip"],
+        "dataset": ["tests.small:load"],
+        "noise_ratio": [0.2, 0.4],
+        "seed": [0],
+        "npc.weights": [True, False],
+        "npc.memory_loss": [True, False],
+        "npc.bank_threshold": [0.99],
+    }
+    second = {
+        **first,
+        "method": ["npc"],
+        "npc.weights": [True],
+        "npc.memory_loss": [True],
+        "npc.bank_threshold": [0.5, 0.9, 0.99],
+    }
     return {"name": "grids", "grid": [first, second], "fixed": {"backbone": small.backbone()}}
 
 
@@ -147,29 +170,68 @@ def test_several_grids_are_put_together():
     sweep = parse_sweep(content())
     assert len(sweep.trials) == 2 * (4 + 1 + 2)  # what stands in both is one trial
     labels = set(row_labels(sweep.trials).values())
-    assert labels == {"npc", "clip", "npc (weights=False)", "npc (memory_loss=False)", "npc (weights=False, memory_loss=False)",
-                      "npc (bank_threshold=0.5)", "npc (bank_threshold=0.9)"}
+    assert labels == {
+        "npc",
+        "clip",
+        "npc (weights=False)",
+        "npc (memory_loss=False)",
+        "npc (weights=False, memory_loss=False)",
+        "npc (bank_threshold=0.5)",
+        "npc (bank_threshold=0.9)",
+    }
 
 
 def test_each_varied_setting_is_an_axis_where_all_else_is_equal():
     sweep = parse_sweep(content())
     labels = row_labels(sweep.trials)
-    found = {a.name: a for a in axes(sweep.trials, pd.DataFrame([{"trial": t.id, "row": labels[t.id]} for t in sweep.trials]))}
+    found = {
+        a.name: a
+        for a in axes(
+            sweep.trials, pd.DataFrame([{"trial": t.id, "row": labels[t.id]} for t in sweep.trials])
+        )
+    }
     assert set(found) == {"bank_threshold", "weights", "memory_loss"}
     assert found["bank_threshold"].values == ["0.5", "0.9", "0.99"]
-    assert found["bank_threshold"].lines == {"npc": {"0.99": "npc", "0.5": "npc (bank_threshold=0.5)", "0.9": "npc (bank_threshold=0.9)"}}
+    assert found["bank_threshold"].lines == {
+        "npc": {"0.99": "npc", "0.5": "npc (bank_threshold=0.5)", "0.9": "npc (bank_threshold=0.9)"}
+    }
     assert found["weights"].lines == {
         "npc (memory_loss=True)": {"True": "npc", "False": "npc (weights=False)"},
-        "npc (memory_loss=False)": {"True": "npc (memory_loss=False)", "False": "npc (weights=False, memory_loss=False)"},
+        "npc (memory_loss=False)": {
+            "True": "npc (memory_loss=False)",
+            "False": "npc (weights=False, memory_loss=False)",
+        },
     }
 
 
-@pytest.mark.parametrize(("change", "expected"), [
-    ({"grid": []}, "grid = []: expected at least one grid"),
-    ({"grid": [{"method": ["clip"], "dataset": ["emoji"], "seed": [0], "noise_ratio": [0]}, {"method": ["npc"]}]}, "grid[1]: dataset is missing"),
-    ({"grid": [{"method": ["clip"], "dataset": [], "seed": [0], "noise_ratio": [0]}, {"method": ["npc"]}]}, "grid[0].dataset = []: expected at least one value"),
-    ({"grid": [{"method": ["clip"], "dataset": ["emoji"], "seed": 0, "noise_ratio": [0]}]}, "grid.0.seed = 0"),
-])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"grid": []}, "grid = []: expected at least one grid"),
+        (
+            {
+                "grid": [
+                    {"method": ["clip"], "dataset": ["emoji"], "seed": [0], "noise_ratio": [0]},
+                    {"method": ["npc"]},
+                ]
+            },
+            "grid[1]: dataset is missing",
+        ),
+        (
+            {
+                "grid": [
+                    {"method": ["clip"], "dataset": [], "seed": [0], "noise_ratio": [0]},
+                    {"method": ["npc"]},
+                ]
+            },
+            "grid[0].dataset = []: expected at least one value",
+        ),
+        (
+            {"grid": [{"method": ["clip"], "dataset": ["emoji"], "seed": 0, "noise_ratio": [0]}]},
+            "grid.0.seed = 0",
+        ),
+    ],
+)
 def test_faults_of_several_grids_say_which(change, expected):
     with pytest.raises(BadInput) as raised:
         parse_sweep({**content(), **change})

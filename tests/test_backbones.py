@@ -63,7 +63,9 @@ def test_the_real_towers_equal_their_cache():
 
 
 def test_packaged_weights_classify_as_imagenet_features_do():
-    """Wrongly matched tensors would give features in which two pictures of one concept are no closer than others."""
+    """Wrongly matched tensors would give features in which two pictures of one concept are no closer than
+    others.
+    """
     meta = small.load()["meta"]
     inputs = ClipSetup(ClipConfig()).inputs(small.load(), "meta")
     features = inputs.images(torch.arange(len(meta.images)))
@@ -77,7 +79,11 @@ def test_training_whole_reaches_the_towers():
     trainer = build.trainer("clip", backbone=small.backbone(locked=False, cache=False), epochs=1)
     before = {k: v.clone() for k, v in trainer.method.state_dict().items()}
     trainer.fit()
-    moved = [k for k, v in trainer.method.state_dict().items() if "towers.model.visual" in k and not torch.equal(v, before[k])]
+    moved = [
+        k
+        for k, v in trainer.method.state_dict().items()
+        if "towers.model.visual" in k and not torch.equal(v, before[k])
+    ]
     assert moved
     locked = build.trainer("clip", backbone=small.backbone(cache=False), epochs=1)
     before = {k: v.clone() for k, v in locked.method.state_dict().items()}
@@ -99,13 +105,21 @@ def test_a_bilinear_form_stands_for_the_similarity_vectors():
     images, texts = torch.randn(3, 8), torch.randn(5, 8)
     weight, bias = torch.randn(4, 8), torch.randn(4)
     vectors = np.sqrt(8) * images[:, None] * texts[None]
-    assert torch.allclose(net.vectors(images, texts).project(weight, bias), vectors @ weight.T + bias, atol=1e-5)
-    assert torch.allclose(net.pair_vectors(images, texts[:3]).project(weight, bias), (vectors @ weight.T + bias)[range(3), range(3)], atol=1e-5)
+    assert torch.allclose(
+        net.vectors(images, texts).project(weight, bias), vectors @ weight.T + bias, atol=1e-5
+    )
+    assert torch.allclose(
+        net.pair_vectors(images, texts[:3]).project(weight, bias),
+        (vectors @ weight.T + bias)[range(3), range(3)],
+        atol=1e-5,
+    )
 
 
 def test_networks_differ_and_repeat():
     backbone = setup()
-    first, again, second, other = (network_of(backbone, n, s).image_head[1].weight for n, s in ((0, 1), (0, 1), (1, 1), (0, 2)))
+    first, again, second, other = (
+        network_of(backbone, n, s).image_head[1].weight for n, s in ((0, 1), (0, 1), (1, 1), (0, 2))
+    )
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert not torch.equal(first, other)
@@ -143,7 +157,12 @@ def test_parallel_trials_compute_features_once(tmp_path):
     import os
 
     environment = {**os.environ, "HARNESS_CACHE": str(tmp_path)}
-    running = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
     out = [p.communicate(timeout=120)[0].split() for p in running]
     assert sum(line.count("computed") for line in out) == 2  # images and texts, once each
     assert out[0][-1] == out[1][-1]
@@ -158,7 +177,10 @@ def test_parallel_trials_compute_features_once(tmp_path):
         ({"model": "ViT-B-32", "pretrained": "packages"}, "belong to the model effnet_minilm"),
         ({"model": "nowhere.json", "pretrained": "none"}, "does not exist"),
         # open_clip only warns of these, and every number would be worse.
-        ({"model": "ViT-B-32", "pretrained": "openai"}, "with QuickGELU, and 'ViT-B-32' is without: use the model 'ViT-B-32-quickgelu'"),
+        (
+            {"model": "ViT-B-32", "pretrained": "openai"},
+            "with QuickGELU, and 'ViT-B-32' is without: use the model 'ViT-B-32-quickgelu'",
+        ),
         ({"model": "ViT-L-14", "pretrained": "metaclip_400m"}, "use the model 'ViT-L-14-quickgelu'"),
     ],
 )
@@ -194,17 +216,25 @@ def test_openais_own_files_load(tmp_path, monkeypatch):
     config = json.loads(Path(small.TINY_MODEL).read_text())
     (tmp_path / "gelu.json").write_text(json.dumps(config))
     (tmp_path / "quick.json").write_text(json.dumps({**config, "quick_gelu": True}))
-    weights = build_towers(model=str(tmp_path / "quick.json"), pretrained="none", image_size=None).model.state_dict()
+    weights = build_towers(
+        model=str(tmp_path / "quick.json"), pretrained="none", image_size=None
+    ).model.state_dict()
     archive = Folder()
     for name, value in weights.items():
         archive.put(name, (value + 0.25).half())
     for name, number in (("input_resolution", 32), ("context_length", 77), ("vocab_size", 49408)):
         archive.put(name, torch.tensor(number))
     torch.jit.script(archive).save(tmp_path / "ViT.pt")
-    monkeypatch.setattr(towers, "_openai_digests", lambda: {file_digest(tmp_path / "ViT.pt")})  # as if published by them
-    assert "set quick_gelu: true in it" in check_towers(model=str(tmp_path / "gelu.json"), pretrained=str(tmp_path / "ViT.pt"))
+    monkeypatch.setattr(
+        towers, "_openai_digests", lambda: {file_digest(tmp_path / "ViT.pt")}
+    )  # as if published by them
+    assert "set quick_gelu: true in it" in check_towers(
+        model=str(tmp_path / "gelu.json"), pretrained=str(tmp_path / "ViT.pt")
+    )
     assert check_towers(model=str(tmp_path / "quick.json"), pretrained=str(tmp_path / "ViT.pt")) is None
-    loaded = build_towers(model=str(tmp_path / "quick.json"), pretrained=str(tmp_path / "ViT.pt"), image_size=None).model.state_dict()
+    loaded = build_towers(
+        model=str(tmp_path / "quick.json"), pretrained=str(tmp_path / "ViT.pt"), image_size=None
+    ).model.state_dict()
     assert all(torch.equal(loaded[k], (v + 0.25).half().float()) for k, v in weights.items())
     with pytest.raises(ValueError, match=r"ViT\.pt do not fit the model"):
         build_towers(model="ViT-B-32-quickgelu", pretrained=str(tmp_path / "ViT.pt"), image_size=None)
@@ -217,4 +247,6 @@ def test_weights_from_a_local_file(tmp_path):
             p.add_(0.5)
     torch.save(first.model.state_dict(), tmp_path / "weights.pt")
     loaded = build_towers(model=small.TINY_MODEL, pretrained=str(tmp_path / "weights.pt"), image_size=None)
-    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), loaded.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.model.parameters(), loaded.model.parameters(), strict=True)
+    )

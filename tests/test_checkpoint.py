@@ -62,12 +62,17 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, damag
     assert (first.name[:10], second.name[:10]) == ("epoch_0001", "epoch_0002")
     damage(second)
     trainer = build.trainer("npc", folder=tmp_path)
-    assert trainer.resume() == ["the checkpoint of 2 epochs is damaged (its content is not what was written)", "goes on after 1 epochs"]
+    assert trainer.resume() == [
+        "the checkpoint of 2 epochs is damaged (its content is not what was written)",
+        "goes on after 1 epochs",
+    ]
     records = []
     outcome = trainer.fit(records.append)
     assert [r.epoch for r in records] == [1, 2]
     assert outcome.weights == whole.weights
-    assert {k: v for k, v in outcome.metrics.items() if not k.startswith("cost")} == {k: v for k, v in whole.metrics.items() if not k.startswith("cost")}
+    assert {k: v for k, v in outcome.metrics.items() if not k.startswith("cost")} == {
+        k: v for k, v in whole.metrics.items() if not k.startswith("cost")
+    }
     assert [f.name[:10] for f in sorted(tmp_path.glob("epoch_*"))] == ["epoch_0002", "epoch_0003"]
 
 
@@ -101,6 +106,7 @@ def test_another_network_begins_anew(tmp_path):
 
 def test_what_is_kept_is_plain_data(tmp_path):
     """A checkpoint that would run code when it is opened is not opened."""
+
     class Evil:
         def __reduce__(self):
             return os.system, ("touch evil",)
@@ -116,7 +122,9 @@ def test_a_full_disk_is_told_and_what_was_kept_stays(tmp_path):
     """A real one, of half a megabyte."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("a file system of its own cannot be mounted here (needs root)")
     try:
         checkpoints = Checkpoints(disk / "trial")
@@ -131,7 +139,10 @@ def test_a_full_disk_is_told_and_what_was_kept_stays(tmp_path):
 
 def test_one_process_at_a_time(tmp_path):
     folder = tmp_path / "trial"
-    code = f"import time; from pathlib import Path; from harness.lib.locks import claim\nwith claim(Path({str(folder)!r})):\n print('held', flush=True); time.sleep(60)"
+    code = (
+        f"import time; from pathlib import Path; from harness.lib.locks import claim\nwith "
+        f"claim(Path({str(folder)!r})):\n print('held', flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         assert claimed(folder)
@@ -181,10 +192,18 @@ def test_a_deadline_ends_a_trial_and_keeps_what_is_done(tmp_path):
 
 
 def test_every_part_of_a_trial_beats():
-    """Steps, looks at all pairs, and rankings: a part that did not would count as hung where it takes long."""
+    """Steps, looks at all pairs, and rankings: a part that did not would count as hung where it
+    takes long.
+    """
     trainer = build.trainer("npc")
     heard = []
     trainer.beat = heard.append
     trainer.fit()
-    assert {"looking at all pairs", "ranking dev", "ranking test", "epoch 0, step 1 of 37", "epoch 2, step 37 of 37"} <= set(heard)
+    assert {
+        "looking at all pairs",
+        "ranking dev",
+        "ranking test",
+        "epoch 0, step 1 of 37",
+        "epoch 2, step 37 of 37",
+    } <= set(heard)
     assert np.unique([h for h in heard if h.startswith("epoch")]).size == 3 * 37

@@ -25,7 +25,12 @@ class InFolds(DataSet):
 
 
 def in_folds(images=40, each=5):
-    test = Split(range(images), [str(c) for c in range(images * each)], np.arange(images * each) // each, np.arange(images))
+    test = Split(
+        range(images),
+        [str(c) for c in range(images * each)],
+        np.arange(images * each) // each,
+        np.arange(images),
+    )
     return InFolds("small", {"train": test, "dev": test, "test": test}, "")
 
 
@@ -35,7 +40,9 @@ def test_1k_is_the_mean_over_folds_in_file_order():
     scores[data["test"].owner, np.arange(images * each)] += 1.5
     found = fold_metrics(scores, data)
     parts = []
-    for fold in range(folds):  # as NCR's evaluation slices: images[1000 i : 1000 (i + 1)], captions[5000 i : 5000 (i + 1)]
+    for fold in range(
+        folds
+    ):  # as NCR's evaluation slices: images[1000 i : 1000 (i + 1)], captions[5000 i : 5000 (i + 1)]
         own = scores[10 * fold : 10 * (fold + 1), 50 * fold : 50 * (fold + 1)]
         groups = np.arange(10), np.arange(50) // 5
         parts.append(recalls(rank_queries(own, *groups), rank_queries(own.T, groups[1], groups[0])))
@@ -46,7 +53,9 @@ def test_1k_is_the_mean_over_folds_in_file_order():
 
 def test_only_cocos_test_split_is_measured_by_folds():
     def test_of(images, each):
-        split = Split(range(images), [""] * (images * each), np.arange(images * each) // each, np.arange(images))
+        split = Split(
+            range(images), [""] * (images * each), np.arange(images * each) // each, np.arange(images)
+        )
         return DataSet("x", {"test": split}, "")
 
     assert test_of(5000, 5).folds == 5
@@ -67,7 +76,9 @@ def test_a_trial_records_1k_of_the_best_and_the_last_epoch():
 def test_the_report_has_tables_of_what_coco_is_measured_by():
     rows = frame([("a", r, s, 100 + s, 10) for r in (0, 0.4) for s in (0, 1)])
     assert coco_tables(rows, "w") == []
-    measured = pd.concat([rows, pd.DataFrame(dict.fromkeys((*FOLD_MEASURES, *ECCV_MEASURES), rows["rsum"] + 50))], axis=1)
+    measured = pd.concat(
+        [rows, pd.DataFrame(dict.fromkeys((*FOLD_MEASURES, *ECCV_MEASURES), rows["rsum"] + 50))], axis=1
+    )
     text = "\n".join(t.markdown() for t in coco_tables(measured, "w"))
     assert "1K (mean of five folds of 1,000 images)" in text
     assert "ECCV Caption t2i mAP@R" in text
@@ -77,7 +88,9 @@ def test_the_report_has_tables_of_what_coco_is_measured_by():
 @pytest.fixture(scope="module")
 def judged():
     """MS-COCO's test split by the numbers in the package: 5,000 images, 25,000 captions."""
-    package = pytest.importorskip("eccv_caption", reason="eccv_caption is not installed: its measures are not tested")
+    package = pytest.importorskip(
+        "eccv_caption", reason="eccv_caption is not installed: its measures are not tested"
+    )
     judge = package.Metrics()
     owner_of = {c: i for i, captions in judge.coco_gts["i2t"].items() for c in captions}
     images = sorted(judge.coco_gts["i2t"])

@@ -7,7 +7,14 @@ import pytest
 
 from harness.config.sweep_file import BadInput
 from harness.report.accuracy import by_ratio
-from harness.report.comparison import blocks_table, compare, differences_table, not_worse, queries_table, reference_row
+from harness.report.comparison import (
+    blocks_table,
+    compare,
+    differences_table,
+    not_worse,
+    queries_table,
+    reference_row,
+)
 from tests import small
 from tests.test_results import frame
 
@@ -18,7 +25,12 @@ def trials(offsets, ratios=(0.0, 0.4), spread=1.0, hard=10.0):
     """Rows with known offsets; `hard` is what a seed is worth, the same for every row."""
     draw = np.random.default_rng(0)
     of_seed = {(r, s): hard * draw.standard_normal() for r in ratios for s in SEEDS}
-    rows = [(row, r, s, 100 + offset + of_seed[r, s] + spread * draw.standard_normal(), 1) for row, offset in offsets.items() for r in ratios for s in SEEDS]
+    rows = [
+        (row, r, s, 100 + offset + of_seed[r, s] + spread * draw.standard_normal(), 1)
+        for row, offset in offsets.items()
+        for r in ratios
+        for s in SEEDS
+    ]
     made = frame(rows)
     return made.assign(method=made["row"], dataset="d", noise="caption-level noise")
 
@@ -43,7 +55,9 @@ def test_a_hole_is_left_out_of_its_pair_only():
 
 def test_the_table_of_differences_marks_what_is_significant():
     text = differences_table(trials({"clip": 0, "better": 8, "same": 0}), "clip", "d").markdown()
-    better, same = (next(line for line in text.splitlines() if line.startswith(f"| {row}")) for row in ("better", "same"))
+    better, same = (
+        next(line for line in text.splitlines() if line.startswith(f"| {row}")) for row in ("better", "same")
+    )
     assert better.count("*") == 2
     assert "*" not in same
     assert "+" in better
@@ -69,7 +83,9 @@ def test_the_truth_is_never_underlined():
 def test_blocks_together():
     made = trials({"clip": 0, "good": 20, "bad": -20}, ratios=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5))
     text = blocks_table(made, "clip").markdown()
-    good, bad = (next(line for line in text.splitlines() if line.startswith(f"| {row}")) for row in ("good", "bad"))
+    good, bad = (
+        next(line for line in text.splitlines() if line.startswith(f"| {row}")) for row in ("good", "bad")
+    )
     assert "1.00" in good  # rank
     assert "3.00" in bad
     assert "Nemenyi" in text
@@ -78,7 +94,9 @@ def test_blocks_together():
     many = trials({"clip": 0, "good": 20}, ratios=tuple(k / 20 for k in range(12)))
     assert "[" in blocks_table(many, "clip").markdown()
     assert "are not tested" in blocks_table(made[made["noise_ratio"] < 0.3], "clip").markdown()
-    made.loc[(made["row"] == "good") & (made["seed"] == 1), "rsum"] = np.nan  # an incomplete row is not averaged over its holes
+    made.loc[(made["row"] == "good") & (made["seed"] == 1), "rsum"] = (
+        np.nan
+    )  # an incomplete row is not averaged over its holes
     assert "| good" not in blocks_table(made, "clip").markdown()
 
 
@@ -89,13 +107,23 @@ def test_one_seed_is_compared_by_queries():
     rank = np.arange(200) % 2
     better = np.where(np.arange(200) % 5 == 0, 0, rank)
     runs = {
-        name: {"i2t_rank": r, "t2i_rank": r.repeat(5), "i2t_group": np.arange(200), "t2i_group": np.arange(200).repeat(5)}
+        name: {
+            "i2t_rank": r,
+            "t2i_rank": r.repeat(5),
+            "i2t_group": np.arange(200),
+            "t2i_group": np.arange(200).repeat(5),
+        }
         for name, r in (("r0", rank), ("r1", better))
     }
     (row,) = queries_table(made, "clip", lambda run, _: runs[run], "w").rows
     assert row[2].text.startswith("+10.0 [+6.")  # 20 of 200
     assert row[2].text == row[3].text  # captions of an image hang together: five times as many say no more
-    assert queries_table(trials({"clip": 0, "a": 1}).assign(done=True, run="r0"), "clip", lambda run, _: runs[run], "w") is None
+    assert (
+        queries_table(
+            trials({"clip": 0, "a": 1}).assign(done=True, run="r0"), "clip", lambda run, _: runs[run], "w"
+        )
+        is None
+    )
     old = {name: {k: v for k, v in arrays.items() if "group" not in k} for name, arrays in runs.items()}
     assert queries_table(made, "clip", lambda run, _: old[run], "w") is None
 

@@ -66,7 +66,9 @@ def test_training_changes_every_network(finished, name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_method_takes_the_same_number_of_steps(finished, name):
-    """The pool that a method selects changes nothing about it; what it draws beside it (`pools`) comes on top."""
+    """The pool that a method selects changes nothing about it; what it draws beside it (`pools`) comes on
+    top.
+    """
     trainer = finished[name][2]
     beside = trainer.spent.pairs["train"] - 3 * trainer.steps * 16 * len(trainer.method.passes())
     assert (beside > 0) == (type(trainer.method).pools is not Method.pools)
@@ -106,7 +108,9 @@ def test_a_resumed_trial_continues_bit_for_bit(name, setting, tmp_path):
     records, _, resumed = run(name, folder=tmp_path, **changes)
     assert [r.epoch for r in records] == [last]
     assert same(weights(uninterrupted), weights(resumed))
-    losses = [{k: v for k, v in r.metrics.items() if not k.startswith("seconds")} for r in (whole[last], records[0])]
+    losses = [
+        {k: v for k, v in r.metrics.items() if not k.startswith("seconds")} for r in (whole[last], records[0])
+    ]
     assert losses[0] == losses[1]
     if whole[last].confidence is not None:
         assert (whole[last].confidence == records[0].confidence).all()
@@ -142,8 +146,26 @@ def two_processes(tmp_path_factory, feature_cache):
     """All methods on two gloo processes and every backbone, in one launch, in float64."""
     run("clip")  # the features are there before both ask
     out = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    done = subprocess.run([*command, "-m", "tests.processes", str(out), *TRAINED], cwd=ROOT, capture_output=True, text=True, timeout=580)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "0",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+    ]
+    done = subprocess.run(
+        [*command, "-m", "tests.processes", str(out), *TRAINED],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
@@ -168,22 +190,50 @@ def test_two_processes_train_as_one(two_processes, name, setting):
 def test_methods_never_import_the_harness():
     for file in (ROOT / "methods").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             assert not any(n.split(".")[0] == "harness" for n in names), file
 
 
-@pytest.mark.parametrize(("package", "module"), [("ray", "schedule.py"), ("mlflow", "store.py"), ("accelerate", "trainer.py")])
+@pytest.mark.parametrize(
+    ("package", "module"), [("ray", "schedule.py"), ("mlflow", "store.py"), ("accelerate", "trainer.py")]
+)
 def test_each_framework_is_imported_by_one_module(package, module):
     found = set()
     for file in (ROOT / "harness").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             if any(n.split(".")[0] == package for n in names):
                 found.add(file.name)
     assert found == {module}
 
 
-@pytest.mark.parametrize("file", ["harness/training/trainer.py", *sorted(str(f.relative_to(ROOT)) for f in (ROOT / "harness" / "report").glob("*.py")), "harness/training/optimizers.py", "tests/test_conformance.py"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "harness/training/trainer.py",
+        *sorted(str(f.relative_to(ROOT)) for f in (ROOT / "harness" / "report").glob("*.py")),
+        "harness/training/optimizers.py",
+        "tests/test_conformance.py",
+    ],
+)
 def test_shared_code_names_no_method(file):
-    strings = [n.value for n in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    assert not set(strings) & (set(METHODS) - {"clip"})  # `clip` is a backbone too, and the simplest method to warm a cache with
+    strings = [
+        n.value
+        for n in ast.walk(ast.parse((ROOT / file).read_text()))
+        if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    ]
+    assert not set(strings) & (
+        set(METHODS) - {"clip"}
+    )  # `clip` is a backbone too, and the simplest method to warm a cache with

@@ -18,7 +18,12 @@ def emoji() -> DataSet:
 
 def test_sizes(emoji):
     found = {k: (len(s.images), len(s.captions), len(set(s.image_group))) for k, s in emoji.splits.items()}
-    assert found == {"train": (3447, 17235, 1159), "dev": (450, 750, 150), "test": (887, 1500, 300), "meta": (72, 360, 24)}
+    assert found == {
+        "train": (3447, 17235, 1159),
+        "dev": (450, 750, 150),
+        "test": (887, 1500, 300),
+        "meta": (72, 360, 24),
+    }
 
 
 def test_pictures_decode(emoji):
@@ -40,7 +45,9 @@ def test_a_concepts_captions_stand_once_at_test(emoji):
 
 
 def test_no_family_is_in_two_splits():
-    """Told by names, independently of how the split was made: man / woman / person doing the same stand together."""
+    """Told by names, independently of how the split was made: man / woman / person doing the same stand
+    together.
+    """
     table = pq.read_table(FILE, columns=["split", "name"]).to_pylist()
     splits: dict[str, set[str]] = {}
     for row in table:
@@ -57,9 +64,13 @@ def test_no_concept_is_in_two_splits():
 
 def test_families_join_what_is_drawn_alike():
     concepts = [
-        Concept((0x1F3C3,), "person running"), Concept((0x1F3C3, 0x200D, 0x2640), "woman running"),
-        Concept((0x1F468, 0x200D, 0x1F4BB), "man technologist"), Concept((0x1F4BB,), "laptop"),
-        Concept((0x1F550,), "one o’clock"), Concept((0x1F55C,), "one-thirty"), Concept((0x1F355,), "pizza"),
+        Concept((0x1F3C3,), "person running"),
+        Concept((0x1F3C3, 0x200D, 0x2640), "woman running"),
+        Concept((0x1F468, 0x200D, 0x1F4BB), "man technologist"),
+        Concept((0x1F4BB,), "laptop"),
+        Concept((0x1F550,), "one o’clock"),
+        Concept((0x1F55C,), "one-thirty"),
+        Concept((0x1F355,), "pizza"),
     ]
     a, b, c, d, e, f, g = _families(concepts)
     assert a == b
@@ -69,7 +80,9 @@ def test_families_join_what_is_drawn_alike():
 
 
 def test_captions_are_distinct_and_begin_with_the_name():
-    found = _captions("grinning face", ["grinning"], ["face", "smile", "happy", "joy", "8"], ["cheerful", "teeth"])
+    found = _captions(
+        "grinning face", ["grinning"], ["face", "smile", "happy", "joy", "8"], ["cheerful", "teeth"]
+    )
     assert found[0] == "grinning face"
     assert found[1] == "grinning"
     assert len(set(found)) == 5
@@ -113,6 +126,12 @@ def test_the_interface_carries_one_caption_sets_and_regions():
     ],
 )
 def test_splits_that_do_not_fit_together_are_refused(change, message):
-    fields = {"images": [0, 1], "captions": ["a", "b"], "owner": np.array([0, 1]), "image_group": np.array([0, 1]), **change}
+    fields = {
+        "images": [0, 1],
+        "captions": ["a", "b"],
+        "owner": np.array([0, 1]),
+        "image_group": np.array([0, 1]),
+        **change,
+    }
     with pytest.raises(DataError, match=message):
         Split(**fields)

@@ -1,4 +1,6 @@
-"""Machines that fail, with the real parts: the sweep command as a process, Ray on several nodes, an MLflow server, a full disk."""
+"""Machines that fail, with the real parts: the sweep command as a process, Ray on several nodes, an MLflow
+server, a full disk.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +44,29 @@ class Server:
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(self.port), "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+            "--backend-store-uri",
+            f"sqlite:///{self.folder / 'server.db'}",
+        ]
         with open(self.folder / "server.log", "a") as log:
             self.process = subprocess.Popen(
-                [*command, "--artifacts-destination", str(self.folder / "served")], cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # runners of evaluation jobs, which nobody needs here
+                [*command, "--artifacts-destination", str(self.folder / "served")],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={
+                    **os.environ,
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                },  # runners of evaluation jobs, which nobody needs here
             )
         until(lambda: self.answers(), 90)
 
@@ -68,7 +88,11 @@ class Running:
         self.log = folder / f"{time.time_ns()}.log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "harness.sweep", str(file), *arguments], cwd=folder, stdout=log, stderr=log, start_new_session=True,
+                [sys.executable, "-m", "harness.sweep", str(file), *arguments],
+                cwd=folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             )
 
@@ -97,7 +121,9 @@ def write(folder: Path, *, seeds: int = 2, name: str | None = None, **changes) -
     (folder / "paced" / "pause").write_text("0.5")
     fixed = {f"{PACED}.folder": str(folder / "paced"), **changes.pop("fixed", {})}
     file = folder / f"{name or folder.name}.yaml"
-    content = small.content(PACED, name=name or folder.name, grid={"seed": list(range(seeds))}, fixed=fixed, **changes)
+    content = small.content(
+        PACED, name=name or folder.name, grid={"seed": list(range(seeds))}, fixed=fixed, **changes
+    )
     file.write_text(yaml.safe_dump(content))
     return file
 
@@ -116,8 +142,21 @@ def cluster(feature_cache):
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(ROOT)
     build.trainer("clip")  # features are there before several processes ask
-    quick = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "resources": {"trial_slot": 2}, "include_dashboard": False, "_system_config": quick})
+    quick = {
+        "health_check_initial_delay_ms": 1000,
+        "health_check_period_ms": 500,
+        "health_check_timeout_ms": 1000,
+        "health_check_failure_threshold": 3,
+    }
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 0,
+            "resources": {"trial_slot": 2},
+            "include_dashboard": False,
+            "_system_config": quick,
+        },
+    )
     made.add_node(num_cpus=1)
     made.add_node(num_cpus=1)
     made.wait_for_nodes()
@@ -140,7 +179,9 @@ def records(folder: Path, server: Server | None = None):
 
 def whole(store, found, alone) -> bool:
     """Each is done, once, whole, and gives the numbers of a trial that was left alone."""
-    place = store.find_sweep(store.client.get_experiment(store.client.get_run(found[0].run_id).info.experiment_id).name)
+    place = store.find_sweep(
+        store.client.get_experiment(store.client.get_run(found[0].run_id).info.experiment_id).name
+    )
     runs = store._search(place.experiment_id, "tags.kind = 'trial'")
     assert len(runs) == len(found)
     for seed, record in found.items():
@@ -191,7 +232,9 @@ def test_one_of_two_processes_that_dies(cluster, server, tmp_path):
     assert faults_of(store, found[0]) == []
     assert (found[0].tags["attempts"], found[0].tags["processes"]) == ("2", "2")
     assert "goes on after 1 epochs" in found[0].tags["history"]
-    assert found[0].metrics["test/rsum"] == pytest.approx(build.trainer("clip", precision="fp64").fit().metrics["test/rsum"])
+    assert found[0].metrics["test/rsum"] == pytest.approx(
+        build.trainer("clip", precision="fp64").fit().metrics["test/rsum"]
+    )
 
 
 def test_a_server_that_is_away_for_half_a_minute(cluster, server, tmp_path, alone):
@@ -232,7 +275,9 @@ def test_a_server_that_is_away_for_good(cluster, server, tmp_path, alone):
 def test_a_disk_that_is_full(cluster, server, tmp_path, alone):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("a file system of its own cannot be mounted here (needs root)")
     try:
         arguments = ("--address", cluster.address, "--tracking-uri", server.uri, "--storage", str(disk))
@@ -241,7 +286,10 @@ def test_a_disk_that_is_full(cluster, server, tmp_path, alone):
         assert running.ends() == 1, running.said()
         (record,) = records(tmp_path, server)[1].values()
         assert record.status == "FAILED"
-        assert re.search(r"OSError: the checkpoint of epoch \d cannot be written to .* No space left on device", record.tags["failure"])
+        assert re.search(
+            r"OSError: the checkpoint of epoch \d cannot be written to .* No space left on device",
+            record.tags["failure"],
+        )
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         again = Running(tmp_path, file, *arguments)
         assert again.ends() == 0, again.said()
@@ -254,7 +302,9 @@ def test_a_disk_that_is_full(cluster, server, tmp_path, alone):
 
 def test_two_sweeps_of_one_file_at_once(cluster, server, tmp_path, alone):
     file = write(tmp_path, seeds=3)
-    both = [Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri) for _ in range(2)]
+    both = [
+        Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri) for _ in range(2)
+    ]
     assert [r.ends() for r in both] == [0, 0], both[0].said() + both[1].said()
     store, found = records(tmp_path, server)
     assert whole(store, found, alone)
@@ -281,7 +331,9 @@ def test_a_trial_that_hangs_is_ended_and_goes_on(cluster, server, tmp_path, alon
     assert running.ends() == 0, running.said()
     store, found = records(tmp_path, server)
     assert whole(store, found, alone)
-    assert re.search(r"hung: no step for \d s \(resources.stall_minutes\) at ranking dev", found[0].tags["history"])
+    assert re.search(
+        r"hung: no step for \d s \(resources.stall_minutes\) at ranking dev", found[0].tags["history"]
+    )
     assert "in start_epoch" in store._read_artifact(found[0].run_id, "last_words.txt").decode()
 
 
@@ -300,22 +352,38 @@ def test_a_deadline(cluster, server, tmp_path, alone):
 
 
 def test_a_machine_whose_memory_runs_out(tmp_path, alone):
-    """Ray ends the worker each time, so the trial fails; the sweep ends as it should, and with memory so does the trial."""
+    """Ray ends the worker each time, so the trial fails; the sweep ends as it should, and with memory so does
+    the trial.
+    """
     file = write(tmp_path, seeds=1)
     running = Running(tmp_path, file, RAY_memory_usage_threshold="0.01", RAY_memory_monitor_refresh_ms="200")
     assert running.ends() == 1, running.said()
     (record,) = records(tmp_path)[1].values()
     assert record.status == "FAILED"
-    assert re.match(r"the worker process died.*, 3 times|Ray ended its worker: OutOfMemoryError: .* running low on memory", record.tags["failure"])
+    assert re.match(
+        r"the worker process died.*, 3 times|Ray ended its worker: OutOfMemoryError: .* running low on "
+        r"memory",
+        record.tags["failure"],
+    )
     again = Running(tmp_path, file)
     assert again.ends() == 0, again.said()
     assert whole(*records(tmp_path), alone)
 
 
 def test_tune_is_started_again_where_it_gives_up(tmp_path, monkeypatch):
-    """Which it does at some of Ray's kills for memory: a trial that ran each time has failed, the others are run."""
+    """Which it does at some of Ray's kills for memory: a trial that ran each time has failed, the others are
+    run.
+    """
     trials = list(small.sweep("clip", grid={"seed": [0, 1, 2]}).trials)
-    task = schedule.Task(Place(f"sqlite:///{tmp_path / 'm.db'}", "x", "0", ""), Resources(), {}, tmp_path, "", since=0, again=True)
+    task = schedule.Task(
+        Place(f"sqlite:///{tmp_path / 'm.db'}", "x", "0", ""),
+        Resources(),
+        {},
+        tmp_path,
+        "",
+        since=0,
+        again=True,
+    )
     calls, ended = [], []
 
     def gives_up(left, task, watch):
@@ -344,7 +412,9 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path, alone):
     worker = running.reaches("1.1.0")
     status = Running(tmp_path, file, "--status")
     assert status.ends() == 1
-    assert re.search(rf"running: .*seed=1 \(\w+\): [^(]* ago \(process {worker} on ", status.said()), status.said()
+    assert re.search(rf"running: .*seed=1 \(\w+\): [^(]* ago \(process {worker} on ", status.said()), (
+        status.said()
+    )
     os.kill(running.process.pid, signal.SIGKILL)
     (tmp_path / "paced" / "pause").write_text("0.5")
     store, before = records(tmp_path)
@@ -390,17 +460,34 @@ def test_storage_that_a_node_does_not_share_is_told_before_anything_starts(clust
     storage.mkdir()
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("a node with another file system cannot be made here (needs root)")
-    join = f"mount -t tmpfs none {storage} && exec {sys.executable} -m ray.scripts.scripts start --address={cluster.address} --num-cpus=0 --block"
+    join = (
+        f"mount -t tmpfs none {storage} && exec {sys.executable} -m ray.scripts.scripts start "
+        f"--address={cluster.address} --num-cpus=0 --block"
+    )
     with open(tmp_path / "node.log", "w") as log:
-        node = subprocess.Popen(["unshare", "-m", "bash", "-c", join], stdout=log, stderr=log, start_new_session=True)
+        node = subprocess.Popen(
+            ["unshare", "-m", "bash", "-c", join], stdout=log, stderr=log, start_new_session=True
+        )
     try:
         until(lambda: "Ray runtime started" in (tmp_path / "node.log").read_text(), 60)
         file = write(tmp_path)
-        running = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri, "--storage", str(storage))
+        running = Running(
+            tmp_path,
+            file,
+            "--address",
+            cluster.address,
+            "--tracking-uri",
+            server.uri,
+            "--storage",
+            str(storage),
+        )
         assert running.ends() == 2, running.said()
         told = " ".join(running.said().split())
         assert "1 error, nothing was started" in told
-        assert f"does not share the folder {storage} with this machine (No such file or directory): name one on storage that all nodes see with --storage" in told
+        assert (
+            f"does not share the folder {storage} with this machine (No such file or directory): name one "
+            f"on storage that all nodes see with --storage" in told
+        )
         assert Store(server.uri).find_sweep(tmp_path.name) is None
     finally:
         os.killpg(node.pid, signal.SIGKILL)

@@ -1,4 +1,6 @@
-"""Every form of a report, from committed records, against committed files; and that the forms work where they are used."""
+"""Every form of a report, from committed records, against committed files; and that the forms work where they
+are used.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +35,25 @@ def test_a_report_says_what_it_said(made, kind, form):
     expected = (golden.FOLDER / kind / form).read_text().splitlines()
     found = golden.comparable((made / kind / form).read_text()).splitlines()
     difference = list(difflib.unified_diff(expected, found, "expected", "found", lineterm="", n=0))
-    assert not difference, "python -m tests.golden makes the expected files anew\n" + "\n".join(line[:300] for line in difference[:20])
+    assert not difference, "python -m tests.golden makes the expected files anew\n" + "\n".join(
+        line[:300] for line in difference[:20]
+    )
 
 
 def test_every_figure_that_a_report_names_is_there(made):
     named = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (made / "golden" / "report.md").read_text())
     assert len(named) == len(set(named))
     kinds = {name.partition("-")[0].removesuffix(".png") for name in named}
-    assert kinds == {"degradation", "axis", "stability", "confidence", "reliability", "epochs", "cost", "ranks"}
+    assert kinds == {
+        "degradation",
+        "axis",
+        "stability",
+        "confidence",
+        "reliability",
+        "epochs",
+        "cost",
+        "ranks",
+    }
     for name in named:
         for file in (made / "golden" / name, (made / "golden" / name).with_suffix(".svg")):
             assert file.stat().st_size > 3000, file
@@ -76,12 +89,26 @@ def test_no_colour_and_marker_stand_for_two_rows():
 @pytest.mark.skipif(LATEX is None, reason="no pdflatex here: apt install texlive-latex-recommended")
 def test_latex_compiles_as_it_is(made, tmp_path):
     for kind in ("golden", "golden-against-later"):
-        text = (r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}" + "\n" + r"\input{" + str(made / kind / "tables.tex") + "}\n"
-                + r"\clearpage\end{document}")
+        text = (
+            r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
+            + "\n"
+            + r"\input{"
+            + str(made / kind / "tables.tex")
+            + "}\n"
+            + r"\clearpage\end{document}"
+        )
         (tmp_path / "paper.tex").write_text(text)
-        done = subprocess.run(["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"], cwd=tmp_path, capture_output=True, text=True, errors="replace")
+        done = subprocess.run(
+            ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
         assert done.returncode == 0, done.stdout[-2000:]
-        assert "Overfull \\hbox" not in done.stdout, [line for line in done.stdout.splitlines() if "Overfull" in line]
+        assert "Overfull \\hbox" not in done.stdout, [
+            line for line in done.stdout.splitlines() if "Overfull" in line
+        ]
         assert "Missing character" not in (tmp_path / "paper.log").read_text(errors="replace")
 
 
@@ -91,7 +118,9 @@ def browser():
         pytest.skip("no Chromium here: apt install chromium")
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        browser = p.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
         yield browser
         browser.close()
 
@@ -162,8 +191,13 @@ def test_a_data_set_is_picked(page, browser, made, tmp_path):
     text = (made / "golden" / "report.html").read_text()
     assert 'id="place"' not in text
     where = "tests.small:load, caption-level noise"
-    select = f'<select id="place"><option value="">all</option><option>{where}</option><option>other</option></select>'
-    (tmp_path / "two.html").write_text(text.replace('<div class="controls">', f'<div class="controls">{select}', 1))
+    select = (
+        f'<select id="place"><option '
+        f'value="">all</option><option>{where}</option><option>other</option></select>'
+    )
+    (tmp_path / "two.html").write_text(
+        text.replace('<div class="controls">', f'<div class="controls">{select}', 1)
+    )
     page.goto((tmp_path / "two.html").as_uri())
     everything = shown(page)
     page.select_option("#place", "other")

@@ -23,8 +23,18 @@ def places(tmp_path_factory, feature_cache):
     build.trainer("clip")  # the features are there before several processes ask
     fixed = {**small.SETTINGS["clip, dropout"], "epochs": 2, "batch_size": 32}
     store = Store(f"sqlite:///{folder / 'mlflow.db'}")
-    sweeps = {name: small.sweep(*ALL, name=name, fixed=fixed) for name in ("alone-1", "alone-2", "killed-1", "killed-2")}
-    return folder, store, {name: (store.open_sweep(sweep), {t.method: t for t in sweep.trials}) for name, sweep in sweeps.items()}
+    sweeps = {
+        name: small.sweep(*ALL, name=name, fixed=fixed)
+        for name in ("alone-1", "alone-2", "killed-1", "killed-2")
+    }
+    return (
+        folder,
+        store,
+        {
+            name: (store.open_sweep(sweep), {t.method: t for t in sweep.trials})
+            for name, sweep in sweeps.items()
+        },
+    )
 
 
 def done(store, place, trial):
@@ -37,12 +47,21 @@ def content(store, place, trial):
     record = store.records(place, [trial])[trial.id]
     assert record.done
     metrics = {k: v for k, v in record.metrics.items() if not k.startswith(("cost/", "seconds/"))}
-    confidences = {path: store.read_array(record.run_id, path)["confidence"] for path in store.artifacts(record.run_id, "confidence")}
-    epochs = {k: store.history(record.run_id, k) for k in metrics if k.startswith(("train/", "dev/rsum", "detection/"))}
+    confidences = {
+        path: store.read_array(record.run_id, path)["confidence"]
+        for path in store.artifacts(record.run_id, "confidence")
+    }
+    epochs = {
+        k: store.history(record.run_id, k)
+        for k in metrics
+        if k.startswith(("train/", "dev/rsum", "detection/"))
+    }
     return record, metrics, epochs, confidences
 
 
-@pytest.mark.parametrize(("name", "processes"), [*((name, 1) for name in ALL), *((name, 2) for name in TRAINED)])
+@pytest.mark.parametrize(
+    ("name", "processes"), [*((name, 1) for name in ALL), *((name, 2) for name in TRAINED)]
+)
 def test_a_killed_trial_ends_as_if_nothing_had_happened(places, name, processes):
     folder, store, sweeps = places
     beats = killing.Beats()

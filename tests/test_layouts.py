@@ -1,4 +1,6 @@
-"""Layouts of the field: each read in place, with the same pictures and captions, and refused where it does not fit."""
+"""Layouts of the field: each read in place, with the same pictures and captions, and refused where it does
+not fit.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_a_layout_is_recognised_and_read_in_place(form, tmp_path):
         assert (len(found.images), len(found.captions)) == (count, each * count)
         assert found.owner.tolist() == [i // each for i in range(each * count)]
         for i in (0, count - 1):
-            assert np.asarray(found.images[i]).tobytes() == np.asarray(decode(expected[i].picture, "")).tobytes()
+            assert (
+                np.asarray(found.images[i]).tobytes() == np.asarray(decode(expected[i].picture, "")).tobytes()
+            )
             texts = [found.captions[c].removesuffix(' "quoted') for c in np.flatnonzero(found.owner == i)]
             assert texts == list(expected[i].captions[:each])
     assert not data.distinct_groups
@@ -68,9 +72,14 @@ def test_a_table_without_splits_is_divided_by_image(tmp_path):
     for split in data.splits.values():
         assert (np.bincount(split.owner) == 5).all()
         number = int(split.images.paths[2].removesuffix(".jpg"))
-        assert [split.captions[c] for c in np.flatnonzero(split.owner == 2)] == list(layouts.entries()[number].captions)
+        assert [split.captions[c] for c in np.flatnonzero(split.owner == 2)] == list(
+            layouts.entries()[number].captions
+        )
     assert load_dataset("table", folder=str(root), held_out=5).fingerprint != data.fingerprint
-    with pytest.raises(DataError, match="no dev and no test split was found: name its file, or draw it from train with held_out"):
+    with pytest.raises(
+        DataError,
+        match="no dev and no test split was found: name its file, or draw it from train with held_out",
+    ):
         load_dataset("table", folder=str(root))
     with pytest.raises(DataError, match=r"held_out = 19 .*38 images"):
         load_dataset("table", folder=str(root), held_out=19)
@@ -79,7 +88,11 @@ def test_a_table_without_splits_is_divided_by_image(tmp_path):
 def test_one_table_may_name_the_split_of_each_line(tmp_path):
     root = layouts.own_table(tmp_path / "photos")
     lines = ["file_name,split,comment"]
-    lines += [f'{e.number}.jpg,{"validation" if e.split == "dev" else e.split},"{c}"' for e in layouts.entries() for c in e.captions]
+    lines += [
+        f'{e.number}.jpg,{"validation" if e.split == "dev" else e.split},"{c}"'
+        for e in layouts.entries()
+        for c in e.captions
+    ]
     (root / "captions.csv").write_text("\n".join(lines))
     data = load_dataset("table", folder=str(root))
     assert {n: len(s.images) for n, s in data.splits.items()} == layouts.SIZES
@@ -92,9 +105,17 @@ def test_columns_and_places_can_be_named(tmp_path):
     root = layouts.own_table(tmp_path / "photos")
     text = (root / "captions.csv").read_text().replace("image,caption", "bild,satz", 1)
     (root / "captions.csv").write_text(text)
-    with pytest.raises(DataError, match="expected columns for image and caption, found bild, satz; name them"):
+    with pytest.raises(
+        DataError, match="expected columns for image and caption, found bild, satz; name them"
+    ):
         load_dataset("table", folder=str(root), held_out=6)
-    named = load_dataset("table", folder=str(root), held_out=6, captions="captions.csv", columns={"image": "bild", "caption": "satz"})
+    named = load_dataset(
+        "table",
+        folder=str(root),
+        held_out=6,
+        captions="captions.csv",
+        columns={"image": "bild", "caption": "satz"},
+    )
     assert len(named["train"].images) == 26
     with pytest.raises(DataError, match=r"unknown 'bidl' \(allowed: image, caption, split\)"):
         load_dataset("table", folder=str(root), held_out=6, columns={"bidl": "a"})
@@ -104,7 +125,9 @@ def test_flickrs_own_table_with_bars(tmp_path):
     """`results.csv` of Flickr30K: `image_name| comment_number| comment`."""
     root = layouts.own_table(tmp_path / "photos")
     lines = ["image_name| comment_number| comment"]
-    lines += [f"{e.number}.jpg| {k}| {c}, and more" for e in layouts.entries() for k, c in enumerate(e.captions)]
+    lines += [
+        f"{e.number}.jpg| {k}| {c}, and more" for e in layouts.entries() for k, c in enumerate(e.captions)
+    ]
     (root / "captions.csv").write_text("\n".join(lines))
     data = load_dataset("table", folder=str(root), held_out=6)
     assert all(c.endswith(", and more") for c in data["dev"].captions)
@@ -140,48 +163,199 @@ def edit_text(root, name, change):
 
 
 DAMAGE = {
-    "missing picture": (FIVE["karpathy flickr30k"][1], lambda r: next(r.rglob("1003.jpg")).unlink(), "1003.jpg cannot be read: No such file"),
-    "truncated picture": (FIVE["npc f30k"][1], lambda r: cut(r, "1030.jpg"), "1030.jpg cannot be decoded: .*truncated"),
-    "no picture at all": (FIVE["npc f30k"][1], lambda r: (r / "images" / "1002.jpg").write_text("<html>404"), "1002.jpg cannot be decoded: not a picture"),
-    "four captions": (FIVE["karpathy coco"][1], lambda r: edit_json(r, lambda i: i[2]["sentences"].pop()), "image 2 .* has 4 captions, and every image needs 5"),
-    "unknown split": (FIVE["karpathy coco"][1], lambda r: edit_json(r, lambda i: i[0].update(split="tset")), "image 0 .*: unknown split 'tset'"),
-    "no sentences": (FIVE["karpathy coco"][1], lambda r: edit_json(r, lambda i: i[4].pop("sentences")), "image 4: expected filename, split, and sentences"),
-    "not json": (FIVE["karpathy coco"][1], lambda r: cut(r, "dataset_coco.json", 5000), "dataset_coco.json is not JSON"),
-    "splits overlap": (FIVE["npc f30k"][1], lambda r: edit_text(r, "dev_ids.txt", lambda t: t.replace(b"24\n", b"3\n")), "1003.jpg stands in train and in dev"),
-    "captions without image": (FIVE["npc coco"][1], lambda r: edit_text(r, "train_caps.txt", lambda t: t + b"one more\n"), "24 ids do not fit 121 captions"),
-    "id of no image": (FIVE["npc f30k"][1], lambda r: edit_text(r, "test_ids.txt", lambda t: t.replace(b"31\n", b"99\n")), "the id '99' names no image"),
-    "id twice": (FIVE["npc coco"][1], lambda r: edit_text(r, "train_ids.txt", lambda t: t.replace(b"391896\n", b"391895\n")), "the id '391895' stands there 2 times"),
-    "empty caption": (FIVE["npc f30k"][1], lambda r: edit_text(r, "test_caps.txt", lambda t: b"\n" + t.split(b"\n", 1)[1]), "test: caption 0 .* is empty"),
-    "encoding": (FIVE["npc f30k"][1], lambda r: edit_text(r, "dev_caps.txt", lambda t: t + "café\n".encode("latin-1")), "dev_caps.txt, line 31: expected UTF-8, found the byte 0xe9"),
-    "no caption file": (FIVE["npc f30k"][1], lambda r: next(r.rglob("dev_caps.txt")).unlink(), "dev_caps.txt cannot be read"),
-    "same picture": (FIVE["npc f30k"][1], lambda r: (r / "images" / "1026.jpg").write_bytes((r / "images" / "1004.jpg").read_bytes()), "same picture in several splits: train .*1004.jpg, dev .*1026.jpg"),
-    "table encoding": (ONE["conceptual captions"][1], lambda r: edit_text(r, "test.tsv", lambda t: t + b"\xff\xfe"), "test.tsv: expected UTF-8, found the byte 0xff"),
-    "table columns": (ONE["conceptual captions"][1], lambda r: edit_text(r, "train.tsv", lambda t: t + b"alone.jpg\n"), "train.tsv, line 25: 1 columns"),
-    "out of the folder": (ONE["conceptual captions"][1], lambda r: edit_text(r, "train.tsv", lambda t: t + b"../../secret.jpg\ta secret\n"), "leads out of"),
-    "no image in the line": (ONE["conceptual captions"][1], lambda r: edit_text(r, "dev.tsv", lambda t: t + b"\tno image\n"), "dev.tsv, line 7: a caption without an image"),
-    "shard cut off": (ONE["webdataset"][1], lambda r: cut(r, "train-000001.tar", 9000), "train-000001.tar is damaged or cut off"),
-    "no shard": (ONE["webdataset"][1], lambda r: (r / "test-000000.tar").write_text("nothing"), "test-000000.tar is damaged or cut off after 0 samples"),
-    "sample without caption": (ONE["webdataset"][1], lambda r: remake(r, lambda n: n.endswith((".txt", ".json")) and "000000003" in n), "000000003 has no caption"),
-    "directory for a picture": (FIVE["npc f30k"][1], lambda r: ((r / "images" / "1002.jpg").unlink(), (r / "images" / "1002.jpg").mkdir()), "1002.jpg (cannot be read|is missing)"),
-    "entry twice": (FIVE["karpathy coco"][1], lambda r: edit_json(r, lambda i: i.append(i[0])), "train2014/COCO_train2014_000000391895.jpg stands there 2 times"),
-    "surrogate": (FIVE["karpathy coco"][1], lambda r: edit_json(r, lambda i: i[0]["sentences"][0].update(raw="\ud83d")), "image 0: expected filename"),
-    "endless name": (FIVE["karpathy coco"][1], lambda r: edit_json(r, lambda i: i[0].update(filename="x" * 5000)), "x is in none of"),
-    "null in a name": (FIVE["karpathy coco"][1], lambda r: edit_json(r, lambda i: i[2].update(filename="a\0b")), "is missing|cannot be read"),
-    "no dev": (FIVE["karpathy coco"][1], lambda r: edit_json(r, lambda i: [e.update(split="train") for e in i if e["split"] == "val"]), "no dev split was found"),
-    "unquoted commas": (lambda r: with_splits(layouts.own_table(r)), lambda r: edit_text(r, "captions.csv", lambda t: t + b"0.jpg,train,a dog, and more\n"), r"line \d+: 4 columns where the first line has 3 \(a caption that has commas"),
-    "empty table": (ONE["conceptual captions"][1], lambda r: (r / "dev.tsv").write_text("image\tcaption\n"), "dev has no images"),
-    "same picture by another spelling": (ONE["conceptual captions"][1], lambda r: edit_text(r, "dev.tsv", lambda t: t + b"./000000000.jpg\ta caption\n"), "000000000.jpg stands in train and in dev"),
-    "table for a directory": (ONE["conceptual captions"][1], lambda r: ((r / "dev.tsv").unlink(), (r / "dev.tsv").mkdir()), "no dev split was found"),
-    "shard cut at a member": (ONE["webdataset"][1], lambda r: cut(r, "train-000001.tar", 6 * 512 * 4), "train-000001.tar is (damaged or )?cut off"),
-    "compressed shard": (ONE["webdataset"][1], lambda r: (r / "test-000000.tar").write_bytes(gzip.compress((r / "test-000000.tar").read_bytes())), "test-000000.tar is compressed"),
-    "dots in names": (ONE["webdataset"][1], lambda r: remake(r, lambda n: False, lambda n: n.replace(".", ".v2.", 1)), r"has no picture \(it has 000000000.v2.jpg"),
-    "caption of numbers": (ONE["webdataset"][1], lambda r: rewrite_json(r, {"caption": [1, None]}), "expected text in 'caption'"),
-    "sample without picture": (ONE["webdataset"][1], lambda r: remake(r, lambda n: n == "000000002.jpg"), "000000002 has no picture"),
+    "missing picture": (
+        FIVE["karpathy flickr30k"][1],
+        lambda r: next(r.rglob("1003.jpg")).unlink(),
+        "1003.jpg cannot be read: No such file",
+    ),
+    "truncated picture": (
+        FIVE["npc f30k"][1],
+        lambda r: cut(r, "1030.jpg"),
+        "1030.jpg cannot be decoded: .*truncated",
+    ),
+    "no picture at all": (
+        FIVE["npc f30k"][1],
+        lambda r: (r / "images" / "1002.jpg").write_text("<html>404"),
+        "1002.jpg cannot be decoded: not a picture",
+    ),
+    "four captions": (
+        FIVE["karpathy coco"][1],
+        lambda r: edit_json(r, lambda i: i[2]["sentences"].pop()),
+        "image 2 .* has 4 captions, and every image needs 5",
+    ),
+    "unknown split": (
+        FIVE["karpathy coco"][1],
+        lambda r: edit_json(r, lambda i: i[0].update(split="tset")),
+        "image 0 .*: unknown split 'tset'",
+    ),
+    "no sentences": (
+        FIVE["karpathy coco"][1],
+        lambda r: edit_json(r, lambda i: i[4].pop("sentences")),
+        "image 4: expected filename, split, and sentences",
+    ),
+    "not json": (
+        FIVE["karpathy coco"][1],
+        lambda r: cut(r, "dataset_coco.json", 5000),
+        "dataset_coco.json is not JSON",
+    ),
+    "splits overlap": (
+        FIVE["npc f30k"][1],
+        lambda r: edit_text(r, "dev_ids.txt", lambda t: t.replace(b"24\n", b"3\n")),
+        "1003.jpg stands in train and in dev",
+    ),
+    "captions without image": (
+        FIVE["npc coco"][1],
+        lambda r: edit_text(r, "train_caps.txt", lambda t: t + b"one more\n"),
+        "24 ids do not fit 121 captions",
+    ),
+    "id of no image": (
+        FIVE["npc f30k"][1],
+        lambda r: edit_text(r, "test_ids.txt", lambda t: t.replace(b"31\n", b"99\n")),
+        "the id '99' names no image",
+    ),
+    "id twice": (
+        FIVE["npc coco"][1],
+        lambda r: edit_text(r, "train_ids.txt", lambda t: t.replace(b"391896\n", b"391895\n")),
+        "the id '391895' stands there 2 times",
+    ),
+    "empty caption": (
+        FIVE["npc f30k"][1],
+        lambda r: edit_text(r, "test_caps.txt", lambda t: b"\n" + t.split(b"\n", 1)[1]),
+        "test: caption 0 .* is empty",
+    ),
+    "encoding": (
+        FIVE["npc f30k"][1],
+        lambda r: edit_text(r, "dev_caps.txt", lambda t: t + "café\n".encode("latin-1")),
+        "dev_caps.txt, line 31: expected UTF-8, found the byte 0xe9",
+    ),
+    "no caption file": (
+        FIVE["npc f30k"][1],
+        lambda r: next(r.rglob("dev_caps.txt")).unlink(),
+        "dev_caps.txt cannot be read",
+    ),
+    "same picture": (
+        FIVE["npc f30k"][1],
+        lambda r: (r / "images" / "1026.jpg").write_bytes((r / "images" / "1004.jpg").read_bytes()),
+        "same picture in several splits: train .*1004.jpg, dev .*1026.jpg",
+    ),
+    "table encoding": (
+        ONE["conceptual captions"][1],
+        lambda r: edit_text(r, "test.tsv", lambda t: t + b"\xff\xfe"),
+        "test.tsv: expected UTF-8, found the byte 0xff",
+    ),
+    "table columns": (
+        ONE["conceptual captions"][1],
+        lambda r: edit_text(r, "train.tsv", lambda t: t + b"alone.jpg\n"),
+        "train.tsv, line 25: 1 columns",
+    ),
+    "out of the folder": (
+        ONE["conceptual captions"][1],
+        lambda r: edit_text(r, "train.tsv", lambda t: t + b"../../secret.jpg\ta secret\n"),
+        "leads out of",
+    ),
+    "no image in the line": (
+        ONE["conceptual captions"][1],
+        lambda r: edit_text(r, "dev.tsv", lambda t: t + b"\tno image\n"),
+        "dev.tsv, line 7: a caption without an image",
+    ),
+    "shard cut off": (
+        ONE["webdataset"][1],
+        lambda r: cut(r, "train-000001.tar", 9000),
+        "train-000001.tar is damaged or cut off",
+    ),
+    "no shard": (
+        ONE["webdataset"][1],
+        lambda r: (r / "test-000000.tar").write_text("nothing"),
+        "test-000000.tar is damaged or cut off after 0 samples",
+    ),
+    "sample without caption": (
+        ONE["webdataset"][1],
+        lambda r: remake(r, lambda n: n.endswith((".txt", ".json")) and "000000003" in n),
+        "000000003 has no caption",
+    ),
+    "directory for a picture": (
+        FIVE["npc f30k"][1],
+        lambda r: ((r / "images" / "1002.jpg").unlink(), (r / "images" / "1002.jpg").mkdir()),
+        "1002.jpg (cannot be read|is missing)",
+    ),
+    "entry twice": (
+        FIVE["karpathy coco"][1],
+        lambda r: edit_json(r, lambda i: i.append(i[0])),
+        "train2014/COCO_train2014_000000391895.jpg stands there 2 times",
+    ),
+    "surrogate": (
+        FIVE["karpathy coco"][1],
+        lambda r: edit_json(r, lambda i: i[0]["sentences"][0].update(raw="\ud83d")),
+        "image 0: expected filename",
+    ),
+    "endless name": (
+        FIVE["karpathy coco"][1],
+        lambda r: edit_json(r, lambda i: i[0].update(filename="x" * 5000)),
+        "x is in none of",
+    ),
+    "null in a name": (
+        FIVE["karpathy coco"][1],
+        lambda r: edit_json(r, lambda i: i[2].update(filename="a\0b")),
+        "is missing|cannot be read",
+    ),
+    "no dev": (
+        FIVE["karpathy coco"][1],
+        lambda r: edit_json(r, lambda i: [e.update(split="train") for e in i if e["split"] == "val"]),
+        "no dev split was found",
+    ),
+    "unquoted commas": (
+        lambda r: with_splits(layouts.own_table(r)),
+        lambda r: edit_text(r, "captions.csv", lambda t: t + b"0.jpg,train,a dog, and more\n"),
+        r"line \d+: 4 columns where the first line has 3 \(a caption that has commas",
+    ),
+    "empty table": (
+        ONE["conceptual captions"][1],
+        lambda r: (r / "dev.tsv").write_text("image\tcaption\n"),
+        "dev has no images",
+    ),
+    "same picture by another spelling": (
+        ONE["conceptual captions"][1],
+        lambda r: edit_text(r, "dev.tsv", lambda t: t + b"./000000000.jpg\ta caption\n"),
+        "000000000.jpg stands in train and in dev",
+    ),
+    "table for a directory": (
+        ONE["conceptual captions"][1],
+        lambda r: ((r / "dev.tsv").unlink(), (r / "dev.tsv").mkdir()),
+        "no dev split was found",
+    ),
+    "shard cut at a member": (
+        ONE["webdataset"][1],
+        lambda r: cut(r, "train-000001.tar", 6 * 512 * 4),
+        "train-000001.tar is (damaged or )?cut off",
+    ),
+    "compressed shard": (
+        ONE["webdataset"][1],
+        lambda r: (r / "test-000000.tar").write_bytes(gzip.compress((r / "test-000000.tar").read_bytes())),
+        "test-000000.tar is compressed",
+    ),
+    "dots in names": (
+        ONE["webdataset"][1],
+        lambda r: remake(r, lambda n: False, lambda n: n.replace(".", ".v2.", 1)),
+        r"has no picture \(it has 000000000.v2.jpg",
+    ),
+    "caption of numbers": (
+        ONE["webdataset"][1],
+        lambda r: rewrite_json(r, {"caption": [1, None]}),
+        "expected text in 'caption'",
+    ),
+    "sample without picture": (
+        ONE["webdataset"][1],
+        lambda r: remake(r, lambda n: n == "000000002.jpg"),
+        "000000002 has no picture",
+    ),
 }
 
 
 def with_splits(root):
-    lines = ["image,split,caption", *(f'{e.number}.jpg,{e.split},"{c}"' for e in layouts.entries() for c in e.captions)]
+    lines = [
+        "image,split,caption",
+        *(f'{e.number}.jpg,{e.split},"{c}"' for e in layouts.entries() for c in e.captions),
+    ]
     (root / "captions.csv").write_text("\n".join(lines) + "\n")
     return root
 
@@ -190,7 +364,9 @@ def rewrite_json(root, content):
     """The first shard with other JSON, and without the texts that would win over it."""
     file = root / "train-000000.tar"
     with tarfile.open(file) as old:
-        members = [(m.name, old.extractfile(m).read()) for m in old.getmembers() if not m.name.endswith(".txt")]
+        members = [
+            (m.name, old.extractfile(m).read()) for m in old.getmembers() if not m.name.endswith(".txt")
+        ]
     with tarfile.open(file, "w") as new:
         for name, given in members:
             layouts.add(new, name, json.dumps(content).encode() if name.endswith(".json") else given)
@@ -239,7 +415,11 @@ def test_what_can_be_told_without_decoding_is_refused_when_loading(kind, tmp_pat
 
 def test_notes_do_not_fail_the_check(tmp_path):
     root = layouts.npc(tmp_path / "flickr")
-    edit_text(root, "train_caps.txt", lambda t: t.replace(t.split(b"\n")[0], b"word " * 100).replace(t.split(b"\n")[1], "a cafÃ©".encode()))
+    edit_text(
+        root,
+        "train_caps.txt",
+        lambda t: t.replace(t.split(b"\n")[0], b"word " * 100).replace(t.split(b"\n")[1], "a cafÃ©".encode()),
+    )
     (root / "images" / "unused.jpg").write_bytes(layouts.entries()[0].picture)
     found = check(root)
     assert not found.faults
@@ -287,7 +467,10 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 def test_an_unknown_folder_says_what_it_holds(tmp_path, capsys):
     (tmp_path / "notes.md").write_text("nothing")
     assert main(["check", str(tmp_path)]) == 2
-    assert "is of no layout that is known (allowed: scan, npc, karpathy, table, webdataset); it holds notes.md" in " ".join(capsys.readouterr().err.split())
+    assert (
+        "is of no layout that is known (allowed: scan, npc, karpathy, table, webdataset); it holds notes.md"
+        in " ".join(capsys.readouterr().err.split())
+    )
 
 
 def test_many_faults_are_counted_where_they_are_not_listed(tmp_path):
@@ -295,7 +478,9 @@ def test_many_faults_are_counted_where_they_are_not_listed(tmp_path):
     for file in (root / "flickr30k-images").glob("*.jpg"):
         if file.name != "1000.jpg":
             file.unlink()
-    with pytest.raises(DataError, match=r"1001.jpg is missing .*; and 29 more \(`python -m harness.data check` lists all\)"):
+    with pytest.raises(
+        DataError, match=r"1001.jpg is missing .*; and 29 more \(`python -m harness.data check` lists all\)"
+    ):
         load_dataset("karpathy", folder=str(root))
 
 
@@ -303,8 +488,15 @@ def test_many_faults_are_counted_where_they_are_not_listed(tmp_path):
 
 
 def trial(layout, root, **options):
-    fixed = {"backbone": {"model": small.TINY_MODEL, "pretrained": "none", "locked": False, "head": None}, "epochs": 1}
-    content = small.content("clip", fixed={**fixed, "dataset_options": {"folder": str(root), **options}}, grid={"dataset": [layout]})
+    fixed = {
+        "backbone": {"model": small.TINY_MODEL, "pretrained": "none", "locked": False, "head": None},
+        "epochs": 1,
+    }
+    content = small.content(
+        "clip",
+        fixed={**fixed, "dataset_options": {"folder": str(root), **options}},
+        grid={"dataset": [layout]},
+    )
     return parse_sweep(content).trials[0]
 
 
@@ -343,7 +535,9 @@ def test_skipping_leaves_out_pictures_and_captions_and_counts_them(tmp_path):
     assert data.skipped == {"train": 2, "dev": 0, "test": 1}
     assert [len(s.captions) for s in data.splits.values()] == [110, 30, 35]
     for split, found in data.splits.items():
-        assert list(found.captions) == [c for e in layouts.of_split(split) if e.number not in (3, 5, 30) for c in e.captions]
+        assert list(found.captions) == [
+            c for e in layouts.of_split(split) if e.number not in (3, 5, 30) for c in e.captions
+        ]
     assert data.fingerprint != whole.fingerprint
 
 

@@ -79,7 +79,9 @@ def test_detection_scores():
 
 def test_calibration_by_hand():
     """Three pairs at 0.9 of which two match, one at exactly 1 that matches: half of the rest is right."""
-    found = calibration(np.array([0.92, 0.92, 0.92, 1.0, 0.0, 0.02]), np.array([True, True, False, True, False, True]))
+    found = calibration(
+        np.array([0.92, 0.92, 0.92, 1.0, 0.0, 0.02]), np.array([True, True, False, True, False, True])
+    )
     assert found.matched.tolist() == [1] + [0] * (BINS - 3) + [2, 1]
     assert found.mismatched.tolist() == [1] + [0] * (BINS - 3) + [1, 0]
     assert found.share[[0, -2, -1]] == pytest.approx([1 / 2, 2 / 3, 1])

@@ -27,7 +27,9 @@ def test_caption_granularity_moves_exactly_the_chosen_captions(train):
     moved = make_noise(train, ratio=0.4, granularity="caption", seed=0).image != train.owner
     assert 0.39 < moved.mean() <= 0.4
     per_image = np.bincount(train.owner, weights=moved)
-    assert (per_image[np.bincount(train.owner) == 5] == [0]).mean() < 0.2  # single captions: few images are spared
+    assert (
+        per_image[np.bincount(train.owner) == 5] == [0]
+    ).mean() < 0.2  # single captions: few images are spared
 
 
 def test_image_granularity_moves_whole_images(train):
@@ -48,7 +50,8 @@ def test_no_noise_is_the_truth(train):
 def test_one_seed_one_index(train):
     first, again, other = (make_noise(train, ratio=0.4, granularity="caption", seed=s) for s in (3, 3, 4))
     assert first.digest == again.digest != other.digest
-    # A golden number: if it changes, published records cannot be repeated, and the protocol version must rise.
+    # A golden number: if it changes, published records cannot be repeated, and the protocol version must
+    # rise.
     assert make_noise(train, ratio=0.4, granularity="caption", seed=0).digest == "9215fb6fa9539850"
 
 
@@ -68,16 +71,26 @@ def test_bad_granularity_is_refused(train):
 def test_a_derangement_has_no_fixed_points(train, ratio, granularity):
     noise = make_noise(train, ratio=ratio, granularity=granularity, seed=1, model=Derangement())
     assert (np.bincount(noise.image) == np.bincount(train.owner)).all()
-    drawn = int(ratio * len(train.captions)) if granularity == "caption" else 5 * int(ratio * len(train.images))
+    drawn = (
+        int(ratio * len(train.captions)) if granularity == "caption" else 5 * int(ratio * len(train.images))
+    )
     assert (~noise.matched).sum() == (noise.image != train.owner).sum() == drawn
-    others = [make_noise(train, ratio=ratio, granularity=granularity, seed=s, model=Derangement()).digest for s in (1, 2)]
+    others = [
+        make_noise(train, ratio=ratio, granularity=granularity, seed=s, model=Derangement()).digest
+        for s in (1, 2)
+    ]
     assert others[0] == noise.digest != others[1]
 
 
 def test_a_derangement_goes_everywhere():
-    """Of four captions three are drawn (four ways), and three have two derangements: each comes about as often as any."""
+    """Of four captions three are drawn (four ways), and three have two derangements: each comes about as
+    often as any.
+    """
     split = Split(range(4), ["a", "b", "c", "d"], np.arange(4), np.arange(4))
-    found = [tuple(make_noise(split, ratio=0.99, granularity="caption", seed=s, model=Derangement()).image) for s in range(400)]
+    found = [
+        tuple(make_noise(split, ratio=0.99, granularity="caption", seed=s, model=Derangement()).image)
+        for s in range(400)
+    ]
     counts = [found.count(f) for f in set(found)]
     assert len(counts) == 8
     assert min(counts) > 25
@@ -98,7 +111,9 @@ def test_hard_noise_swaps_with_near_neighbours_of_another_group(train, rows, tmp
     part = train.only(train.image_group < 200)
     embedding = unit(len(getattr(part, rows)))
     np.save(tmp_path / "e.npy", embedding)
-    noise = make_noise(part, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy")))
+    noise = make_noise(
+        part, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy"))
+    )
     wanted = 2 * (int(0.3 * len(part.captions)) // 2)
     moved = np.flatnonzero(noise.image != part.owner)
     assert noise.realised == wanted / len(part.captions)
@@ -109,8 +124,16 @@ def test_hard_noise_swaps_with_near_neighbours_of_another_group(train, rows, tmp
     if rows == "images":
         near = (unit_rows[noise.image[moved]] * unit_rows[part.owner[moved]]).sum(1)
         assert near.mean() > 0.6
-    again = make_noise(part, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy")))
-    assert again.digest == noise.digest != make_noise(part, ratio=0.3, granularity="caption", seed=1, model=Hard(embedding=str(tmp_path / "e.npy"))).digest
+    again = make_noise(
+        part, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy"))
+    )
+    assert (
+        again.digest
+        == noise.digest
+        != make_noise(
+            part, ratio=0.3, granularity="caption", seed=1, model=Hard(embedding=str(tmp_path / "e.npy"))
+        ).digest
+    )
 
 
 def test_hard_noise_widens_its_search_until_the_ratio_is_reached(tmp_path):
@@ -118,18 +141,27 @@ def test_hard_noise_widens_its_search_until_the_ratio_is_reached(tmp_path):
     group = np.repeat([0, 1], 30)
     split = Split(range(60), [str(i) for i in range(60)], np.arange(60), group)
     np.save(tmp_path / "e.npy", np.eye(2, dtype=np.float32)[group] + 0.01 * unit(60, 2))
-    noise = make_noise(split, ratio=0.8, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy")))
+    noise = make_noise(
+        split, ratio=0.8, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy"))
+    )
     assert noise.realised == 0.8
     alone = Split(split.images, split.captions, split.owner, np.zeros(60, np.int64))
     with pytest.raises(ValueError, match="no partners of another group are left after 0 of 48 captions"):
-        make_noise(alone, ratio=0.8, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy")))
+        make_noise(
+            alone, ratio=0.8, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy"))
+        )
 
 
 def test_an_embedding_that_does_not_fit_is_refused(train, tmp_path):
     np.save(tmp_path / "e.npy", unit(7))
-    for file, message in (("e.npy", r"rows for the 17235 captions or the 3447 images of train, found float32 \(7, 8\)"), ("none.npy", "is missing")):
+    for file, message in (
+        ("e.npy", r"rows for the 17235 captions or the 3447 images of train, found float32 \(7, 8\)"),
+        ("none.npy", "is missing"),
+    ):
         with pytest.raises(DataError, match=message):
-            make_noise(train, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / file)))
+            make_noise(
+                train, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / file))
+            )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
@@ -138,7 +170,9 @@ def test_an_embedding_without_directions_is_refused(train, value, tmp_path):
     embedding[7] = value
     np.save(tmp_path / "e.npy", embedding)
     with pytest.raises(DataError, match="row 7 is zero or not finite"):
-        make_noise(train, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy")))
+        make_noise(
+            train, ratio=0.3, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy"))
+        )
 
 
 def test_partial_noise_replaces_a_share_of_the_words(train):
@@ -154,7 +188,11 @@ def test_partial_noise_replaces_a_share_of_the_words(train):
     assert all(noise.captions[c] == train.captions[c] for c in kept)
     split = noise.words_of(train)
     assert split.captions[changed[0]] == noise.captions[changed[0]]
-    assert split.altered == noise.digest != make_noise(train, ratio=0.4, granularity="caption", seed=1, model=Partial()).digest
+    assert (
+        split.altered
+        == noise.digest
+        != make_noise(train, ratio=0.4, granularity="caption", seed=1, model=Partial()).digest
+    )
 
 
 def test_of_natural_noise_nothing_is_known(train):
@@ -176,5 +214,7 @@ def test_a_file_is_the_noise_that_it_was_written_from(train, tmp_path):
     with pytest.raises(DataError, match=r"caption_0.2_seed3.npy is missing"):
         make_noise(train, ratio=0.2, granularity="caption", seed=3, model=model)
     write_index(ours.image, train, tmp_path / "caption_0.2_seed3.npy", "caption")
-    with pytest.raises(DataError, match=r"0.39\d+ of its pairs mismatch in this data set, and the trial's noise_ratio is 0.2"):
+    with pytest.raises(
+        DataError, match=r"0.39\d+ of its pairs mismatch in this data set, and the trial's noise_ratio is 0.2"
+    ):
         make_noise(train, ratio=0.2, granularity="caption", seed=3, model=model)

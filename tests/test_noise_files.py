@@ -1,4 +1,6 @@
-"""Published noise-index files: what NCR's, RCL's and NPC's own code writes is read, described, and written the same."""
+"""Published noise-index files: what NCR's, RCL's and NPC's own code writes is read, described, and written
+the same.
+"""
 
 # ruff: noqa: NPY002  (published code draws from the global generator)
 
@@ -20,7 +22,9 @@ IMAGES, EACH = 200, 5
 
 @pytest.fixture
 def split():
-    """Two hundred images with five captions each; captions 0 and 500 are the same text, as are 1 and 2 of one image."""
+    """Two hundred images with five captions each; captions 0 and 500 are the same text, as are 1 and 2 of one
+    image.
+    """
     captions = [f"caption {c}" for c in range(IMAGES * EACH)]
     captions[500], captions[2] = captions[0], captions[1]
     return Split(range(IMAGES), captions, np.arange(IMAGES * EACH) // EACH, np.arange(IMAGES))
@@ -53,7 +57,9 @@ def as_rcl_does(ratio, seed):
 
 
 def as_npc_does(captions, ratio, seed):
-    """The lines of NPC's `construct_noise.py`, and the truth that it does not keep: where each caption went."""
+    """The lines of NPC's `construct_noise.py`, and the truth that it does not keep: where each
+    caption went.
+    """
     np.random.seed(seed)
     idx = np.arange(len(captions))
     np.random.shuffle(idx)
@@ -168,9 +174,15 @@ def test_arrays_that_do_not_fit_are_refused_with_the_reason(split, tmp_path, kin
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: lines + lines, r"has 2,000 lines, and train has 1,000 captions \(NPC's code adds to a file"),
+        (
+            lambda lines: lines + lines,
+            r"has 2,000 lines, and train has 1,000 captions \(NPC's code adds to a file",
+        ),
         (lambda lines: lines[:-3], "has 997 lines"),
-        (lambda lines: ["who knows", *lines[1:]], "1 lines are no caption of train, the first is line 1: 'who knows'"),
+        (
+            lambda lines: ["who knows", *lines[1:]],
+            "1 lines are no caption of train, the first is line 1: 'who knows'",
+        ),
         (lambda lines: [lines[7]] * 3 + lines[3:], "some stand there too often"),
     ],
 )
@@ -198,6 +210,38 @@ def test_show_prints_what_one_asks(tmp_path, capsys):
     capsys.readouterr()
     assert main(["noise", "show", str(file)]) == 0  # told by train_caps.txt beside it
     assert "granularity: caption" in capsys.readouterr().out
-    assert main(["noise", "write", str(root), "--form", "image", "--ratio", "0.5", "--out", str(tmp_path / "x.npy")]) == 2
-    assert main(["noise", "write", str(root), "--form", "text", "--ratio", "0.5", "--noise", "partial", "--out", str(tmp_path / "x.txt")]) == 2
+    assert (
+        main(
+            [
+                "noise",
+                "write",
+                str(root),
+                "--form",
+                "image",
+                "--ratio",
+                "0.5",
+                "--out",
+                str(tmp_path / "x.npy"),
+            ]
+        )
+        == 2
+    )
+    assert (
+        main(
+            [
+                "noise",
+                "write",
+                str(root),
+                "--form",
+                "text",
+                "--ratio",
+                "0.5",
+                "--noise",
+                "partial",
+                "--out",
+                str(tmp_path / "x.txt"),
+            ]
+        )
+        == 2
+    )
     assert not list(tmp_path.glob("x.*"))

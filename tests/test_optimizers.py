@@ -11,7 +11,16 @@ from methods.base import Group
 
 
 def make(net: nn.Module, **changes):
-    settings = {"lr": 0.1, "weight_decay": 0.1, "betas": (0.9, 0.98), "eps": 1e-6, "clip_norm": 1.0, "warmup_steps": 2, "total_steps": 12, "processes": 1}
+    settings = {
+        "lr": 0.1,
+        "weight_decay": 0.1,
+        "betas": (0.9, 0.98),
+        "eps": 1e-6,
+        "clip_norm": 1.0,
+        "warmup_steps": 2,
+        "total_steps": 12,
+        "processes": 1,
+    }
     return Optimizers({"all": Group(dict(net.named_parameters()))}, **{**settings, **changes})
 
 
@@ -81,7 +90,11 @@ def test_clipping_bounds_the_gradient():
 
 def test_weight_decay_spares_biases_and_scalars():
     net = nn.Linear(4, 2)
-    decayed = {len(p.shape): group["weight_decay"] for group in make(net).adam["all"].param_groups for p in group["params"]}
+    decayed = {
+        len(p.shape): group["weight_decay"]
+        for group in make(net).adam["all"].param_groups
+        for p in group["params"]
+    }
     assert decayed == {2: 0.1, 1: 0.0}
 
 
@@ -89,7 +102,14 @@ def test_a_group_may_have_a_rate_of_its_own():
     net = nn.Linear(4, 2)
     optimizers = Optimizers(
         {"a": Group({"weight": net.weight}), "b": Group({"bias": net.bias}, lr=1e-3)},
-        lr=0.1, weight_decay=0, betas=(0.9, 0.98), eps=1e-6, clip_norm=None, warmup_steps=0, total_steps=10, processes=1,
+        lr=0.1,
+        weight_decay=0,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+        clip_norm=None,
+        warmup_steps=0,
+        total_steps=10,
+        processes=1,
     )
     optimizers.at_step(0)
     assert (optimizers.learning_rate("a"), optimizers.learning_rate("b")) == (0.1, 1e-3)

@@ -1,4 +1,6 @@
-"""Published rows beside ours: joined where they are about the same, and compared only where they are comparable."""
+"""Published rows beside ours: joined where they are about the same, and compared only where they are
+comparable.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,25 @@ from harness.report.published import papers_table, published
 from tests.test_results import frame
 
 
-def ours(method, backbone, dataset="karpathy flickr30k", granularity="caption", networks=1, noise_model="shuffle", **more):
+def ours(
+    method,
+    backbone,
+    dataset="karpathy flickr30k",
+    granularity="caption",
+    networks=1,
+    noise_model="shuffle",
+    **more,
+):
     made = frame([(method, ratio, seed, 540 + seed, 80) for ratio in (0.0, 0.2) for seed in (0, 1)])
-    return made.assign(method=method, dataset=dataset, backbone=backbone, granularity=granularity, networks=networks, noise_model=noise_model, **more)
+    return made.assign(
+        method=method,
+        dataset=dataset,
+        backbone=backbone,
+        granularity=granularity,
+        networks=networks,
+        noise_model=noise_model,
+        **more,
+    )
 
 
 def test_the_file_is_whole():
@@ -35,7 +53,10 @@ def test_a_comparable_row_gets_a_difference():
         (lambda: ours("npc", "effnet_minilm locked"), "backbone CLIP ViT-B/32"),
         (lambda: ours("npc", "ViT-B-32-quickgelu", granularity="image"), "granularity caption"),
         (lambda: ours("ncr", "sgraf SGR"), "2 networks at test"),
-        (lambda: ours("npc", "ViT-B-32-quickgelu", dataset="karpathy coco").assign(**{"1k_rsum": 500.0}), "flagged: t2i_r10 INVALID"),
+        (
+            lambda: ours("npc", "ViT-B-32-quickgelu", dataset="karpathy coco").assign(**{"1k_rsum": 500.0}),
+            "flagged: t2i_r10 INVALID",
+        ),
     ],
 )
 def test_what_is_not_comparable_says_why_and_has_no_difference(made, reason):
@@ -46,7 +67,9 @@ def test_what_is_not_comparable_says_why_and_has_no_difference(made, reason):
 
 
 def test_5k_and_1k_are_not_mixed_up():
-    table = papers_table(ours("npc", "ViT-B-32-quickgelu", dataset="npc coco").assign(**{"1k_rsum": 111.0}), "w")
+    table = papers_table(
+        ours("npc", "ViT-B-32-quickgelu", dataset="npc coco").assign(**{"1k_rsum": 111.0}), "w"
+    )
     assert {row[2].text: row[3].text[:5] for row in table.rows} == {"5K": "540.5", "1K": "111.0"}
 
 

@@ -27,20 +27,34 @@ def frame(rows):
     for name in ("i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10"):
         made[name] = made["i2t_r1"]
     done = made["rsum"].notna()
-    return made.assign(noise_seed=made["seed"], method=made["row"], done=done, chance=np.nan, ground_truth=made["row"] == "ceiling", clean_data=made["row"] == "clean", networks=1 + (made["row"] == "clean"))
+    return made.assign(
+        noise_seed=made["seed"],
+        method=made["row"],
+        done=done,
+        chance=np.nan,
+        ground_truth=made["row"] == "ceiling",
+        clean_data=made["row"] == "clean",
+        networks=1 + (made["row"] == "clean"),
+    )
 
 
 def test_variance_over_ratios_is_that_of_npcs_figure():
     """Flickr30K i2t R@1 of NPC's README at 0 / 20 / 40 / 60 %: the figure says 3.61 and 56.40."""
     published = {"npc": (87.9, 87.3, 85.6, 83.0), "clip": (86.2, 82.3, 76.2, 66.3)}
-    rows = [(name, ratio, 0, 0.0, value) for name, values in published.items() for ratio, value in zip((0, 0.2, 0.4, 0.6), values, strict=True)]
+    rows = [
+        (name, ratio, 0, 0.0, value)
+        for name, values in published.items()
+        for ratio, value in zip((0, 0.2, 0.4, 0.6), values, strict=True)
+    ]
     found = stability(frame(rows))
     assert found.loc["npc", "var_i2t_r1"] == pytest.approx(3.61, abs=0.005)
     assert found.loc["clip", "var_i2t_r1"] == pytest.approx(56.40, abs=0.005)
 
 
 def test_stability_over_seeds():
-    found = stability(frame([("a", 0, 0, 100, 10), ("a", 0, 1, 104, 12), ("a", 0.4, 0, 80, 8), ("a", 0.4, 1, 90, 6)])).loc["a"]
+    found = stability(
+        frame([("a", 0, 0, 100, 10), ("a", 0, 1, 104, 12), ("a", 0.4, 0, 80, 8), ("a", 0.4, 1, 90, 6)])
+    ).loc["a"]
     assert found["drop"] == pytest.approx(102 - 85)
     assert found["sd_seeds"] == pytest.approx((np.std([100, 104], ddof=1) + np.std([80, 90], ddof=1)) / 2)
     assert found["worst"] == 80
@@ -50,7 +64,13 @@ def test_stability_over_seeds():
 def test_slope_area_and_intervals_by_hand():
     """Two seeds over three ratios: 100, 90, 60 and 100, 80, 80."""
     values = {0: (100, 90, 60), 1: (100, 80, 80)}
-    rows = frame([("a", ratio, seed, value, value / 2) for seed, curve in values.items() for ratio, value in zip((0, 0.2, 0.4), curve, strict=True)])
+    rows = frame(
+        [
+            ("a", ratio, seed, value, value / 2)
+            for seed, curve in values.items()
+            for ratio, value in zip((0, 0.2, 0.4), curve, strict=True)
+        ]
+    )
     found = stability(rows).loc["a"]
     slopes = np.array([-10.0, -5.0])  # rSum per 10 points: (last - first) / 4 tenths
     areas = np.array([(95 + 75) / 200, (90 + 80) / 200])
@@ -58,7 +78,9 @@ def test_slope_area_and_intervals_by_hand():
     assert found["slope_i2t_r1"] == pytest.approx(slopes.mean() / 2)
     assert found["area"] == pytest.approx(areas.mean())
     half = 12.706 * slopes.std(ddof=1) / np.sqrt(2)
-    assert (found["slope_rsum_low"], found["slope_rsum_high"]) == pytest.approx((slopes.mean() - half, slopes.mean() + half), rel=1e-4)
+    assert (found["slope_rsum_low"], found["slope_rsum_high"]) == pytest.approx(
+        (slopes.mean() - half, slopes.mean() + half), rel=1e-4
+    )
     assert "worst" in seeds_table(rows, "w").columns[-1]
     assert "0.4: 70.0 [" in seeds_table(rows, "w").markdown()
 
@@ -66,17 +88,23 @@ def test_slope_area_and_intervals_by_hand():
 def test_shares_of_variance_where_noise_and_model_seeds_vary():
     one = frame([("a", 0.4, s, 100 + s, 1) for s in (0, 1)])
     assert shares_table(one, "w") is None
-    both = frame([("a", 0.4, s, 100 + 10 * n + s, 1) for n in (0, 1, 2) for s in (0, 1, 2)]).assign(noise_seed=np.repeat([0, 1, 2], 3))
+    both = frame([("a", 0.4, s, 100 + 10 * n + s, 1) for n in (0, 1, 2) for s in (0, 1, 2)]).assign(
+        noise_seed=np.repeat([0, 1, 2], 3)
+    )
     assert re.search(r"\| a +\| +99 % \| +1 % \| +0 % \| +3 x 3 \|", shares_table(both, "w").markdown())
 
 
 def test_a_seed_with_a_hole_is_not_averaged_over():
-    found = stability(frame([("a", 0, 0, 1, 10), ("a", 0.4, 0, 1, 20), ("a", 0, 1, 1, 30), ("a", 0.4, 1, np.nan, np.nan)])).loc["a"]
+    found = stability(
+        frame([("a", 0, 0, 1, 10), ("a", 0.4, 0, 1, 20), ("a", 0, 1, 1, 30), ("a", 0.4, 1, np.nan, np.nan)])
+    ).loc["a"]
     assert found["var_i2t_r1"] == pytest.approx(25)
 
 
 def test_a_row_without_a_ratio_has_a_hole_and_no_stability():
-    rows = frame([("a", r, s, 10 + s, 1) for r in (0, 0.4) for s in (0, 1)] + [("b", 0, s, 20, 1) for s in (0, 1)])
+    rows = frame(
+        [("a", r, s, 10 + s, 1) for r in (0, 0.4) for s in (0, 1)] + [("b", 0, s, 20, 1) for s in (0, 1)]
+    )
     text = by_ratio(rows, "rsum", "t", "c").markdown()
     assert re.search(r"\| b +\| +\*\*20.0 ± 0.0\*\* +\| +– \|", text)
     assert "| b" not in stability_table(rows, "w", "").markdown()
@@ -85,7 +113,12 @@ def test_a_row_without_a_ratio_has_a_hole_and_no_stability():
 
 def test_an_unfinished_row_is_never_the_most_stable():
     rows = [("a", r, s, 10 + 50 * r + s, 1) for r in (0, 0.4) for s in (0, 1)]
-    rows += [("b", 0, 0, 20, 1), ("b", 0, 1, np.nan, np.nan), ("b", 0.4, 0, 20, 1), ("b", 0.4, 1, np.nan, np.nan)]
+    rows += [
+        ("b", 0, 0, 20, 1),
+        ("b", 0, 1, np.nan, np.nan),
+        ("b", 0.4, 0, 20, 1),
+        ("b", 0.4, 1, np.nan, np.nan),
+    ]
     text = stability_table(frame(rows), "w", "").markdown()
     line = next(line for line in text.splitlines() if line.startswith("| b"))
     assert "**" not in line
@@ -133,7 +166,11 @@ def test_tables_of_a_sweep_that_has_not_begun_have_no_numbers():
 
 def test_rows_are_told_apart_by_what_varies():
     trials = small.sweep("clip", "npc", grid={"npc.bank_threshold": [0.5, 0.9], "seed": [0, 1]}).trials
-    assert set(row_labels(trials).values()) == {"clip", "npc (bank_threshold=0.5)", "npc (bank_threshold=0.9)"}
+    assert set(row_labels(trials).values()) == {
+        "clip",
+        "npc (bank_threshold=0.5)",
+        "npc (bank_threshold=0.9)",
+    }
 
 
 def test_settings_say_what_was_cut_for_one_method():
@@ -155,7 +192,11 @@ def test_latex_escapes_and_rules():
 
 def test_the_readmes_tables_are_those_of_the_report():
     report = (README.parent / "reports" / "emoji" / "report.md").read_text()
-    tables = [line for line in README.read_text().split("## What comes out")[1].split("\n## ")[0].splitlines() if line.startswith("|")]
+    tables = [
+        line
+        for line in README.read_text().split("## What comes out")[1].split("\n## ")[0].splitlines()
+        if line.startswith("|")
+    ]
     assert len(tables) > 10
     assert set(tables) <= set(report.splitlines())
 
@@ -164,7 +205,11 @@ def test_the_readmes_method_is_complete_and_trains(tmp_path, monkeypatch):
     """Copied from the README into a file, it works under its dotted name."""
     from tests import build
 
-    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "class Trimmed" in block]
+    (code,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+        if "class Trimmed" in block
+    ]
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
     (tmp_path / "trimmed.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -177,7 +222,9 @@ def test_the_readmes_sweep_is_valid():
 
     from harness.config.sweep_file import parse_sweep
 
-    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S) if "grid:" in block]
+    (text,) = [
+        block for block in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S) if "grid:" in block
+    ]
     assert len(parse_sweep({"name": "readme", **yaml.safe_load(text)}).trials) == 2 * 3 + 2 * 3 * 3
 
 
@@ -199,7 +246,9 @@ def test_ci_runs_the_readmes_test_command():
 
     script = (README.parent / ".ci" / "run").read_text()
     (extract,) = re.findall(r"command=\$\((.*?) README\.md", script)
-    found = run(f"{extract} README.md | head -n 1", shell=True, cwd=README.parent, capture_output=True, text=True).stdout.strip()
+    found = run(
+        f"{extract} README.md | head -n 1", shell=True, cwd=README.parent, capture_output=True, text=True
+    ).stdout.strip()
     assert found.startswith("python3.11 -m venv .venv && ")
     assert found.endswith("-m pytest")
     assert found in README.read_text().splitlines()
@@ -207,10 +256,25 @@ def test_ci_runs_the_readmes_test_command():
 
 def test_data_sets_of_one_name_are_not_pooled_as_seeds():
     """Two folders with one last name, and one folder under two options."""
-    def labels(*options):
-        grid = {"method": ["clip"], "dataset": ["table"], "noise_ratio": [0.2], "seed": [0, 1], "dataset_options": list(options)}
-        return set(tidy(SweepRecord("x", "", False, parse_sweep({"name": "x", "grid": grid}).trials, {}))["dataset"])
 
-    assert labels({"folder": "a/photos"}, {"folder": "b/photos"}) == {"table photos (folder=a/photos)", "table photos (folder=b/photos)"}
-    assert labels({"folder": "photos", "held_out": 5}, {"folder": "photos"}) == {"table photos (held_out=5)", "table photos (held_out=None)"}
+    def labels(*options):
+        grid = {
+            "method": ["clip"],
+            "dataset": ["table"],
+            "noise_ratio": [0.2],
+            "seed": [0, 1],
+            "dataset_options": list(options),
+        }
+        return set(
+            tidy(SweepRecord("x", "", False, parse_sweep({"name": "x", "grid": grid}).trials, {}))["dataset"]
+        )
+
+    assert labels({"folder": "a/photos"}, {"folder": "b/photos"}) == {
+        "table photos (folder=a/photos)",
+        "table photos (folder=b/photos)",
+    }
+    assert labels({"folder": "photos", "held_out": 5}, {"folder": "photos"}) == {
+        "table photos (held_out=5)",
+        "table photos (held_out=None)",
+    }
     assert labels({"folder": "photos"}) == {"table photos"}

@@ -43,7 +43,9 @@ def test_a_crowded_group_leaves_room_for_the_others():
 
 
 def test_epochs_differ_and_repeat(groups):
-    one, again, two = (epoch_batches(np.arange(len(groups)), groups, size=256, steps=67, seed=(0, e)) for e in (1, 1, 2))
+    one, again, two = (
+        epoch_batches(np.arange(len(groups)), groups, size=256, steps=67, seed=(0, e)) for e in (1, 1, 2)
+    )
     assert all((a == b).all() for a, b in zip(one, again, strict=True))
     assert not all((a == b).all() for a, b in zip(one, two, strict=True))
 

@@ -1,4 +1,6 @@
-"""Many trials: 64 at once against one server with PostgreSQL, and thousands without growth or a wrong count."""
+"""Many trials: 64 at once against one server with PostgreSQL, and thousands without growth or a
+wrong count.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,10 @@ from harness.training.trainer import EpochRecord, Outcome
 from tests import build, small
 from tests.test_faults import until
 
-POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path(shutil.which("initdb") or "/nowhere/initdb").parent)
+POSTGRES = next(
+    iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)),
+    Path(shutil.which("initdb") or "/nowhere/initdb").parent,
+)
 AT_ONCE, EPOCHS, METRICS = 64, 5, 20
 
 
@@ -48,9 +53,14 @@ def postgres(tmp_path):
             if parent.owner() == "root" and len(parent.parts) > 2:
                 parent.chmod(parent.stat().st_mode | 0o055)
     run = {"check": True, "capture_output": True, "cwd": folder, **user}
-    subprocess.run([POSTGRES / "initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "--no-sync"], **run)
+    subprocess.run(
+        [POSTGRES / "initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "--no-sync"], **run
+    )
     options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    subprocess.run([POSTGRES / "pg_ctl", "-D", folder / "data", "-o", options, "-l", folder / "log", "-w", "start"], **{**run, "capture_output": False, "stdout": subprocess.DEVNULL})
+    subprocess.run(
+        [POSTGRES / "pg_ctl", "-D", folder / "data", "-o", options, "-l", folder / "log", "-w", "start"],
+        **{**run, "capture_output": False, "stdout": subprocess.DEVNULL},
+    )
     yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres"
     subprocess.run([POSTGRES / "pg_ctl", "-D", folder / "data", "-m", "immediate", "stop"], **run)
 
@@ -58,10 +68,25 @@ def postgres(tmp_path):
 @pytest.fixture
 def server(postgres, tmp_path):
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "2", "--backend-store-uri", postgres, "--artifacts-destination", str(tmp_path / "served")]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--port",
+        str(port),
+        "--workers",
+        "2",
+        "--backend-store-uri",
+        postgres,
+        "--artifacts-destination",
+        str(tmp_path / "served"),
+    ]
     log = tmp_path / "server.log"
     with open(log, "w") as stream:
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=stream, stderr=stream, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=stream, stderr=stream, start_new_session=True
+        )
 
     def answers():
         with socket.socket() as probe:
@@ -92,7 +117,11 @@ def test_64_trials_at_once_lose_nothing(server, feature_cache):
         for epoch in range(EPOCHS):
             metrics = {"seconds/train": 1.0, **{f"train/m{j}": values[k, epoch, j] for j in range(METRICS)}}
             recorder.epoch(EpochRecord(epoch, metrics, values[k, epoch]))
-        recorder.finish(Outcome({f"test/{m}": values[k, 0, j] for j, m in enumerate((*RECALLS, "rsum"))}, i2t, t2i, "digest"))
+        recorder.finish(
+            Outcome(
+                {f"test/{m}": values[k, 0, j] for j, m in enumerate((*RECALLS, "rsum"))}, i2t, t2i, "digest"
+            )
+        )
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(run, range(AT_ONCE)))
@@ -105,7 +134,9 @@ def test_64_trials_at_once_lose_nothing(server, feature_cache):
         record = found[trial.id]
         assert record.metrics["test/i2t_r1"] == values[k, 0, 0]
         for j in range(0, METRICS, 5):
-            assert [v for _, v in sorted(store.history(record.run_id, f"train/m{j}"))] == values[k, :, j].tolist()
+            assert [v for _, v in sorted(store.history(record.run_id, f"train/m{j}"))] == values[
+                k, :, j
+            ].tolist()
     for trial in sweep.trials[::16]:
         assert len(store.artifacts(found[trial.id].run_id, "confidence")) == EPOCHS
     assert "deadlock" not in log.read_text().lower()

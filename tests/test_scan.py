@@ -1,4 +1,6 @@
-"""The SCAN layout: read in every published form, refused where it does not fit, and written from data sets of ours."""
+"""The SCAN layout: read in every published form, refused where it does not fit, and written from data sets of
+ours.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def load(folder, **options):
 
 def test_five_lines_an_image(folder):
     data = load(folder)
-    assert {name: (len(s.images), len(s.captions)) for name, s in data.splits.items()} == {n: (c, 5 * c) for n, c in SIZES.items()}
+    assert {name: (len(s.images), len(s.captions)) for name, s in data.splits.items()} == {
+        n: (c, 5 * c) for n, c in SIZES.items()
+    }
     assert data["train"].owner.tolist() == [i // 5 for i in range(40)]
     assert data["train"].captions[7] == "train dog 7"
     assert (data["train"].images[3] == np.load(folder / "train_ims.npy")[3]).all()
@@ -67,7 +71,9 @@ def test_rows_that_repeat_each_image_five_times_are_one_image(folder):
 def test_one_caption_an_image(folder):
     for name, count in SIZES.items():
         (folder / f"{name}_caps.txt").unlink()
-        (folder / f"{name}_caps.tsv").write_text("".join(f"{i}.jpg\ta {name}, no. {i}\n" for i in range(count)))
+        (folder / f"{name}_caps.tsv").write_text(
+            "".join(f"{i}.jpg\ta {name}, no. {i}\n" for i in range(count))
+        )
     data = load(folder)
     assert data["train"].owner.tolist() == list(range(8))
     assert data["dev"].captions[2] == "a dev, no. 2"
@@ -82,7 +88,9 @@ def test_features_are_a_memory_map_of_which_only_the_asked_rows_are_read(folder)
     images = load(folder)["train"].images
     assert isinstance(images.features, np.memmap)
     inputs = SgrafSetup(SgrafConfig()).inputs(load(folder), "train")
-    assert torch.equal(inputs.images(torch.tensor([5, 2, 5])), torch.from_numpy(np.load(folder / "train_ims.npy")[[5, 2, 5]]))
+    assert torch.equal(
+        inputs.images(torch.tensor([5, 2, 5])), torch.from_numpy(np.load(folder / "train_ims.npy")[[5, 2, 5]])
+    )
 
 
 def test_check_names_the_images_whose_features_are_not_finite(folder):
@@ -133,9 +141,15 @@ def test_a_clean_set_leaves_dev_unless_the_leak_is_asked_for(folder):
         ({"train_groups": 0}, r"dataset_options\.train_groups: .*greater than or equal to 1, found 0"),
         ({"train_groups": 99}, r"dataset_options\.train_groups = 99: train has 8 groups"),
         ({"train_groups": True}, r"dataset_options\.train_groups: .*found True"),
-        ({"meta_share": "a", "meta_leak": "no"}, r"meta_share: .*found 'a'; dataset_options\.meta_leak: .*found 'no'"),
+        (
+            {"meta_share": "a", "meta_leak": "no"},
+            r"meta_share: .*found 'a'; dataset_options\.meta_leak: .*found 'no'",
+        ),
         ({"meta_leak": True}, "nothing to leak without meta_share"),
-        ({"train_group": 3}, r"dataset_options\.train_group: .*\(allowed: folder, meta_share, meta_leak, train_groups\)"),
+        (
+            {"train_group": 3},
+            r"dataset_options\.train_group: .*\(allowed: folder, meta_share, meta_leak, train_groups\)",
+        ),
     ],
 )
 def test_options_are_checked(folder, options, message):
@@ -155,19 +169,36 @@ def test_all_that_does_not_fit_is_told_at_once(folder):
     with pytest.raises(DataError) as found:
         load(folder)
     text = str(found.value)
-    assert "train_ims.npy: expected 8 or 40 rows for the 40 captions of the split, found shape (7, 3, 4)" in text
+    assert (
+        "train_ims.npy: expected 8 or 40 rows for the 40 captions of the split, found shape (7, 3, 4)" in text
+    )
     assert "dev_caps.txt (or dev_caps.tsv) is missing" in text
-    assert "test_ims.npy: expected floating-point numbers of shape (images, regions, width), found float32 (4, 12)" in text
+    assert (
+        "test_ims.npy: expected floating-point numbers of shape (images, regions, width), found float32 "
+        "(4, 12)" in text
+    )
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "dev_ims.npy").write_bytes((f / "dev_ims.npy").read_bytes()[:150]), "dev_ims.npy cannot be read"),
+        (
+            lambda f: (f / "dev_ims.npy").write_bytes((f / "dev_ims.npy").read_bytes()[:150]),
+            "dev_ims.npy cannot be read",
+        ),
         (lambda f: np.save(f / "dev_ims.npy", np.array([{"a": 1}], object)), "dev_ims.npy cannot be read"),
-        (lambda f: np.save(f / "dev_ims.npy", features(6, regions=2)), r"dev_ims.npy: expected regions of shape \(3, 4\) as in train, found \(2, 4\)"),
-        (lambda f: (f / "dev_caps.txt").write_bytes(b"a dog\n\xff\xfe\n"), "dev_caps.txt: expected UTF-8, found the byte 0xff at 6"),
-        (lambda f: np.save(f / "train_groups.npy", np.zeros(3, int)), r"train_groups.npy: expected 8 whole numbers, found int64 \(3,\)"),
+        (
+            lambda f: np.save(f / "dev_ims.npy", features(6, regions=2)),
+            r"dev_ims.npy: expected regions of shape \(3, 4\) as in train, found \(2, 4\)",
+        ),
+        (
+            lambda f: (f / "dev_caps.txt").write_bytes(b"a dog\n\xff\xfe\n"),
+            "dev_caps.txt: expected UTF-8, found the byte 0xff at 6",
+        ),
+        (
+            lambda f: np.save(f / "train_groups.npy", np.zeros(3, int)),
+            r"train_groups.npy: expected 8 whole numbers, found int64 \(3,\)",
+        ),
     ],
 )
 def test_damage_is_told_with_file_expectation_and_finding(folder, damage, message):
@@ -180,7 +211,18 @@ def test_damage_is_told_with_file_expectation_and_finding(folder, damage, messag
 
 
 def test_words_are_those_of_word_tokenize():
-    assert tokenize("A man's dog -- it isn't big.") == ("a", "man", "'s", "dog", "--", "it", "is", "n't", "big", ".")
+    assert tokenize("A man's dog -- it isn't big.") == (
+        "a",
+        "man",
+        "'s",
+        "dog",
+        "--",
+        "it",
+        "is",
+        "n't",
+        "big",
+        ".",
+    )
     assert tokenize("Two dogs. They run!  Fast") == ("two", "dogs", ".", "they", "run", "!", "fast")
 
 
@@ -204,16 +246,22 @@ def test_a_vocabulary_without_a_special_token_is_refused(tmp_path, folder, token
 
 
 def test_padding_must_be_zero(folder):
-    (folder / "f30k_vocab.json").write_text(json.dumps({"word2idx": {"<start>": 0, "<pad>": 1, "<end>": 2, "<unk>": 3}}))
+    (folder / "f30k_vocab.json").write_text(
+        json.dumps({"word2idx": {"<start>": 0, "<pad>": 1, "<end>": 2, "<unk>": 3}})
+    )
     assert "expected <pad> alone at 0, found it at 1" in SgrafSetup(SgrafConfig()).check_data(load(folder), 1)
     (folder / "f30k_vocab.json").write_text('{"idx2word": {}}')
-    assert "f30k_vocab.json: expected JSON with word2idx" in SgrafSetup(SgrafConfig()).check_data(load(folder), 1)
+    assert "f30k_vocab.json: expected JSON with word2idx" in SgrafSetup(SgrafConfig()).check_data(
+        load(folder), 1
+    )
 
 
 def test_of_several_vocabularies_one_is_named(folder):
     for name in "ab":
         Vocabulary.build([f"{name} cat"] * 4).write(folder / f"{name}_vocab.json")
-    assert "several vocabularies (a_vocab.json, b_vocab.json): name one" in SgrafSetup(SgrafConfig()).check_data(load(folder), 1)
+    assert "several vocabularies (a_vocab.json, b_vocab.json): name one" in SgrafSetup(
+        SgrafConfig()
+    ).check_data(load(folder), 1)
     named = SgrafSetup(SgrafConfig(vocabulary=str(folder / "b_vocab.json")))
     assert named.check_data(load(folder), 1) is None
     assert "b" in named.vocabulary(load(folder)).ids
@@ -248,7 +296,9 @@ def exported(tmp_path_factory):
 
 def few_concepts():
     whole = small.load()
-    return replace(whole, splits={name: small.first_concepts(split, 4) for name, split in whole.splits.items()})
+    return replace(
+        whole, splits={name: small.first_concepts(split, 4) for name, split in whole.splits.items()}
+    )
 
 
 def test_an_export_is_read_back_with_captions_groups_and_noise(exported):
@@ -260,7 +310,10 @@ def test_an_export_is_read_back_with_captions_groups_and_noise(exported):
         assert (back[name].image_group == data[name].image_group).all()
         assert back[name].images.shape == (len(data[name].images), 36, 1280)
     assert back.distinct_groups
-    for name in ("dev", "test"):  # one picture of a concept owns its captions; the others have no place in the layout
+    for name in (
+        "dev",
+        "test",
+    ):  # one picture of a concept owns its captions; the others have no place in the layout
         assert len(back[name].images) == 4
         assert list(back[name].captions) == list(data[name].captions)
     index = np.load(folder / "noise" / "caption_0.4_seed3.npy")
@@ -282,7 +335,9 @@ def test_exported_regions_show_the_picture(exported):
 
 
 def test_what_the_published_loaders_expect(exported):
-    """N x 36 x F float32, five lines an image, ids of the four special tokens, an index of images for each caption."""
+    """N x 36 x F float32, five lines an image, ids of the four special tokens, an index of images for each
+    caption.
+    """
     _, folder = exported
     images = np.load(folder / "train_ims.npy")
     assert images.dtype == np.float32
@@ -309,7 +364,10 @@ def test_an_export_never_overwrites_and_needs_pictures_with_captions(exported, t
 
 def test_one_caption_an_image_is_exported_as_a_table(tmp_path):
     data = few_concepts()
-    first = {n: replace(s, captions=[f'"{n}" {i}' for i in range(len(s.images))], owner=np.arange(len(s.images))) for n, s in data.splits.items()}
+    first = {
+        n: replace(s, captions=[f'"{n}" {i}' for i in range(len(s.images))], owner=np.arange(len(s.images)))
+        for n, s in data.splits.items()
+    }
     one = DataSet("one", {n: first[n] for n in ("train", "dev", "test")}, "x")
     export_scan(one, tmp_path / "one_precomp")
     back = load(tmp_path / "one_precomp")
@@ -319,5 +377,9 @@ def test_one_caption_an_image_is_exported_as_a_table(tmp_path):
 
 def test_pictures_and_regions_are_kept_apart(exported):
     assert "harness.data export" in check_trial(small.trial("clip", backbone={"kind": "sgraf"}))[0]
-    regions = small.sweep("clip", grid={"dataset": ["scan"]}, fixed={"dataset_options": {"folder": str(exported[1])}, "batch_size": 4}).trials[0]
+    regions = small.sweep(
+        "clip",
+        grid={"dataset": ["scan"]},
+        fixed={"dataset_options": {"folder": str(exported[1])}, "batch_size": 4},
+    ).trials[0]
     assert "use the backbone sgraf" in check_trial(regions)[0]

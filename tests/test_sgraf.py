@@ -33,7 +33,14 @@ class Published:
         weights, head = self.part("net/"), self.part("meta/")
         size, embed = weights["sim_enc.sim_tranloc_w.weight"].shape
         words, word = weights["txt_enc.embed.weight"].shape
-        config = SgrafConfig(module=module, embed=embed, similarity=size, word=word, dropout=0.0, steps=int(self.values["sgr_step"]))
+        config = SgrafConfig(
+            module=module,
+            embed=embed,
+            similarity=size,
+            word=word,
+            dropout=0.0,
+            steps=int(self.values["sgr_step"]),
+        )
         images = self.tensor("images")
         self.net = SgrafBackbone(config, tuple(images.shape[1:]), words, 0)
         self.net.load_published(weights, head, "the parity file")
@@ -72,7 +79,9 @@ def test_similarities_in_evaluation_mode_are_the_published_ones(published):
     net = published.net.eval()
     embeddings = net(published.batch)
     assert close(published.head(net.vectors(*embeddings)), published.tensor("eval/similarity"))
-    assert close(published.head(net.pair_vectors(*embeddings)), published.tensor("eval/pair_similarity")[:, 0])
+    assert close(
+        published.head(net.pair_vectors(*embeddings)), published.tensor("eval/pair_similarity")[:, 0]
+    )
     # With a head of MSCN's in the checkpoint, the network scores as that head does.
     assert close(net.similarity(*embeddings), published.tensor("eval/similarity"))
 
@@ -128,7 +137,9 @@ def random_batch(net, count=9, regions=5, width=7, seed=0):
 
 def small_net(module, **changes):
     torch.manual_seed(0)
-    config = SgrafConfig(module=module, **{"embed": 12, "similarity": 6, "word": 5, "dropout": 0.0, **changes})
+    config = SgrafConfig(
+        module=module, **{"embed": 12, "similarity": 6, "word": 5, "dropout": 0.0, **changes}
+    )
     return SgrafBackbone(config, (5, 7), 30, 0).double()
 
 
@@ -143,7 +154,13 @@ def test_tiles_give_what_a_loop_over_captions_gives(monkeypatch, module, trainin
     assert close(ours, naive, 1e-10)
     own = [p for name, p in net.named_parameters() if name != "logit_scale"]
     loss = torch.randn(ours.shape, dtype=ours.dtype, generator=torch.Generator().manual_seed(1))
-    for first, second in zip(*(torch.autograd.grad((s * loss).sum(), own, retain_graph=True, materialize_grads=True) for s in (ours, naive)), strict=True):
+    for first, second in zip(
+        *(
+            torch.autograd.grad((s * loss).sum(), own, retain_graph=True, materialize_grads=True)
+            for s in (ours, naive)
+        ),
+        strict=True,
+    ):
         assert close(first, second, 1e-10)
 
 
@@ -157,7 +174,9 @@ def test_filtration_of_pairs_takes_statistics_of_each_pair():
     """As released, where a pair is scored by itself."""
     net = small_net("SAF").train()
     images, texts = net(random_batch(net))
-    alone = torch.cat([reference_sgraf.similarity(net, images[k : k + 1], texts[k : k + 1])[0] for k in range(len(texts))])
+    alone = torch.cat(
+        [reference_sgraf.similarity(net, images[k : k + 1], texts[k : k + 1])[0] for k in range(len(texts))]
+    )
     assert close(net.pair_similarity(images, texts), alone, 1e-12)
 
 
@@ -166,7 +185,9 @@ def test_the_order_of_images_and_captions_does_not_matter(module):
     net = small_net(module).eval()
     images, texts = net(random_batch(net))
     order, other = torch.randperm(9), torch.randperm(9)
-    assert close(net.similarity(images[order], texts[other]), net.similarity(images, texts)[order][:, other], 1e-12)
+    assert close(
+        net.similarity(images[order], texts[other]), net.similarity(images, texts)[order][:, other], 1e-12
+    )
 
 
 def test_more_padding_changes_nothing():
@@ -259,7 +280,9 @@ def test_dropout_masks_belong_to_the_pair():
     assert not any(close(a, b, 1e-3) for a, b in zip(first, net(batch), strict=True))
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to read the peak of a process")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux to read the peak of a process"
+)
 def test_memory_of_scoring_does_not_grow_with_the_tiles(monkeypatch):
     net = small_net("SGR", embed=256).float().eval()
     with torch.no_grad():
@@ -281,7 +304,11 @@ def megabytes_at_peak(function):
     """How far the process grows while it runs."""
 
     def status(name):
-        return next(int(line.split()[1]) / 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+        return next(
+            int(line.split()[1]) / 1024
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith(name)
+        )
 
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS:")
@@ -293,7 +320,9 @@ def megabytes_at_peak(function):
 
 
 def options():
-    return argparse.Namespace(data_name="f30k_precomp", embed_size=12, learning_rate=2e-4, warmup=[1, 2], bi_gru=True)
+    return argparse.Namespace(
+        data_name="f30k_precomp", embed_size=12, learning_rate=2e-4, warmup=[1, 2], bi_gru=True
+    )
 
 
 def saved_as(form, nets, path):
@@ -303,10 +332,18 @@ def saved_as(form, nets, path):
         states = [{k: v for k, v in s.items() if "sim_eval_w" not in k} for s in states]
         heads = [Published("SGR").part("meta/") for _ in nets]
         heads = [{k: torch.randn(64, 6) if v.shape == (64, 12) else v for k, v in h.items()} for h in heads]
-        content = {"net_A": states[0], "meta_net_A": heads[0], "net_B": states[1], "meta_net_B": heads[1], "best_rsum": np.float64(3.0).item()}
+        content = {
+            "net_A": states[0],
+            "meta_net_A": heads[0],
+            "net_B": states[1],
+            "meta_net_B": heads[1],
+            "best_rsum": np.float64(3.0).item(),
+        }
     else:
         lists = [[part(s, name) for name in ("img_enc", "txt_enc", "sim_enc")] for s in states]
-        content = {"model_A": lists[0], "model_B": lists[1]} if form == "NCR" else {"model": lists[0], "Eiters": 7}
+        content = (
+            {"model_A": lists[0], "model_B": lists[1]} if form == "NCR" else {"model": lists[0], "Eiters": 7}
+        )
     torch.save({"epoch": 3, "opt": options(), **content}, path)
     return content
 
@@ -353,7 +390,11 @@ def test_a_checkpoint_that_does_not_fit_is_told_before_work_starts(tmp_path):
     fits = SgrafSetup(SgrafConfig(**config))
     words = len(fits.vocabulary(data))
     torch.manual_seed(0)
-    saved_as("SGRAF", [SgrafBackbone(fits.config, data["train"].images.shape[1:], words, 0)], tmp_path / "one.pth.tar")
+    saved_as(
+        "SGRAF",
+        [SgrafBackbone(fits.config, data["train"].images.shape[1:], words, 0)],
+        tmp_path / "one.pth.tar",
+    )
     assert fits.check_data(data, 1) is None
     assert "holds 1 network(s): expected one with number 1" in fits.check_data(data, 2)
 
@@ -373,13 +414,22 @@ def test_a_checkpoint_cannot_run_code(tmp_path, capsys):
 def test_a_checkpoint_of_other_sizes_is_refused_with_both_shapes(tmp_path):
     saved_as("NCR", [small_net("SGR"), small_net("SGR")], tmp_path / "a.pth.tar")
     weights, _ = read_published(tmp_path / "a.pth.tar", 0)
-    with pytest.raises(DataError, match=r"a.pth.tar does not fit .*img_enc.fc.weight: expected \(16, 7\), found \(12, 7\)"):
+    with pytest.raises(
+        DataError, match=r"a.pth.tar does not fit .*img_enc.fc.weight: expected \(16, 7\), found \(12, 7\)"
+    ):
         small_net("SGR", embed=16).load_published(weights, None, "a.pth.tar")
-    with pytest.raises(DataError, match=r"SAF_module.attn_sim_w.weight is missing.*SGR_module.0.graph_query_w.weight is not part"):
+    with pytest.raises(
+        DataError,
+        match=r"SAF_module.attn_sim_w.weight is missing.*SGR_module.0.graph_query_w.weight is not part",
+    ):
         small_net("SAF").load_published(weights, None, "a.pth.tar")
     saved_as("MSCN", [small_net("SGR"), small_net("SGR")], tmp_path / "c.pth.tar")
-    with pytest.raises(DataError, match=r"c.pth.tar: similarity head: expected .*\(64, 9\).*found .*\(64, 6\)"):
+    with pytest.raises(
+        DataError, match=r"c.pth.tar: similarity head: expected .*\(64, 9\).*found .*\(64, 6\)"
+    ):
         small_net("SGR", similarity=9).load_published(*read_published(tmp_path / "c.pth.tar", 0), "c.pth.tar")
     torch.save({"other": 1}, tmp_path / "b.pth.tar")
-    with pytest.raises(DataError, match="expected the keys net_A/net_B or model_A/model_B or model, found other"):
+    with pytest.raises(
+        DataError, match="expected the keys net_A/net_B or model_A/model_B or model, found other"
+    ):
         read_published(tmp_path / "b.pth.tar", 0)

@@ -1,4 +1,6 @@
-"""Tar shards and prepared pictures: an epoch goes through every pair once, shard by shard; what is prepared trains as the original does."""
+"""Tar shards and prepared pictures: an epoch goes through every pair once, shard by shard; what is prepared
+trains as the original does.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def test_an_epoch_sees_every_pair_once_and_few_shards_at_a_time():
     shards = np.arange(6400) // 100  # 64 shards
     orders = []
     for epoch in (0, 1):
-        batches = epoch_batches(np.arange(6400), None, size=32, steps=200, seed=(3, "order", epoch), shards=shards)
+        batches = epoch_batches(
+            np.arange(6400), None, size=32, steps=200, seed=(3, "order", epoch), shards=shards
+        )
         order = np.concatenate(batches)
         assert sorted(order) == list(range(6400))
         orders.append(order)
@@ -60,8 +64,13 @@ def test_processes_share_out_every_batch(tmp_path):
     data = load_dataset("webdataset", folder=str(root))
     trainer = build_trainer(setting, data, noise_of(setting, data), make_accelerator("fp32"))
     batches, _ = trainer._batches(0, 0)
-    for whole, *parts in zip(*(load(trainer._plans(batches, 0, 0), Fetch(trainer.inputs, process=p, processes=n), workers=0)
-                               for p, n in ((0, 1), (0, 2), (1, 2))), strict=True):
+    for whole, *parts in zip(
+        *(
+            load(trainer._plans(batches, 0, 0), Fetch(trainer.inputs, process=p, processes=n), workers=0)
+            for p, n in ((0, 1), (0, 2), (1, 2))
+        ),
+        strict=True,
+    ):
         assert torch.equal(torch.cat([p.images for p in parts]), whole.images)
         assert torch.equal(torch.cat([p.texts for p in parts]), whole.texts)
 
@@ -108,13 +117,21 @@ def test_captions_of_the_text_win_over_the_json_and_json_alone_serves(tmp_path):
 def test_shards_named_by_pattern_and_held_out(tmp_path):
     root = layouts.shards(tmp_path / "shards")
     for file in sorted(root.glob("*.tar")):
-        file.rename(root / file.name.replace("train", "part").replace("dev", "part9").replace("test", "part8"))
+        file.rename(
+            root / file.name.replace("train", "part").replace("dev", "part9").replace("test", "part8")
+        )
     data = load_dataset("webdataset", folder=str(root), held_out=4)
     assert {n: len(s.images) for n, s in data.splits.items()} == {"train": 30, "dev": 4, "test": 4}
     assert len({s.images.keys[i] for s in data.splits.values() for i in range(len(s.images))}) == 38
-    named = load_dataset("webdataset", folder=str(root), shards={"train": "part-*.tar", "val": "part9-*.tar", "test": "part8-*.tar"})
+    named = load_dataset(
+        "webdataset",
+        folder=str(root),
+        shards={"train": "part-*.tar", "val": "part9-*.tar", "test": "part8-*.tar"},
+    )
     assert {n: len(s.images) for n, s in named.splits.items()} == layouts.SIZES
-    with pytest.raises(DataError, match=r"no shard in \S+ is called 'x\*'; dataset_options.shards: unknown split 'tst'"):
+    with pytest.raises(
+        DataError, match=r"no shard in \S+ is called 'x\*'; dataset_options.shards: unknown split 'tst'"
+    ):
         load_dataset("webdataset", folder=str(root), shards={"train": "x*", "tst": "part*"})
 
 
@@ -158,13 +175,19 @@ def many_samples(root, count):
                 layouts.add(tar, f"{i:09}.txt", f"{CAPTION} {i}".encode())
 
 
-@pytest.mark.parametrize(("layout", "make", "count"), [("table", many_files, 100_000), ("webdataset", many_samples, 20_000)])
+@pytest.mark.parametrize(
+    ("layout", "make", "count"), [("table", many_files, 100_000), ("webdataset", many_samples, 20_000)]
+)
 def test_the_index_of_a_million_pairs_stays_under_a_gigabyte(tmp_path, layout, make, count):
-    """Peak memory of a process that loads a part of that, beyond what loading a few pairs takes, times what is missing to a million."""
+    """Peak memory of a process that loads a part of that, beyond what loading a few pairs takes, times what
+    is missing to a million.
+    """
     make(tmp_path / "small", 10)
     make(tmp_path / "large", count)
     command = [sys.executable, "-c", MEASURE, layout, str(tmp_path / "small"), str(tmp_path / "large")]
-    pairs, megabytes = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    pairs, megabytes = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.split()
     assert int(pairs) == count
     assert float(megabytes) * 1_000_000 / count < 1000
 
@@ -209,7 +232,9 @@ def test_png_gives_a_trial_the_same_numbers_bit_for_bit(prepared):
 
 
 def test_captions_keep_their_order_and_their_spaces(tmp_path):
-    """Noise goes by position: an image's captions need not stand together, and NPC's text files hold them as they are."""
+    """Noise goes by position: an image's captions need not stand together, and NPC's text files hold them as
+    they are.
+    """
     root = layouts.own_table(tmp_path / "photos")
     entries = layouts.entries()
     lines = [f'{e.number}.jpg,{e.split},"{e.captions[k]}"' for k in range(5) for e in entries]
@@ -232,7 +257,11 @@ def test_groups_stay_together_where_images_are_drawn(tmp_path):
     with tarfile.open(root / "all.tar", "w") as tar:
         for e in layouts.entries():
             layouts.add(tar, f"{e.number:09}.jpg", e.picture)
-            layouts.add(tar, f"{e.number:09}.json", json.dumps({"caption": e.captions[0], "group": e.number // 4}).encode())
+            layouts.add(
+                tar,
+                f"{e.number:09}.json",
+                json.dumps({"caption": e.captions[0], "group": e.number // 4}).encode(),
+            )
     data = load_dataset("webdataset", folder=str(root), held_out=8, meta_share=0.2, train_groups=3)
     number = {n: {int(s.images.keys[i]) // 4 for i in range(len(s.images))} for n, s in data.splits.items()}
     assert not any(a & b for i, a in enumerate(number.values()) for b in list(number.values())[i + 1 :])
@@ -253,7 +282,10 @@ def test_groups_and_images_without_captions_survive(tmp_path):
 
 def test_preparing_is_all_or_nothing(tmp_path, capsys):
     root = layouts.npc(tmp_path / "flickr")
-    assert main(["prepare", str(root), "--out", str(tmp_path / "small"), "--size", "16", "--format", "webp"]) == 0
+    assert (
+        main(["prepare", str(root), "--out", str(tmp_path / "small"), "--size", "16", "--format", "webp"])
+        == 0
+    )
     assert "read it with `dataset: [webdataset]`" in " ".join(capsys.readouterr().err.split())
     assert main(["prepare", str(root), "--out", str(tmp_path / "small")]) == 2
     (root / "images" / "1003.jpg").write_bytes(b"no picture")
@@ -262,12 +294,18 @@ def test_preparing_is_all_or_nothing(tmp_path, capsys):
     assert not [f for f in tmp_path.iterdir() if "other" in f.name]
     data = load_dataset("npc", folder=str(root), on_bad_image="skip")
     prepare(data, tmp_path / "fewer", size=16)
-    assert load_dataset("webdataset", folder=str(tmp_path / "fewer")).skipped == {"train": 1, "dev": 0, "test": 0}
+    assert load_dataset("webdataset", folder=str(tmp_path / "fewer")).skipped == {
+        "train": 1,
+        "dev": 0,
+        "test": 0,
+    }
 
 
 def test_one_shard_in_two_splits_is_refused(tmp_path):
     root = layouts.shards(tmp_path / "shards")
     with pytest.raises(DataError, match=r"dev-000000.tar would be in two splits"):
-        load_dataset("webdataset", folder=str(root), shards={"train": "*.tar", "dev": "dev*.tar", "test": "test*.tar"})
+        load_dataset(
+            "webdataset", folder=str(root), shards={"train": "*.tar", "dev": "dev*.tar", "test": "test*.tar"}
+        )
     with pytest.raises(DataError, match=r"'/abs/\*.tar' is no pattern"):
         load_dataset("webdataset", folder=str(root), shards={"train": "/abs/*.tar"})

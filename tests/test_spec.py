@@ -22,7 +22,11 @@ MINE = "tests.test_spec:Mine"
 def errors_of(**changes):
     content = small.content("clip", "npc")
     for key, value in changes.items():
-        content[key] = {**content[key], **value} if isinstance(value, dict) and isinstance(content.get(key), dict) else value
+        content[key] = (
+            {**content[key], **value}
+            if isinstance(value, dict) and isinstance(content.get(key), dict)
+            else value
+        )
     with pytest.raises(BadInput) as caught:
         parse_sweep(content)
     return caught.value.errors
@@ -42,7 +46,9 @@ def test_an_axis_of_one_method_varies_for_that_method_only():
 
 
 def test_what_is_said_of_one_method_wins():
-    sweep = small.sweep("clip", "triplet", grid={"eps": [1e-3, 1e-4]}, overrides={"triplet": {"eps": 5e-5, "margin": 0.1}})
+    sweep = small.sweep(
+        "clip", "triplet", grid={"eps": [1e-3, 1e-4]}, overrides={"triplet": {"eps": 5e-5, "margin": 0.1}}
+    )
     assert [(t.method, t.eps) for t in sweep.trials] == [("clip", 1e-3), ("clip", 1e-4), ("triplet", 5e-5)]
     dotted = small.sweep("clip", "triplet", fixed={"triplet.lr": 5e-5, "triplet.margin": 0.1})
     assert [t.lr for t in dotted.trials] == [3e-3, 5e-5]
@@ -55,17 +61,33 @@ def test_ids_are_of_the_content():
     assert base.id != small.trial("triplet").id
     # Written differently, the same: defaults spelled out, numbers as text in another notation.
     assert small.trial("npc", warmup_steps=3).id == small.trial("npc").id
-    assert parse_sweep(small.content("npc", overrides={"npc": {"variant": "paper", "warmup_epochs": 1, "least_bank": 0.2}})).trials[0].id == small.trial("npc").id
+    assert (
+        parse_sweep(
+            small.content(
+                "npc", overrides={"npc": {"variant": "paper", "warmup_epochs": 1, "least_bank": 0.2}}
+            )
+        )
+        .trials[0]
+        .id
+        == small.trial("npc").id
+    )
 
 
 def test_a_sweep_file_that_is_repeated_today_has_the_ids_of_yesterday():
-    """Golden ids: if they change, finished work is not recognised any more, and the protocol version should say so."""
-    trial = parse_sweep({"name": "x", "grid": {"method": ["clip"], "dataset": ["emoji"], "noise_ratio": [0.4], "seed": [0]}}).trials[0]
+    """Golden ids: if they change, finished work is not recognised any more, and the protocol version should
+    say so.
+    """
+    trial = parse_sweep(
+        {"name": "x", "grid": {"method": ["clip"], "dataset": ["emoji"], "noise_ratio": [0.4], "seed": [0]}}
+    ).trials[0]
     assert trial.id == "65b593148383"
 
 
 def test_the_noise_seed_follows_the_seed_unless_varied():
-    assert {(t.seed, t.noise_seed) for t in small.sweep("clip", grid={"seed": [0, 7]}).trials} == {(0, 0), (7, 7)}
+    assert {(t.seed, t.noise_seed) for t in small.sweep("clip", grid={"seed": [0, 7]}).trials} == {
+        (0, 0),
+        (7, 7),
+    }
     apart = small.sweep("clip", grid={"seed": [0, 1], "noise_seed": [5, 6]})
     assert {(t.seed, t.noise_seed) for t in apart.trials} == {(0, 5), (0, 6), (1, 5), (1, 6)}
     assert len({t.cell_id for t in apart.trials}) == 1
@@ -89,12 +111,21 @@ def test_a_method_of_ones_own_works_like_a_built_in_name():
         ({"fixed": {"epoch": 3}}, "unknown key 'epoch'; did you mean 'epochs'"),
         ({"fixed": {"epochs": 0}}, "epochs = 0: expected greater than or equal to 1"),
         ({"fixed": {"lr": float("nan")}}, "lr = nan"),
-        ({"fixed": {"dataset_options": {"x": [float("inf")]}}}, "dataset_options = {'x': [inf]}: a number in it is not finite"),
+        (
+            {"fixed": {"dataset_options": {"x": [float("inf")]}}},
+            "dataset_options = {'x': [inf]}: a number in it is not finite",
+        ),
         ({"fixed": {"backbone": "clop"}}, "unknown backbone 'clop'; did you mean 'clip'"),
         ({"fixed": {"backbone": {"modle": "x"}}}, "unknown key 'backbone.modle'; did you mean 'model'"),
         ({"fixed": {"backbone": small.backbone() | {"head": None}}}, "nothing to train"),
-        ({"fixed": {"noise_granularity": "word"}}, "noise_granularity = 'word': expected 'caption' or 'image'"),
-        ({"overrides": {"npc": {"bank_treshold": 0.5}}}, "npc.bank_treshold: npc has no such hyper-parameter; did you mean 'bank_threshold'"),
+        (
+            {"fixed": {"noise_granularity": "word"}},
+            "noise_granularity = 'word': expected 'caption' or 'image'",
+        ),
+        (
+            {"overrides": {"npc": {"bank_treshold": 0.5}}},
+            "npc.bank_treshold: npc has no such hyper-parameter; did you mean 'bank_threshold'",
+        ),
         ({"overrides": {"npc": {"bank_threshold": 1.5}}}, "npc.bank_threshold = 1.5"),
         ({"overrides": {"mscn": {"margin": 0.5}}}, "no method 'mscn' in the grid"),
         ({"grid": {"npz.lr": [1]}}, "no method 'npz' in the grid; did you mean 'npc'"),
@@ -132,14 +163,20 @@ def test_all_errors_at_once():
     text = "\n".join(found)
     for part in ("clpi", "typo"):
         assert part in text
-    found = errors_of(grid={"noise_ratio": [2]}, fixed={"lr": -1, "batch_size": "many"}, overrides={"npc": {"bank": "never"}})
+    found = errors_of(
+        grid={"noise_ratio": [2]},
+        fixed={"lr": -1, "batch_size": "many"},
+        overrides={"npc": {"bank": "never"}},
+    )
     text = "\n".join(found)
     for part in ("noise_ratio = 2", "lr = -1", "batch_size = 'many'", "npc.bank = 'never'"):
         assert part in text
     assert len(found) == len(set(found))
 
 
-@pytest.mark.parametrize("text", ["", "- a list", "{unclosed", "grid: 5", "\tx: 1", "a: !!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "text", ["", "- a list", "{unclosed", "grid: 5", "\tx: 1", "a: !!python/object:os.system {}"]
+)
 def test_files_that_are_no_sweeps(tmp_path, text):
     file = tmp_path / "s.yaml"
     file.write_text(text)

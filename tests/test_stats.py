@@ -1,4 +1,6 @@
-"""Statistics: known values, and intervals that cover as they say at the numbers of seeds, blocks and queries that are used."""
+"""Statistics: known values, and intervals that cover as they say at the numbers of seeds, blocks and queries
+that are used.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_paired_intervals_cover_and_the_test_has_its_level():
     draw = np.random.default_rng(1)
     hard = draw.normal(0, 10, (1500, SEEDS))  # what a seed is worth, shared by both methods
     ours, theirs = hard + draw.normal(1.5, 1, hard.shape), hard + draw.normal(0, 1, hard.shape)
-    assert coverage((paired_difference(a, b) for a, b in zip(ours, theirs, strict=True)), 1.5) == pytest.approx(0.95, abs=0.02)
+    assert coverage(
+        (paired_difference(a, b) for a, b in zip(ours, theirs, strict=True)), 1.5
+    ) == pytest.approx(0.95, abs=0.02)
     rejected = np.mean([paired_difference(a - 1.5, b).p < 0.05 for a, b in zip(ours, theirs, strict=True)])
     assert rejected == pytest.approx(0.05, abs=0.02)
 
@@ -50,7 +54,10 @@ def test_the_stratified_bootstrap_covers_at_twelve_blocks_of_five():
         return inter_quartile_mean(np.concatenate(blocks))
 
     truth = np.mean([statistic([m + draw.standard_normal(SEEDS) for m in means]) for _ in range(2000)])
-    found = [stratified_bootstrap([m + draw.standard_normal(SEEDS) for m in means], statistic, draws=120, seed=s) for s in range(250)]
+    found = [
+        stratified_bootstrap([m + draw.standard_normal(SEEDS) for m in means], statistic, draws=120, seed=s)
+        for s in range(250)
+    ]
     assert coverage(found, truth) == pytest.approx(0.95, abs=0.02)
 
 
@@ -96,12 +103,17 @@ def test_over_blocks():
 
 def test_probability_of_improvement_is_mann_whitneys():
     a, b = np.random.default_rng(4).standard_normal((2, 8))
-    assert probability_of_improvement([a], [b]) == pytest.approx(scipy_stats.mannwhitneyu(a, b).statistic / 64)
+    assert probability_of_improvement([a], [b]) == pytest.approx(
+        scipy_stats.mannwhitneyu(a, b).statistic / 64
+    )
 
 
 def test_shares_of_variance_find_what_was_put_in():
     draw = np.random.default_rng(5)
-    found = [variance_shares(draw.normal(0, 3, (6, 1)) + draw.normal(0, 1, (1, 6)) + draw.normal(0, 1, (6, 6))) for _ in range(300)]
+    found = [
+        variance_shares(draw.normal(0, 3, (6, 1)) + draw.normal(0, 1, (1, 6)) + draw.normal(0, 1, (6, 6)))
+        for _ in range(300)
+    ]
     means = {k: np.mean([f[k] for f in found]) for k in found[0]}
     assert means["noise"] == pytest.approx(9 / 11, abs=0.08)
     assert means["seed"] == pytest.approx(1 / 11, abs=0.05)
@@ -111,7 +123,12 @@ def test_shares_of_variance_find_what_was_put_in():
 
 def test_draws_are_seeded():
     scores = [[1.0, 2.0, 4.0], [3.0, 5.0, 9.0]]
-    first, again = (stratified_bootstrap(scores, lambda b: float(np.mean(np.concatenate(b))), draws=50, seed=1) for _ in range(2))
+    first, again = (
+        stratified_bootstrap(scores, lambda b: float(np.mean(np.concatenate(b))), draws=50, seed=1)
+        for _ in range(2)
+    )
     assert first == again
     hits = np.random.default_rng(6).random((2, 100)) < 0.5
-    assert clustered_difference(*hits, np.arange(100), seed=2) == clustered_difference(*hits, np.arange(100), seed=2)
+    assert clustered_difference(*hits, np.arange(100), seed=2) == clustered_difference(
+        *hits, np.arange(100), seed=2
+    )

@@ -35,12 +35,45 @@ from tests import layouts, small
 
 ROOT = Path(__file__).parents[1]
 LONG = int(os.environ.get("HARNESS_FUZZ", "0"))
-quick = {"deadline": timedelta(seconds=10), "suppress_health_check": list(HealthCheck), "derandomize": not LONG, "database": None}
+quick = {
+    "deadline": timedelta(seconds=10),
+    "suppress_health_check": list(HealthCheck),
+    "derandomize": not LONG,
+    "database": None,
+}
 
 # Damage ---------------------------------------------------------------------------------------------
 
-MUTATIONS = st.lists(st.tuples(st.sampled_from(["cut", "drop", "insert", "flip", "double", "swap"]), st.floats(0, 1), st.floats(0, 1), st.binary(min_size=1, max_size=6)), min_size=1, max_size=4)
-SPECIAL = [b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", "\u2028".encode(), b"\r", b"\x0b", b"\x1c", "\x85".encode(), b'"', b"\t", b"&a [*a]", b"..", b"/", b"\n\n", b"-1", b"1e400", b"true", b"~"]
+MUTATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["cut", "drop", "insert", "flip", "double", "swap"]),
+        st.floats(0, 1),
+        st.floats(0, 1),
+        st.binary(min_size=1, max_size=6),
+    ),
+    min_size=1,
+    max_size=4,
+)
+SPECIAL = [
+    b"\x00",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    "\u2028".encode(),
+    b"\r",
+    b"\x0b",
+    b"\x1c",
+    "\x85".encode(),
+    b'"',
+    b"\t",
+    b"&a [*a]",
+    b"..",
+    b"/",
+    b"\n\n",
+    b"-1",
+    b"1e400",
+    b"true",
+    b"~",
+]
 
 
 def damaged(content: bytes, mutations: list[tuple[str, float, float, bytes]]) -> bytes:
@@ -53,7 +86,11 @@ def damaged(content: bytes, mutations: list[tuple[str, float, float, bytes]]) ->
         elif kind == "drop":
             content = content[:at] + content[end:]
         elif kind == "insert":
-            content = content[:at] + (SPECIAL[int(length * (len(SPECIAL) - 1))] if extra[0] % 2 else extra) + content[at:]
+            content = (
+                content[:at]
+                + (SPECIAL[int(length * (len(SPECIAL) - 1))] if extra[0] % 2 else extra)
+                + content[at:]
+            )
         elif kind == "flip":
             content = content[:at] + bytes(b ^ extra[0] for b in content[at:end]) + content[end:]
         else:
@@ -70,10 +107,43 @@ def damaged(content: bytes, mutations: list[tuple[str, float, float, bytes]]) ->
 
 VALUES = st.recursive(
     st.one_of(
-        st.none(), st.booleans(), st.integers(), st.sampled_from([0, -1, 1, 10**30, 2**63, 1e308]), st.floats(), st.text(max_size=8), st.dates(),
-        st.sampled_from(["clip", "npc", "emoji", "os:system", "a:b", "..", "/etc/passwd", "\0", "1e-3", "x" * 300, "nan", "🙂", "tests.small:load"]),
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.sampled_from([0, -1, 1, 10**30, 2**63, 1e308]),
+        st.floats(),
+        st.text(max_size=8),
+        st.dates(),
+        st.sampled_from(
+            [
+                "clip",
+                "npc",
+                "emoji",
+                "os:system",
+                "a:b",
+                "..",
+                "/etc/passwd",
+                "\0",
+                "1e-3",
+                "x" * 300,
+                "nan",
+                "🙂",
+                "tests.small:load",
+            ]
+        ),
     ),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.one_of(st.text(max_size=5), st.integers(), st.sampled_from(["method", "seed", "model", "folder", "npc.tau"])), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.one_of(
+                st.text(max_size=5),
+                st.integers(),
+                st.sampled_from(["method", "seed", "model", "folder", "npc.tau"]),
+            ),
+            inner,
+            max_size=3,
+        )
+    ),
     max_leaves=5,
 )
 
@@ -111,7 +181,9 @@ def loaded(text: bytes, folder: Path) -> None:
         assert Trial.model_validate(json.loads(trial.model_dump_json())).id == trial.id
         for key in ("lr", "epochs", "batch_size", "warmup_steps"):
             said = (content.get("fixed") or {}).get(key)
-            if isinstance(said, (int, float)) and not any(key in place for place in (content["overrides"] if content.get("overrides") else {}).values()):
+            if isinstance(said, (int, float)) and not any(
+                key in place for place in (content["overrides"] if content.get("overrides") else {}).values()
+            ):
                 assert getattr(trial, key) == said
     if len(sweep.trials) < 200:
         errors, _ = check_sweep(sweep, elsewhere=True)
@@ -124,13 +196,28 @@ def test_damaged_sweep_files(fuzz_folder, name, mutations):
     loaded(damaged((ROOT / "sweeps" / f"{name}.yaml").read_bytes(), mutations), fuzz_folder)
 
 
-SMALL_SWEEP = small.content("clip", "npc", grid={"seed": [0, 1], "npc.bank_threshold": [0.5, 0.9], "noise": ["shuffle", {"model": "partial", "words": 0.5}]}, resources={"cpus": 1})
+SMALL_SWEEP = small.content(
+    "clip",
+    "npc",
+    grid={
+        "seed": [0, 1],
+        "npc.bank_threshold": [0.5, 0.9],
+        "noise": ["shuffle", {"model": "partial", "words": 0.5}],
+    },
+    resources={"cpus": 1},
+)
 
 
 @settings(max_examples=LONG or 300, **quick)
-@given(path=st.lists(st.floats(0, 1), min_size=1, max_size=4), value=VALUES, kind=st.sampled_from(["replace", "replace", "drop", "rename"]))
+@given(
+    path=st.lists(st.floats(0, 1), min_size=1, max_size=4),
+    value=VALUES,
+    kind=st.sampled_from(["replace", "replace", "drop", "rename"]),
+)
 def test_sweep_files_with_other_values(fuzz_folder, path, value, kind):
-    text = yaml.dump(changed(SMALL_SWEEP, path, value, kind), Dumper=yaml.SafeDumper, allow_unicode=True).encode("utf-8", "surrogatepass")
+    text = yaml.dump(
+        changed(SMALL_SWEEP, path, value, kind), Dumper=yaml.SafeDumper, allow_unicode=True
+    ).encode("utf-8", "surrogatepass")
     loaded(text, fuzz_folder)
 
 
@@ -139,7 +226,15 @@ def test_sweep_files_with_other_values(fuzz_folder, path, value, kind):
     [
         ("grid: &a [*a]", "it refers to itself"),
         ("[" * 100_000, "nested too deeply"),
-        ("\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10))]), "stands for more than 100,000 values"),
+        (
+            "\n".join(
+                [
+                    "a0: &a0 [x, x, x, x, x, x, x, x, x, x]",
+                    *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)),
+                ]
+            ),
+            "stands for more than 100,000 values",
+        ),
         ("x: " + "y" * 1_000_001, "larger than 1,000,000 bytes"),
         ("grid: {lr: [1]}\ngrid: {lr: [2]}", "the key 'grid' stands there twice"),
         ("x: !!python/object/apply:os.system ['touch evil']", "could not determine a constructor"),
@@ -158,11 +253,21 @@ def test_hostile_yaml(tmp_path, text, expected):
 
 
 def test_yaml_that_is_fine():
-    assert read_yaml("base: &b {lr: 1}\nx: {<<: *b, epochs: 2}") == {"base": {"lr": 1}, "x": {"lr": 1, "epochs": 2}}
+    assert read_yaml("base: &b {lr: 1}\nx: {<<: *b, epochs: 2}") == {
+        "base": {"lr": 1},
+        "x": {"lr": 1, "epochs": 2},
+    }
 
 
 def test_a_grid_without_end(tmp_path):
-    content = small.content("clip", grid={"seed": list(range(1000)), "lr": [1e-3 / (1 + i) for i in range(1000)], "weight_decay": [i / 1000 for i in range(1000)]})
+    content = small.content(
+        "clip",
+        grid={
+            "seed": list(range(1000)),
+            "lr": [1e-3 / (1 + i) for i in range(1000)],
+            "weight_decay": [i / 1000 for i in range(1000)],
+        },
+    )
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(BadInput, match="1,000,000,000 trials, and a sweep has at most 100,000"):
         load_sweep(tmp_path / "x.yaml")
@@ -189,14 +294,26 @@ def roots(tmp_path_factory):
     small.write_scan(folder / "scan")
     return {
         "karpathy": (layouts.karpathy_flickr30k(folder / "karpathy"), ["dataset_flickr30k.json"], {}),
-        "npc": (layouts.npc(folder / "npc"), ["annotations/scan_split/train_caps.txt", "annotations/scan_split/dev_ids.txt", "annotations/scan_split/image_name.txt"], {}),
+        "npc": (
+            layouts.npc(folder / "npc"),
+            [
+                "annotations/scan_split/train_caps.txt",
+                "annotations/scan_split/dev_ids.txt",
+                "annotations/scan_split/image_name.txt",
+            ],
+            {},
+        ),
         "table": (layouts.own_table(folder / "table"), ["captions.csv"], {"held_out": 4}),
         "scan": (folder / "scan", ["train_caps.txt", "test_groups.npy", "train_ims.npy"], {}),
     }
 
 
 @settings(max_examples=LONG or 250, **quick)
-@given(layout=st.sampled_from(["karpathy", "npc", "table", "scan"]), which=st.floats(0, 0.999), mutations=MUTATIONS)
+@given(
+    layout=st.sampled_from(["karpathy", "npc", "table", "scan"]),
+    which=st.floats(0, 0.999),
+    mutations=MUTATIONS,
+)
 def test_damaged_caption_files(roots, layout, which, mutations):
     root, files, options = roots[layout]
     file = root / files[int(which * len(files))]
@@ -218,15 +335,21 @@ def test_damaged_caption_files(roots, layout, which, mutations):
         assert split.owner.min() >= 0
         assert split.owner.max() < len(split.images)
         if written and "caps" in file.name and name in file.name:  # each line is a caption, in order
-            lines = [" ".join(line.split()) for line in content.decode("utf-8-sig").removesuffix("\n").split("\n")]
+            lines = [
+                " ".join(line.split()) for line in content.decode("utf-8-sig").removesuffix("\n").split("\n")
+            ]
             assert [" ".join(c.split()) for c in split.captions] == lines
 
 
-@pytest.mark.parametrize("path", ["../secret.jpg", "/etc/passwd", "a/../../secret.jpg", "images/../../secret.jpg"])
+@pytest.mark.parametrize(
+    "path", ["../secret.jpg", "/etc/passwd", "a/../../secret.jpg", "images/../../secret.jpg"]
+)
 @pytest.mark.parametrize("layout", ["karpathy", "table", "npc"])
 def test_paths_cannot_leave_the_folder(tmp_path, layout, path):
     (tmp_path / "secret.jpg").write_bytes(layouts.entries()[0].picture)
-    root = {"karpathy": layouts.karpathy_flickr30k, "table": layouts.own_table, "npc": layouts.npc}[layout](tmp_path / "data")
+    root = {"karpathy": layouts.karpathy_flickr30k, "table": layouts.own_table, "npc": layouts.npc}[layout](
+        tmp_path / "data"
+    )
     options = {"held_out": 4} if layout == "table" else {}
     if layout == "karpathy":
         content = json.loads((root / "dataset_flickr30k.json").read_text())
@@ -267,7 +390,8 @@ def npy(array: np.ndarray, **options: Any) -> bytes:
 
 @settings(max_examples=LONG or 300, **quick)
 @given(
-    mutations=MUTATIONS, form=st.sampled_from(["caption", "image"]),
+    mutations=MUTATIONS,
+    form=st.sampled_from(["caption", "image"]),
     dtype=st.sampled_from(["int64", "int32", "uint64", "uint8", ">i4", "float32", "bool", "U3"]),
 )
 def test_damaged_index_files(fuzz_folder, mutations, form, dtype):
@@ -276,7 +400,9 @@ def test_damaged_index_files(fuzz_folder, mutations, form, dtype):
     draw = np.random.default_rng(len(mutations))
     index = draw.permutation(train.owner if form == "caption" else len(train.images)) % count
     file = fuzz_folder / "index.npy"
-    content = damaged(npy(index.astype(dtype)), mutations) if mutations[0][1] < 0.9 else npy(index.astype(dtype))
+    content = (
+        damaged(npy(index.astype(dtype)), mutations) if mutations[0][1] < 0.9 else npy(index.astype(dtype))
+    )
     file.write_bytes(content)
     try:
         found = read_index(file, train)
@@ -302,12 +428,17 @@ def test_damaged_index_texts(fuzz_folder, mutations):
     except DataError as error:
         assert str(file) in str(error)  # noqa: PT017
         return
-    lines = [" ".join(line.split()) for line in file.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")]
+    lines = [
+        " ".join(line.split())
+        for line in file.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
+    ]
     own = [" ".join(c.split()) for c in train.captions]
     trained_with: dict[str, set[int]] = {}  # line k stands for the image that owns caption k
     for line, image in zip(lines, train.owner.tolist(), strict=True):
         trained_with.setdefault(line, set()).add(image)
-    assert all(image in trained_with[caption] for caption, image in zip(own, found.image.tolist(), strict=True))
+    assert all(
+        image in trained_with[caption] for caption, image in zip(own, found.image.tolist(), strict=True)
+    )
 
 
 def header(shape: str, dtype: str = "<i8") -> bytes:
@@ -318,7 +449,16 @@ def header(shape: str, dtype: str = "<i8") -> bytes:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\x93NUMPY", header("(99999999999999,)"), header("(2, " * 3), header("(-1,)"), header("(3,)", "|O") + b"\x80\x04]\x94.", npy(np.array({"a": 1}, object), allow_pickle=True), b"PK\x03\x04 no archive"],
+    [
+        b"",
+        b"\x93NUMPY",
+        header("(99999999999999,)"),
+        header("(2, " * 3),
+        header("(-1,)"),
+        header("(3,)", "|O") + b"\x80\x04]\x94.",
+        npy(np.array({"a": 1}, object), allow_pickle=True),
+        b"PK\x03\x04 no archive",
+    ],
 )
 @pytest.mark.parametrize("mapped", [False, True])
 def test_arrays_that_are_none(tmp_path, content, mapped):
@@ -366,17 +506,25 @@ def test_weights_are_weights_alone(tmp_path):
     (tmp_path / "torn.safetensors").write_bytes(b"\xff" * 20)
     (tmp_path / "torn.pt").write_bytes(b"PK\x03\x04")
     for name in ("evil.pt", "torn.safetensors", "torn.pt"):
-        assert "cannot be read as weights alone" in check_towers(model=small.TINY_MODEL, pretrained=str(tmp_path / name))
+        assert "cannot be read as weights alone" in check_towers(
+            model=small.TINY_MODEL, pretrained=str(tmp_path / name)
+        )
     assert not (tmp_path / "mark").exists()
 
 
 def test_a_torchscript_archive_is_a_program(tmp_path, monkeypatch):
     torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "x.pt")
-    assert "TorchScript archive, which is a program" in check_towers(model=small.TINY_MODEL, pretrained=str(tmp_path / "x.pt"))
+    assert "TorchScript archive, which is a program" in check_towers(
+        model=small.TINY_MODEL, pretrained=str(tmp_path / "x.pt")
+    )
     assert len(towers._openai_digests()) >= 9
 
 
-@pytest.mark.parametrize("make", [lambda path: path.symlink_to("/dev/zero"), os.mkfifo, Path.mkdir], ids=["device", "pipe", "folder"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.symlink_to("/dev/zero"), os.mkfifo, Path.mkdir],
+    ids=["device", "pipe", "folder"],
+)
 def test_pictures_are_files(tmp_path, make):
     """A device has no end, and a pipe waits for a writer."""
     root = layouts.own_table(tmp_path / "data")
@@ -391,6 +539,13 @@ def test_names_that_a_terminal_cannot_show(tmp_path):
     root = layouts.own_table(tmp_path / "data")
     Path(os.fsdecode(os.fsencode(root) + b"/\xff\xe9.jpg")).write_bytes(layouts.entries()[0].picture)
     command = [sys.executable, "-m", "harness.data", "check", str(root), "--options", "{held_out: 4}"]
-    found = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, timeout=60)
+    found = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert found.returncode == 0, found.stderr
     assert "have no caption in any split: \\udcff\\udce9.jpg" in found.stdout

@@ -1,9 +1,10 @@
-"""Similarity vectors of SGRAF (AAAI 2021) for many pairs at once: attention over regions, alignments, reasoning.
+"""Similarity vectors of SGRAF (AAAI 2021) for many pairs at once: attention over regions, alignments,
+reasoning.
 
 The published code goes caption by caption. Here captions stand side by side under a mask, in tiles of
 like length that bound the memory. Shapes: M images of R regions, n captions of at most L words, width D of
-the embeddings, width S of the similarity vector. A pair (i, j) of a tile is image i with caption j; for the diagonal alone
-("pairs"), the tile is one row of n pairs.
+the embeddings, width S of the similarity vector. A pair (i, j) of a tile is image i with caption j; for the
+diagonal alone ("pairs"), the tile is one row of n pairs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor
 
 SMOOTH = 9.0  # inverse temperature of the attention (SCAN, ECCV 2018; SGRAF, released code)
-TILE_ROWS = {"cpu": 2**13, "cuda": 2**17}  # (image, word) rows of a tile: what fits a cache; what fills a GPU in 512 MB at D = 1024
+TILE_ROWS = {
+    "cpu": 2**13,
+    "cuda": 2**17,
+}  # (image, word) rows of a tile: what fits a cache; what fills a GPU in 512 MB at D = 1024
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:
@@ -62,7 +66,8 @@ def attend(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
 class Distances(torch.autograd.Function):
     """(weights @ regions - words)^2 @ weight.T, keeping nothing that is D wide between forward and backward.
 
-    [M, T, R], [M, R, D], [T, D] or [M, T, D], [S, D] -> [M, T, S]. Most of the time of SGRAF is spent here. Twice
+    [M, T, R], [M, R, D], [T, D] or [M, T, D], [S, D] -> [M, T, S]. Most of the time of SGRAF is spent here.
+    Twice
     differentiable: a backward pass that is itself differentiated goes through plain operations.
     """
 

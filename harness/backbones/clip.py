@@ -76,7 +76,9 @@ class ClipSetup:
     def check_data(data: DataSet, networks: int) -> str | None:
         """Why the data set cannot be used with this backbone, or None."""
         if hasattr(data["train"].images, "shape"):
-            return f"backbone clip needs pictures, and {data.name!r} has region features: use the backbone sgraf"
+            return (
+                f"backbone clip needs pictures, and {data.name!r} has region features: use the backbone sgraf"
+            )
         return None
 
     def identity(self, data: DataSet) -> str:
@@ -87,7 +89,9 @@ class ClipSetup:
     def uses_cache(self) -> bool:
         return self.config.locked and self.config.cache
 
-    def inputs(self, data: DataSet, split: str, *, device: torch.device | str = "cpu", quiet: bool = True) -> Inputs:
+    def inputs(
+        self, data: DataSet, split: str, *, device: torch.device | str = "cpu", quiet: bool = True
+    ) -> Inputs:
         """What networks of this backbone take for a split: cached features, or pixels and tokens.
 
         `device` computes features that are not cached yet; progress is shown unless `quiet`.
@@ -107,7 +111,9 @@ class ClipSetup:
         """Network number `network` for such inputs; heads are initialised from (seed, network)."""
         towers, config = None, self.config
         if not self.uses_cache:
-            towers = build_towers(model=config.model, pretrained=config.pretrained, image_size=config.image_size)
+            towers = build_towers(
+                model=config.model, pretrained=config.pretrained, image_size=config.image_size
+            )
         widths = self._widths(inputs, towers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, "init", network))
@@ -126,12 +132,15 @@ class ClipSetup:
     def _load(self) -> Towers:
         if self._towers is None:
             config = self.config
-            self._towers = build_towers(model=config.model, pretrained=config.pretrained, image_size=config.image_size)
+            self._towers = build_towers(
+                model=config.model, pretrained=config.pretrained, image_size=config.image_size
+            )
         return self._towers
 
 
 class BilinearVectors:
-    """Similarity vectors sqrt(D) * image * text of all pairs [M, N, D], or of the diagonal [B, D]; see `methods.base.Vectors`.
+    """Similarity vectors sqrt(D) * image * text of all pairs [M, N, D], or of the diagonal [B, D]; see
+    `methods.base.Vectors`.
 
     A linear layer over the vectors of all pairs is a bilinear form, so they are never formed.
     """
@@ -169,7 +178,9 @@ class ClipBackbone(Scaled):
     element-wise product of its embeddings times sqrt(D), so that its entries are of size 1.
     """
 
-    def __init__(self, config: ClipConfig, towers: Towers | None, sizes: tuple[int, int], network: int) -> None:
+    def __init__(
+        self, config: ClipConfig, towers: Towers | None, sizes: tuple[int, int], network: int
+    ) -> None:
         own = getattr(towers and towers.model, "logit_scale", None)
         if config.temperature is not None or own is None:
             super().__init__(-math.log(config.temperature or 0.07))
@@ -212,7 +223,10 @@ class ClipBackbone(Scaled):
             return inputs
         # Locked towers run in full precision, as those do whose outputs are cached.
         autocast = torch.is_autocast_enabled(inputs.device.type) and not self.locked
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.locked), torch.autocast(inputs.device.type, enabled=autocast):
+        with (
+            torch.set_grad_enabled(torch.is_grad_enabled() and not self.locked),
+            torch.autocast(inputs.device.type, enabled=autocast),
+        ):
             features: Tensor = getattr(self.towers, name)(inputs)
             return features
 

@@ -42,9 +42,13 @@ class CachedInputs:
 
 
 class LiveInputs:
-    """Pictures, decoded and transformed when asked for, and tokens, made when asked for: those of a million captions take 600 MB."""
+    """Pictures, decoded and transformed when asked for, and tokens, made when asked for: those of a million
+    captions take 600 MB.
+    """
 
-    def __init__(self, split: Split, transform: Callable[[Any], Tensor], tokenize: Callable[[list[str]], Tensor]) -> None:
+    def __init__(
+        self, split: Split, transform: Callable[[Any], Tensor], tokenize: Callable[[list[str]], Tensor]
+    ) -> None:
         self.pictures, self.captions = split.images, split.captions
         self.transform, self.tokenize = transform, tokenize
 
@@ -98,8 +102,13 @@ def cached_features(
         return tokens
 
     found = []
-    for side, count, inputs in (("image", len(split.images), image_inputs), ("text", len(captions), text_inputs)):
-        altered = {"altered": split.altered} if split.altered and side == "text" else {}  # noise in the words is none of the pictures' business
+    for side, count, inputs in (
+        ("image", len(split.images), image_inputs),
+        ("text", len(captions), text_inputs),
+    ):
+        altered = (
+            {"altered": split.altered} if split.altered and side == "text" else {}
+        )  # noise in the words is none of the pictures' business
         name = hashlib.sha256(json.dumps({**key, **altered}, sort_keys=True).encode()).hexdigest()[:24]
         folder = cache_folder() / "features" / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,16 +116,24 @@ def cached_features(
         with FileLock(folder / f"{side}.lock"):
             features = _read(file, count)
             if features is None:
-                order = sorted(range(count), key=lambda i: len(captions[i])) if side == "text" else list(range(count))
+                order = (
+                    sorted(range(count), key=lambda i: len(captions[i]))
+                    if side == "text"
+                    else list(range(count))
+                )
                 label = f"features of {count} {side}s ({key['split']})"
-                features = _compute(load(), side, inputs, order, device=device, label=None if quiet else label)
+                features = _compute(
+                    load(), side, inputs, order, device=device, label=None if quiet else label
+                )
                 _write(file, features)
         found.append(torch.from_numpy(features))
     return found[0], found[1], rows
 
 
 @torch.inference_mode()
-def _compute(towers: Any, side: str, inputs: Any, order: list[int], *, device: Any, label: str | None) -> np.ndarray:
+def _compute(
+    towers: Any, side: str, inputs: Any, order: list[int], *, device: Any, label: str | None
+) -> np.ndarray:
     """Features [len(order), F] in index order; captions come sorted by length, which saves padding."""
     towers = towers.to(device).eval()
     encode = towers.encode_image if side == "image" else towers.encode_text

@@ -11,7 +11,11 @@ from torch import Tensor
 
 from harness.data.base import DataError
 
-_NAMES = (("net_A", "net_B"), ("model_A", "model_B"), ("model",))  # MSCN; NCR; SGRAF, which trains one network
+_NAMES = (
+    ("net_A", "net_B"),
+    ("model_A", "model_B"),
+    ("model",),
+)  # MSCN; NCR; SGRAF, which trains one network
 _HEADS = ("meta_net_A", "meta_net_B")  # MSCN
 _PARTS = ("img_enc", "txt_enc", "sim_enc")
 
@@ -20,8 +24,9 @@ def read_published(path: Path, network: int) -> tuple[dict[str, Tensor], dict[st
     """Weights of network number `network`, under names as `sim_enc.sim_tranloc_w.weight`, and those of MSCN's
     similarity head beside it, or None.
 
-    MSCN saves one state dict for each network, NCR and SGRAF a list of three (image, text, similarity encoder). Beside
-    them lie the run's options, an `argparse.Namespace` of plain values: nothing else is unpickled.
+    MSCN saves one state dict for each network, NCR and SGRAF a list of three (image, text, similarity
+    encoder). Beside them lie the run's options, an `argparse.Namespace` of plain values: nothing else is
+    unpickled.
 
     Raises:
         DataError: the file cannot be read so, or has no such network.
@@ -30,10 +35,14 @@ def read_published(path: Path, network: int) -> tuple[dict[str, Tensor], dict[st
     for names in _NAMES:
         if names[0] in content:
             if network >= len(names) or names[network] not in content:
-                raise DataError(f"checkpoint {path} holds {len(names)} network(s): expected one with number {network}")
+                raise DataError(
+                    f"checkpoint {path} holds {len(names)} network(s): expected one with number {network}"
+                )
             return _flat(content[names[network]], path), content.get(_HEADS[network])
     expected = " or ".join("/".join(n) for n in _NAMES)
-    raise DataError(f"checkpoint {path}: expected the keys {expected}, found {', '.join(map(str, content)) or 'none'}")
+    raise DataError(
+        f"checkpoint {path}: expected the keys {expected}, found {', '.join(map(str, content)) or 'none'}"
+    )
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -41,7 +50,10 @@ def _load(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpicklers and parsers raise all kinds
-        raise DataError(f"checkpoint {path} cannot be read as weights alone: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+        raise DataError(
+            f"checkpoint {path} cannot be read as weights alone: "
+            f"{(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from None
     if not isinstance(content, dict):
         raise DataError(f"checkpoint {path}: expected a dict, found {type(content).__name__}")
     return content
@@ -50,10 +62,20 @@ def _load(path: Path) -> dict[str, Any]:
 def _flat(weights: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(weights, (list, tuple)):
         if len(weights) != len(_PARTS) or not all(isinstance(own, dict) for own in weights):
-            raise DataError(f"checkpoint {path}: expected a list of {len(_PARTS)} state dicts, found {[type(w).__name__ for w in weights]}")
-        weights = {f"{part}.{key}": value for part, own in zip(_PARTS, weights, strict=True) for key, value in own.items()}
+            raise DataError(
+                f"checkpoint {path}: expected a list of {len(_PARTS)} state dicts, found "
+                f"{[type(w).__name__ for w in weights]}"
+            )
+        weights = {
+            f"{part}.{key}": value
+            for part, own in zip(_PARTS, weights, strict=True)
+            for key, value in own.items()
+        }
     if not isinstance(weights, dict):
-        raise DataError(f"checkpoint {path}: expected a state dict or a list of {len(_PARTS)}, found {type(weights).__name__}")
+        raise DataError(
+            f"checkpoint {path}: expected a state dict or a list of {len(_PARTS)}, found "
+            f"{type(weights).__name__}"
+        )
     if not all(isinstance(value, Tensor) for value in weights.values()):
         raise DataError(f"checkpoint {path}: a state dict holds something that is no tensor")
     return {key.removeprefix("module."): value for key, value in weights.items()}

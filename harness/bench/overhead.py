@@ -1,4 +1,6 @@
-"""What a sweep costs beside its trials: thousands of trials of a method that does nothing, and the time that is neither MLflow's nor Ray's."""
+"""What a sweep costs beside its trials: thousands of trials of a method that does nothing, and the time that
+is neither MLflow's nor Ray's.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,15 @@ def data() -> DataSet:
     """Eight images of two regions with a caption each, in every split."""
     draw = np.random.default_rng(0)
     captions = [f"{word} thing" for word in ["one", "two", "three", "four", "five", "six", "seven", "eight"]]
-    split = Split(Regions(draw.standard_normal((8, 2, 4)).astype(np.float32), np.arange(8)), captions, np.arange(8), np.arange(8))
-    return DataSet("nothing", dict.fromkeys(("train", "dev", "test"), split), "nothing", distinct_groups=False)
+    split = Split(
+        Regions(draw.standard_normal((8, 2, 4)).astype(np.float32), np.arange(8)),
+        captions,
+        np.arange(8),
+        np.arange(8),
+    )
+    return DataSet(
+        "nothing", dict.fromkeys(("train", "dev", "test"), split), "nothing", distinct_groups=False
+    )
 
 
 class _Clock:
@@ -83,18 +92,34 @@ class _Clock:
 
 
 def bench_sweep(trials: int) -> None:
-    """Run a sweep's own parts one after another in this process, with a real store and without Ray; print what each costs a trial."""
+    """Run a sweep's own parts one after another in this process, with a real store and without Ray; print
+    what each costs a trial.
+    """
     clock = _Clock()
-    for name in [n for n, f in vars(MlflowClient).items() if callable(f) and (n == "__init__" or not n.startswith("_"))]:
+    for name in [
+        n for n, f in vars(MlflowClient).items() if callable(f) and (n == "__init__" or not n.startswith("_"))
+    ]:
         clock.watch(MlflowClient, name, MLFLOW)
     clock.watch(trial_module, "build_trainer", WORK)
     clock.watch(Trainer, "fit", WORK)
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         Path("words_vocab.json").touch()
         Vocabulary.build(data()["train"].captions, min_count=1).write(Path("words_vocab.json"))
-        backbone = {"kind": "sgraf", "module": "SAF", "embed": 4, "similarity": 4, "word": 4, "vocabulary": str(Path("words_vocab.json").absolute())}
+        backbone = {
+            "kind": "sgraf",
+            "module": "SAF",
+            "embed": 4,
+            "similarity": 4,
+            "word": 4,
+            "vocabulary": str(Path("words_vocab.json").absolute()),
+        }
         content = {
-            "grid": {"method": ["harness.bench.overhead:Nothing"], "dataset": ["harness.bench.overhead:data"], "noise_ratio": [0.2], "seed": list(range(trials))},
+            "grid": {
+                "method": ["harness.bench.overhead:Nothing"],
+                "dataset": ["harness.bench.overhead:data"],
+                "noise_ratio": [0.2],
+                "seed": list(range(trials)),
+            },
             "fixed": {"backbone": backbone, "batch_size": 4, "epochs": 1},
         }
         Path("nothing.yaml").write_text(yaml.safe_dump(content))
@@ -107,7 +132,9 @@ def bench_sweep(trials: int) -> None:
             store = Store()
             opened = store.open_sweep(sweep)
             store.records(opened, sweep.trials)
-        task = Task(opened, sweep.file.resources, expected, Path("storage").absolute(), os.getcwd(), since=time.time())
+        task = Task(
+            opened, sweep.file.resources, expected, Path("storage").absolute(), os.getcwd(), since=time.time()
+        )
         shown = _Progress(trials, 0)
         memory = []
         for number, trial in enumerate(sweep.trials):
@@ -126,10 +153,18 @@ def bench_sweep(trials: int) -> None:
             write_report(store, sweep.name, Path("reports"))
     table = Table("part", "ms a trial", title=f"{trials:,} trials that do nothing, {os.cpu_count()} CPUs")
     own = {name: seconds for name, seconds in clock.of.items() if name not in (MLFLOW, WORK)}
-    for name, seconds in [*own.items(), ("our own, in all", sum(own.values())), (WORK, clock.of[WORK]), (MLFLOW, clock.of[MLFLOW])]:
+    for name, seconds in [
+        *own.items(),
+        ("our own, in all", sum(own.values())),
+        (WORK, clock.of[WORK]),
+        (MLFLOW, clock.of[MLFLOW]),
+    ]:
         table.add_row(name, f"{1000 * seconds / trials:.2f}")
     console.print(table)
-    console.print(f"{duration(sum(clock.of.values()))}; memory after a fifth of the trials {memory[0]:.0f} MB, after all {memory[-1]:.0f} MB")
+    console.print(
+        f"{duration(sum(clock.of.values()))}; memory after a fifth of the trials {memory[0]:.0f} MB, after "
+        f"all {memory[-1]:.0f} MB"
+    )
 
 
 def _resident() -> float:

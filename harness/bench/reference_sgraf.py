@@ -1,4 +1,6 @@
-"""SGRAF caption by caption, as the paper writes it: what the tiled version is held against, and timed against."""
+"""SGRAF caption by caption, as the paper writes it: what the tiled version is held against, and timed
+against.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""SGR in tiles against SGR caption by caption, in turn in one run: time, memory, and the memory of scoring."""
+"""SGR in tiles against SGR caption by caption, in turn in one run: time, memory, and the memory of
+scoring.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ WORDS = (6, 20)  # of a caption
 
 
 def bench_sgraf(steps: int) -> None:
-    """Forward and backward at the published sizes against the naive version, and the peak of scoring more and more captions.
+    """Forward and backward at the published sizes against the naive version, and the peak of scoring more and
+    more captions.
 
     The naive version lives in the tests, so this runs in a checkout only.
     """
@@ -46,7 +49,13 @@ def bench_sgraf(steps: int) -> None:
             if step:
                 seconds[name].append(spent)
     base = statistics.median(seconds["caption by caption"])
-    table = Table("SGR", "s, forward and backward", "times as fast", "peak MB", title=f"batch {BATCH}, {REGIONS} x {WIDTH}, 1024, 256, {device}")
+    table = Table(
+        "SGR",
+        "s, forward and backward",
+        "times as fast",
+        "peak MB",
+        title=f"batch {BATCH}, {REGIONS} x {WIDTH}, 1024, 256, {device}",
+    )
     for name, values in seconds.items():
         median = statistics.median(values)
         table.add_row(name, f"{median:.3f}", f"{base / median:.2f}", f"{peaks[name]:.0f}")
@@ -68,7 +77,9 @@ def _scoring(net: SgrafBackbone, device: torch.device) -> None:
 def _batch(images: int, captions: int, device: torch.device) -> Batch:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(WORDS[0], WORDS[1] + 1, (captions,), generator=generator)
-    tokens = torch.randint(4, 1000, (captions, WORDS[1]), generator=generator) * (torch.arange(WORDS[1]) < lengths[:, None])
+    tokens = torch.randint(4, 1000, (captions, WORDS[1]), generator=generator) * (
+        torch.arange(WORDS[1]) < lengths[:, None]
+    )
     features = torch.randn(images, REGIONS, WIDTH, generator=generator)
     return Batch(torch.arange(captions), features.to(device), tokens.to(device), 0, captions, 0)
 
@@ -88,7 +99,9 @@ def _measure(call: Callable[[], Any], device: torch.device) -> tuple[float, floa
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**20
     else:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that was freed earlier goes back, and counts when it is taken again
+        ctypes.CDLL("libc.so.6").malloc_trim(
+            0
+        )  # memory that was freed earlier goes back, and counts when it is taken again
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS:")
     began = time.perf_counter()

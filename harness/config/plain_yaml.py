@@ -15,8 +15,9 @@ def read_yaml(text: str) -> Any:
     """Plain data from YAML.
 
     Raises:
-        yaml.YAMLError, ValueError: it is no YAML, has a key twice (of which one would be lost silently), asks for objects, refers to itself,
-            is nested too deeply, or stands for much more than it looks (aliases of aliases).
+        yaml.YAMLError, ValueError: it is no YAML, has a key twice (of which one would be lost silently), asks
+            for objects, refers to itself, is nested too deeply, or stands for much more than it looks
+            (aliases of aliases).
     """
     if len(text) > MOST_BYTES:
         raise ValueError(f"it is larger than {MOST_BYTES:,} bytes")
@@ -28,7 +29,12 @@ def read_yaml(text: str) -> Any:
     _size(yaml.compose(text, _Plain), {})
     try:
         content = yaml.load(text, _Plain)
-    except (KeyError, IndexError, AttributeError, TypeError):  # PyYAML's own, where a value is not what its tag says
+    except (
+        KeyError,
+        IndexError,
+        AttributeError,
+        TypeError,
+    ):  # PyYAML's own, where a value is not what its tag says
         raise ValueError("a value is not what its tag (!!...) says") from None
     _check_plain(content)
     return content
@@ -38,10 +44,16 @@ class _Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mis
     """Safe loading that refuses a key that stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        own = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"]
+        own = [
+            key.value
+            for key, _ in node.value
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"
+        ]
         twice = sorted({key for key in own if own.count(key) > 1})
         if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[0]!r} stands there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]!r} stands there twice", node.start_mark
+            )
         found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         return found
 
@@ -56,13 +68,24 @@ def _check_plain(content: Any) -> None:
         for value in content:
             _check_plain(value)
     elif content is not None and not isinstance(content, (str, bool, int, float)):
-        raise ValueError(f"{content!r} is a {type(content).__name__}: put it in quotes if it is meant as text")
+        raise ValueError(
+            f"{content!r} is a {type(content).__name__}: put it in quotes if it is meant as text"
+        )
 
 
 def _size(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """How many values a node stands for, with what its aliases point at. Raises ValueError where that is too many or without end."""
-    if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and re.match(r"[-+]?0[0-9_]+$|.*:", node.value):
-        raise ValueError(f"{node.value} is a number to the base 8 or 60 in YAML: write it in the usual way, or in quotes if it is text")
+    """How many values a node stands for, with what its aliases point at. Raises ValueError where that is too
+    many or without end.
+    """
+    if (
+        isinstance(node, yaml.ScalarNode)
+        and node.tag.endswith((":int", ":float"))
+        and re.match(r"[-+]?0[0-9_]+$|.*:", node.value)
+    ):
+        raise ValueError(
+            f"{node.value} is a number to the base 8 or 60 in YAML: write it in the usual way, or in "
+            f"quotes if it is text"
+        )
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
     if known.get(id(node)) == 0:

@@ -1,8 +1,8 @@
 """Sweep files: YAML to a validated sweep, and a sweep to trials with hash ids.
 
-A sweep names its grid (or several, as a list), the fixed settings, overrides for one method, and the resources of a trial.
-Keys are fields of a trial (`lr`, `noise_ratio`, ...), or `METHOD.KEY` for a field or hyper-parameter of one
-method. Every error of a file is found and named before anything starts.
+A sweep names its grid (or several, as a list), the fixed settings, overrides for one method, and the
+resources of a trial. Keys are fields of a trial (`lr`, `noise_ratio`, ...), or `METHOD.KEY` for a field or
+hyper-parameter of one method. Every error of a file is found and named before anything starts.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class _Model(BaseModel):
 class Trial(_Model):
     """One point of the grid, fully resolved: equal trials have equal ids and give equal numbers.
 
-    Defaults are those of CLIP fine-tuning as the field does it (NPC, released code), except the learning rate,
+    Defaults are those of CLIP fine-tuning as the field does it (NPC, released code), except the learning
+    rate,
     which does not carry over from fp16 weights: 1e-5, as OSA and CLIP_ITM use it.
 
     Attributes:
@@ -117,7 +118,11 @@ class Trial(_Model):
         fields = self.model_dump(mode="json")
         younger = method_class(self.method).younger
         fields["hyper"] = {k: v for k, v in fields["hyper"].items() if k not in younger or v != younger[k]}
-        return {k: v for k, v in fields.items() if k not in _YOUNGER or getattr(self, k) != Trial.model_fields[k].default}
+        return {
+            k: v
+            for k, v in fields.items()
+            if k not in _YOUNGER or getattr(self, k) != Trial.model_fields[k].default
+        }
 
     @property
     def dataset_label(self) -> str:
@@ -136,7 +141,9 @@ class Trial(_Model):
         if isinstance(model, Hard):
             return f"hard noise by {Path(model.embedding).stem}"
         level = f"{self.noise_granularity}-level noise"
-        return {"shuffle": level, "derangement": f"{level} without fixed points", "none": "its own noise"}[model.model]
+        return {"shuffle": level, "derangement": f"{level} without fixed points", "none": "its own noise"}[
+            model.model
+        ]
 
     @property
     def backbone_label(self) -> str:
@@ -147,10 +154,12 @@ class Trial(_Model):
 
 
 class Resources(_Model):
-    """What one trial gets. `at_once` caps concurrent trials (null: as many as fit); `workers` are loader processes.
+    """What one trial gets. `at_once` caps concurrent trials (null: as many as fit); `workers` are loader
+    processes.
 
-    A trial that makes no step for `stall_minutes` is hung: it is ended and goes on from its last epoch. One that takes longer than
-    `deadline_hours` (null: as long as it needs) ends as failed; a rerun goes on from its last epoch, and has as long again.
+    A trial that makes no step for `stall_minutes` is hung: it is ended and goes on from its last epoch. One
+    that takes longer than `deadline_hours` (null: as long as it needs) ends as failed; a rerun goes on from
+    its last epoch, and has as long again.
     """
 
     cpus: Annotated[float, Field(gt=0)] = 1
@@ -165,8 +174,9 @@ class Resources(_Model):
 class SweepFile(_Model):
     """The top level of a sweep file.
 
-    `grid` is one grid, or a list of grids whose trials are put together; a trial that stands in several is one trial.
-    `reference` is the method that the report compares the others with (default: `clip`, or the first).
+    `grid` is one grid, or a list of grids whose trials are put together; a trial that stands in several is
+    one trial. `reference` is the method that the report compares the others with (default: `clip`, or the
+    first).
     `select` makes a sweep a search: the report then names, for each method, the setting with the best dev
     rSum, and tests stay out of it.
     """
@@ -216,7 +226,9 @@ def load_sweep(path: str | Path) -> Sweep:
             text = stream.read(MOST_BYTES + 1).decode("utf-8-sig")
         content = read_yaml(text)
     except FileNotFoundError:
-        near = suggest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+        near = (
+            suggest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+        )
         raise BadInput([f"sweep file {path} does not exist{near}"]) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise BadInput([f"sweep file {path} cannot be read: {' '.join(str(error).split())}"]) from None
@@ -262,23 +274,36 @@ def _faults(file: SweepFile) -> list[str]:
     for name in methods:
         _collect(errors, lambda name=name: method_class(name))
     if file.reference is not None and file.reference not in methods:
-        errors.append(f"reference = {file.reference!r}: no such method in the grid{suggest(file.reference, [str(m) for m in methods])}")
+        errors.append(
+            f"reference = {file.reference!r}: no such method in the "
+            f"grid{suggest(file.reference, [str(m) for m in methods])}"
+        )
     for key in [*(k for grid in file.grid for k in grid), *file.fixed, *(f"{m}.x" for m in file.overrides)]:
         owner = key.rpartition(".")[0]
         if owner and owner not in methods:
             where = "overrides" if owner in file.overrides else "key"
-            errors.append(f"{where} {key.removesuffix('.x')!r}: no method {owner!r} in the grid{suggest(owner, [str(m) for m in methods])}")
+            errors.append(
+                f"{where} {key.removesuffix('.x')!r}: no method {owner!r} in the "
+                f"grid{suggest(owner, [str(m) for m in methods])}"
+            )
         elif (not owner and key not in _trial_keys()) or key.rpartition(".")[2] == "hyper":
-            errors.append(f"unknown key {key!r}{suggest(key, _trial_keys())} (hyper-parameters are given as METHOD.KEY, or in overrides)")
+            errors.append(
+                f"unknown key {key!r}{suggest(key, _trial_keys())} (hyper-parameters are given as "
+                f"METHOD.KEY, or in overrides)"
+            )
         elif owner and key.rpartition(".")[2] in ("method", "dataset"):
-            errors.append(f"{key!r}: {key.rpartition('.')[2]} is an axis of the whole grid, not of one method")
+            errors.append(
+                f"{key!r}: {key.rpartition('.')[2]} is an axis of the whole grid, not of one method"
+            )
     most = sum(math.prod(len(v) for v in grid.values()) for grid in file.grid)
     if most > _MOST_TRIALS:
         errors.append(f"grid: {most:,} trials, and a sweep has at most {_MOST_TRIALS:,}")
     return errors
 
 
-def _check_grid(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any], where: str, errors: list[str]) -> None:
+def _check_grid(
+    grid: Mapping[str, list[Any]], fixed: Mapping[str, Any], where: str, errors: list[str]
+) -> None:
     for key in ("method", "dataset", "noise_ratio", "seed"):
         if key not in grid and key not in fixed:
             errors.append(f"{where}: {key} is missing (a list of at least one value)")
@@ -342,7 +367,11 @@ def _trial(values: dict[str, Any], file: SweepFile, errors: list[str]) -> Trial 
     try:
         trial = Trial.model_validate(fields)
     except ValidationError as error:
-        errors += [_describe(e, _trial_keys()) for e in error.errors() if e["loc"] != ("noise_seed",) or "noise_seed" in values]
+        errors += [
+            _describe(e, _trial_keys())
+            for e in error.errors()
+            if e["loc"] != ("noise_seed",) or "noise_seed" in values
+        ]
         return None
     fault = misfit(trial.noise, trial.noise_ratio, trial.noise_granularity)
     if fault:
@@ -353,13 +382,17 @@ def _trial(values: dict[str, Any], file: SweepFile, errors: list[str]) -> Trial 
 def _backbone(value: Any, errors: list[str]) -> dict[str, Any]:
     config = {"kind": value} if isinstance(value, str) else value
     if not isinstance(config, Mapping):
-        errors.append(f"backbone = {value!r}: expected a mapping with a kind, or a kind ({', '.join(BACKBONES)})")
+        errors.append(
+            f"backbone = {value!r}: expected a mapping with a kind, or a kind ({', '.join(BACKBONES)})"
+        )
         return {}
     setup = _collect(errors, lambda: resolve("backbone", str(config.get("kind", "clip")), BACKBONES))
     if setup is None:
         return {}
     if not (isinstance(getattr(setup, "Config", None), type) and issubclass(setup.Config, BaseModel)):
-        errors.append(f"backbone.kind = {config['kind']!r}: it is no backbone (one has a Config; see harness/backbones)")
+        errors.append(
+            f"backbone.kind = {config['kind']!r}: it is no backbone (one has a Config; see harness/backbones)"
+        )
         return {}
     try:
         resolved = setup.Config.model_validate(config)
@@ -398,7 +431,9 @@ def hyper_model(cls: type[Method]) -> type[BaseModel]:
             if parameter.kind is parameter.KEYWORD_ONLY and name not in _HARNESS_SUPPLIES:
                 default = ... if parameter.default is parameter.empty else parameter.default
                 fields[name] = (hints.get(name, Any), default)
-    return create_model(f"{cls.__name__}Hyper", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
+    return create_model(
+        f"{cls.__name__}Hyper", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields
+    )
 
 
 def _trial_keys() -> list[str]:
@@ -417,7 +452,9 @@ def _describe(error: Any, allowed: list[str], prefix: str = "") -> str:
     """A pydantic error as one line: field, value, what is allowed."""
     path = prefix + ".".join(str(p) for p in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown key {path!r}{suggest(str(error['loc'][-1]), allowed) if len(error['loc']) == 1 else ''}"
+        return (
+            f"unknown key {path!r}{suggest(str(error['loc'][-1]), allowed) if len(error['loc']) == 1 else ''}"
+        )
     if error["type"] == "missing":
         return f"{path} is missing"
     if error["type"] == "union_tag_invalid":

@@ -1,6 +1,7 @@
 """Data sets. A new one is a file here with a `load(**options) -> DataSet`, and a line in `DATASETS`.
 
-Those that are read from a folder are layouts: they have `OPTIONS`, `listing(options)` and `recognise(folder)` too, and a name in `LAYOUTS`.
+Those that are read from a folder are layouts: they have `OPTIONS`, `listing(options)` and `recognise(folder)`
+too, and a name in `LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ def load_dataset(name: str, **options: Any) -> DataSet:
 
     Raises:
         UnknownName: no such data set.
-        DataError: it is missing or corrupt, or the name leads to something else: what a file names is not called unless it says of
-            itself that it returns a `DataSet`.
+        DataError: it is missing or corrupt, or the name leads to something else: what a file names is not
+            called unless it says of itself that it returns a `DataSet`.
     """
     load = resolve("data set", name, DATASETS)
     if getattr(load, "__annotations__", {}).get("return") not in (DataSet, "DataSet"):
-        raise DataError(f"{name!r} is no function that is declared to return a DataSet (def load(...) -> DataSet)")
+        raise DataError(
+            f"{name!r} is no function that is declared to return a DataSet (def load(...) -> DataSet)"
+        )
     data = load(**options)
     if not isinstance(data, DataSet):
         raise DataError(f"{name!r} gives a {type(data).__name__}, and no DataSet")
@@ -44,7 +47,9 @@ def recognise(folder: Path) -> str:
         if importlib.import_module(f"harness.data.{name}").recognise(folder):
             return name
     there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
-    raise DataError(f"{folder} is of no layout that is known (allowed: {', '.join(LAYOUTS)}); it holds {there}")
+    raise DataError(
+        f"{folder} is of no layout that is known (allowed: {', '.join(LAYOUTS)}); it holds {there}"
+    )
 
 
 __all__ = ["DATASETS", "LAYOUTS", "DataError", "DataSet", "Split", "load_dataset", "recognise"]

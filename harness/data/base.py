@@ -26,7 +26,9 @@ class DataError(ValueError):
 
 
 class Strings(Sequence[str]):
-    """Many strings without an object for each: a million captions take 60 MB, and loader workers share them."""
+    """Many strings without an object for each: a million captions take 60 MB, and loader workers
+    share them.
+    """
 
     def __init__(self, values: Iterable[str] | pa.Array) -> None:
         self.array = values if isinstance(values, pa.Array) else pa.array(values, pa.large_string())
@@ -80,7 +82,8 @@ class Split:
         captions: C strings.
         owner: int64 [C], the image that each caption belongs to (the truth).
         image_group: int64 [N], group of each image; images and captions of one group match at test.
-        altered: what changed the captions' words (a digest), where noise did; empty for those of the data set.
+        altered: what changed the captions' words (a digest), where noise did; empty for those of the data
+            set.
 
     Raises:
         DataError: lengths differ, an owner is out of range, or the split is empty.
@@ -136,7 +139,8 @@ class DataSet:
             many pairs, true matches would stand among a batch's negatives).
         note: one line for tables: what it is and what it must not be taken for.
         vocabularies: files of word ids that came with the data set, for backbones that need one.
-        shard: int64 [N], the file that each training image is read from, where an epoch should go through them file by file.
+        shard: int64 [N], the file that each training image is read from, where an epoch should go through
+            them file by file.
         coco_ids: MS-COCO's numbers of the test images and of the test captions, where they are known.
         skipped: images left out of each split because they cannot be decoded (`on_bad_image: skip`).
     """
@@ -158,7 +162,9 @@ class DataSet:
 
     @property
     def folds(self) -> int:
-        """Parts that test is evaluated in besides the whole: 5 for MS-COCO's 5,000 images with five captions each, else none."""
+        """Parts that test is evaluated in besides the whole: 5 for MS-COCO's 5,000 images with five captions
+        each, else none.
+        """
         test = self["test"]
         five_each = len(test.captions) == 25_000 and bool((np.bincount(test.owner, minlength=1) == 5).all())
         return COCO_FOLDS if len(test.images) == 5_000 and five_each else 0
@@ -177,10 +183,18 @@ def read_array(path: Path, what: str, *, mapped: bool = False) -> NDArray[Any]:
     except Exception as error:  # a header can be wrong in many ways
         hint = ""
         if "allow_pickle" in str(error):
-            hint = " (a pickle can run code when it is opened, so it is not; if it comes from somebody you trust: python -m harness.data unpickle)"
+            hint = (
+                " (a pickle can run code when it is opened, so it is not; if it comes from somebody you "
+                "trust: python -m harness.data unpickle)"
+            )
             error = ValueError("it is a pickle, not an array of numbers")
-        raise DataError(f"{what} {path} cannot be read as an array of numbers: {' '.join(str(error).split())[:300] or type(error).__name__}{hint}") from None
+        raise DataError(
+            f"{what} {path} cannot be read as an array of numbers: "
+            f"{' '.join(str(error).split())[:300] or type(error).__name__}{hint}"
+        ) from None
     if not isinstance(found, np.ndarray):
         found.close()
-        raise DataError(f"{what} {path} cannot be read as an array of numbers: it is an archive of several (.npz)")
+        raise DataError(
+            f"{what} {path} cannot be read as an array of numbers: it is an archive of several (.npz)"
+        )
     return found

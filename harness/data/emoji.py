@@ -31,8 +31,10 @@ def load(*, file: str | None = None) -> DataSet:
     """
     path = Path(file) if file else FILE
     if not path.is_file():
-        raise DataError(f"data file {path} is missing; the shipped one is part of the package: reinstall, or "
-                        f"run `python -m harness.data build emoji`")
+        raise DataError(
+            f"data file {path} is missing; the shipped one is part of the package: reinstall, or "
+            f"run `python -m harness.data build emoji`"
+        )
     try:
         table = pq.read_table(path, columns=list(_COLUMNS))
     except (pa.ArrowException, OSError, KeyError) as error:
@@ -68,4 +70,3 @@ def _split(rows: pa.Table, *, once: bool) -> Split:
         captions += texts
         owner += [i] * len(texts)
     return Split(InMemory(rows["image"].to_pylist(), FILE.name), captions, np.array(owner, np.int64), group)
-

@@ -1,7 +1,7 @@
 """Karpathy's JSON (`dataset_flickr30k.json`, `dataset_coco.json`) beside a folder of images.
 
-Splits are the file's own, `restval` is train, and an image has its first five captions, as the field counts them (MS-COCO has
-more for some; Karpathy and Fei-Fei 2015, and SCAN's files).
+Splits are the file's own, `restval` is train, and an image has its first five captions, as the field counts
+them (MS-COCO has more for some; Karpathy and Fei-Fei 2015, and SCAN's files).
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def listing(options: KarpathyOptions) -> Listing:
     found = Listing(root.name)
     if len(files) != 1:
         there = ", ".join(f.name for f in files) or "none"
-        found.faults.append(f"{root}: expected one dataset_*.json, found {there}; name it with dataset_options.file")
+        found.faults.append(
+            f"{root}: expected one dataset_*.json, found {there}; name it with dataset_options.file"
+        )
         return found
     content = _read(files[0], found)
     if content is None:
@@ -102,17 +104,26 @@ def _by_split(entries: list[Any], file: str, found: Listing) -> dict[str, Rows]:
         where = f"{file}: image {number}"
         try:
             path = os.path.normpath("/".join(p for p in (entry.get("filepath"), entry["filename"]) if p))
-            texts, numbers = [" ".join(s["raw"].split()) for s in entry["sentences"]], [s.get("sentid", -1) for s in entry["sentences"]]
+            texts, numbers = (
+                [" ".join(s["raw"].split()) for s in entry["sentences"]],
+                [s.get("sentid", -1) for s in entry["sentences"]],
+            )
             word, image_id = entry["split"], entry.get("cocoid", -1)
             "".join([path, *texts]).encode()
         except (KeyError, TypeError, AttributeError, UnicodeEncodeError):
-            found.faults.append(f"{where}: expected filename, split, and sentences with 'raw', found {str(entry)[:80]}")
+            found.faults.append(
+                f"{where}: expected filename, split, and sentences with 'raw', found {str(entry)[:80]}"
+            )
             continue
         split = split_name(str(word))
         if split is None:
-            found.faults.append(f"{where} ({path}): unknown split {word!r} (allowed: train, restval, val, test)")
+            found.faults.append(
+                f"{where} ({path}): unknown split {word!r} (allowed: train, restval, val, test)"
+            )
         elif len(texts) < CAPTIONS:
-            found.faults.append(f"{where} ({path}) has {len(texts)} captions, and every image needs {CAPTIONS}")
+            found.faults.append(
+                f"{where} ({path}) has {len(texts)} captions, and every image needs {CAPTIONS}"
+            )
         else:
             paths, captions, image_ids, caption_ids = rows[split]
             paths.append(path)
@@ -131,6 +142,9 @@ def _image_folder(root: Path, given: str | None, first: str, found: Listing) -> 
         if is_file(root / place / first):
             return root / place
     folders = [p.name for p in root.iterdir() if p.is_dir()]
-    found.faults.append(f"{root}: {first} is in none of {', '.join(_PLACES)} (folders there: {', '.join(sorted(folders)) or 'none'}); "
-                        f"say where with dataset_options.images")
+    found.faults.append(
+        f"{root}: {first} is in none of {', '.join(_PLACES)} (folders there: "
+        f"{', '.join(sorted(folders)) or 'none'}); "
+        f"say where with dataset_options.images"
+    )
     return root

@@ -1,7 +1,9 @@
-"""What all layouts on disk share: options, the listing of what the files say, and the way from there to a data set.
+"""What all layouts on disk share: options, the listing of what the files say, and the way from there to a
+data set.
 
-A layout is a function from options to a `Listing`: it reads the text files, looks at no picture, and notes every fault instead of
-stopping at the first. `python -m harness.data check` shows the faults; loading refuses a listing that has any.
+A layout is a function from options to a `Listing`: it reads the text files, looks at no picture, and notes
+every fault instead of stopping at the first. `python -m harness.data check` shows the faults; loading refuses
+a listing that has any.
 """
 
 from __future__ import annotations
@@ -30,7 +32,17 @@ SHOWN = 8  # faults that an error names; `check` lists all
 SPLITS = ("train", "dev", "test")
 WORDS = (*SPLITS, "meta")
 """What files may say of a split: the three that a data set has, and a clean set beside them."""
-_ALIASES = {"meta": "meta", "train": "train", "training": "train", "restval": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev", "test": "test"}
+_ALIASES = {
+    "meta": "meta",
+    "train": "train",
+    "training": "train",
+    "restval": "train",
+    "dev": "dev",
+    "val": "dev",
+    "valid": "dev",
+    "validation": "dev",
+    "test": "test",
+}
 
 
 class Options(BaseModel):
@@ -38,8 +50,8 @@ class Options(BaseModel):
 
     Attributes:
         folder: where the files are.
-        meta_share: make a clean set `meta` of images drawn from dev, as large as this share of the training pairs
-            (MSCN: 0.02). They leave dev, so that no method is selected on pairs it has trained on.
+        meta_share: make a clean set `meta` of images drawn from dev, as large as this share of the training
+            pairs (MSCN: 0.02). They leave dev, so that no method is selected on pairs it has trained on.
         meta_leak: they stay in dev too, as in MSCN's released code (field notes 3.5).
         train_groups: train on the first so many images (groups of images, where there are any) only.
     """
@@ -55,9 +67,9 @@ class PictureOptions(Options):
     """The same for layouts with pictures.
 
     Attributes:
-        on_bad_image: `error`: a picture that cannot be decoded stops the trial that meets it. `skip`: all pictures are decoded
-            once, before training (the result is kept in the cache), and those that cannot be are left out with their captions;
-            the record counts them.
+        on_bad_image: `error`: a picture that cannot be decoded stops the trial that meets it. `skip`: all
+            pictures are decoded once, before training (the result is kept in the cache), and those that
+            cannot be are left out with their captions; the record counts them.
     """
 
     on_bad_image: Literal["error", "skip"] = "error"
@@ -82,7 +94,10 @@ def read_options(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
         options = kind.model_validate(dict(given))
     except ValidationError as error:
         found = [(".".join(map(str, e["loc"])), e) for e in error.errors()]
-        texts = [f"dataset_options.{k}: {e['msg']}" + ("" if e["type"] == "missing" else f", found {e['input']!r}") for k, e in found]
+        texts = [
+            f"dataset_options.{k}: {e['msg']}" + ("" if e["type"] == "missing" else f", found {e['input']!r}")
+            for k, e in found
+        ]
         raise DataError("; ".join(texts) + f" (allowed: {', '.join(kind.model_fields)})") from None
     if options.meta_leak and options.meta_share is None:
         raise DataError("dataset_options.meta_leak: there is nothing to leak without meta_share")
@@ -93,7 +108,9 @@ def read_options(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
 
 @dataclass
 class Listed:
-    """One split, as its files say: pictures or regions [N], captions [C], the image of each caption [C], groups [N]."""
+    """One split, as its files say: pictures or regions [N], captions [C], the image of each caption [C],
+    groups [N].
+    """
 
     images: Any
     captions: Strings
@@ -101,7 +118,11 @@ class Listed:
     group: NDArray[np.int64] | None = None
 
     def split(self) -> Split:
-        group = np.arange(len(self.images)) if self.group is None else np.unique(self.group, return_inverse=True)[1]
+        group = (
+            np.arange(len(self.images))
+            if self.group is None
+            else np.unique(self.group, return_inverse=True)[1]
+        )
         return Split(self.images, self.captions, self.owner, group.astype(np.int64))
 
     def only(self, images: NDArray[np.int64]) -> Listed:
@@ -124,7 +145,8 @@ class Listing:
 
     Attributes:
         content: what the fingerprint is made of: texts, names and sizes of pictures.
-        published: whose counts its own are compared with (`flickr30k`, `coco`, `cc120k`, `cc152k`), where that is known.
+        published: whose counts its own are compared with (`flickr30k`, `coco`, `cc120k`, `cc152k`), where
+            that is known.
         by_shard: whether an epoch goes through train's pictures file by file.
         vocabularies, coco_ids: see `DataSet`.
         skipped: pictures that were left out of each split before these files were made.
@@ -143,30 +165,47 @@ class Listing:
     skipped: dict[str, int] = field(default_factory=dict)
     missing: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
-    def add(self, name: str, images: Any, captions: Strings, owner: Sequence[int] | NDArray[np.int64], group: NDArray[np.int64] | None = None) -> None:
-        """Add a split. Of pictures in files, missing ones, paths that leave the folder, and those that stand twice are found; of others
-        the layout fills `content`."""
+    def add(
+        self,
+        name: str,
+        images: Any,
+        captions: Strings,
+        owner: Sequence[int] | NDArray[np.int64],
+        group: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Add a split. Of pictures in files, missing ones, paths that leave the folder, and those that stand
+        twice are found; of others the layout fills `content`."""
         self.splits[name] = listed = Listed(images, captions, np.asarray(owner, np.int64), group)
         if isinstance(images, Files):
             out = [path for path in images.paths if leaves_folder(path)]
-            self.faults += [f"{name}: {path!r} leads out of {images.folder} (allowed: paths inside it)" for path in out]
+            self.faults += [
+                f"{name}: {path!r} leads out of {images.folder} (allowed: paths inside it)" for path in out
+            ]
             if out:
                 return
             counts = pc.value_counts(images.paths.array)
-            self.faults += [f"{name}: {c['values']} stands there {c['counts']} times" for c in counts.filter(pc.greater(counts.field(1), 1)).to_pylist()]
+            self.faults += [
+                f"{name}: {c['values']} stands there {c['counts']} times"
+                for c in counts.filter(pc.greater(counts.field(1), 1)).to_pylist()
+            ]
             digests = images.digests()
             self.content.append((name, images.paths.digest(), array_digest(digests), *listed.content()))
             self.missing[name] = digests == b""
 
     def draw_missing(self, held_out: int | None) -> None:
-        """Draw dev and test from train by a fixed seed, where they are missing; a fault where that cannot be."""
+        """Draw dev and test from train by a fixed seed, where they are missing; a fault where that
+        cannot be.
+        """
         missing = [n for n in ("dev", "test") if n not in self.splits]
         if not missing or "train" not in self.splits or self.faults:
             return
         whole = self.splits["train"]
         count = len(whole.images)
         if held_out is None:
-            self.faults.append(f"no {' and no '.join(missing)} split was found: name its file, or draw it from train with held_out: NUMBER")
+            self.faults.append(
+                f"no {' and no '.join(missing)} split was found: name its file, or draw it from train with "
+                f"held_out: NUMBER"
+            )
             return
         self.content.append(("held out", held_out, *missing))
         gone, left = self.missing.get("train"), np.arange(count)
@@ -177,7 +216,9 @@ class Listing:
             if gone is not None:
                 self.missing[name] = gone[drawn]
         if not len(left):
-            self.faults.append(f"held_out = {held_out} for each of {', '.join(missing)}: there are {count} images in all")
+            self.faults.append(
+                f"held_out = {held_out} for each of {', '.join(missing)}: there are {count} images in all"
+            )
             return
         self.splits["train"] = whole.only(left)
         if gone is not None:
@@ -185,7 +226,11 @@ class Listing:
 
     @property
     def missing_pictures(self) -> list[str]:
-        return [f"picture {self.splits[n].images.name(i)} is missing ({n})" for n, gone in self.missing.items() for i in np.flatnonzero(gone)]
+        return [
+            f"picture {self.splits[n].images.name(i)} is missing ({n})"
+            for n, gone in self.missing.items()
+            for i in np.flatnonzero(gone)
+        ]
 
     @property
     def overlaps(self) -> list[str]:
@@ -219,25 +264,40 @@ class Listing:
             splits |= meta_from_dev(splits, options.meta_share, leak=options.meta_leak)
         train = splits["train"]
         return DataSet(
-            name=self.name, splits=splits, note=self.note, vocabularies=self.vocabularies,
+            name=self.name,
+            splits=splits,
+            note=self.note,
+            vocabularies=self.vocabularies,
             fingerprint=hashlib.sha256(repr((self.content, *settings)).encode()).hexdigest()[:16],
             distinct_groups=len(np.unique(train.image_group)) < len(train.images),
             shard=train.images.file if self.by_shard else None,  # type: ignore[attr-defined]
-            coco_ids=self.coco_ids and (self.coco_ids[0][kept["test"]], self.coco_ids[1][kept["test"][self.splits["test"].owner]]),
-            skipped={n: int((~k).sum()) + self.skipped.get(n, 0) for n, k in kept.items()} if skip else self.skipped,
+            coco_ids=self.coco_ids
+            and (self.coco_ids[0][kept["test"]], self.coco_ids[1][kept["test"][self.splits["test"].owner]]),
+            skipped={n: int((~k).sum()) + self.skipped.get(n, 0) for n, k in kept.items()}
+            if skip
+            else self.skipped,
         )
 
     @property
     def problems(self) -> list[str]:
         """All that is wrong but missing pictures."""
         lacking = [] if self.faults else [f"no {n} split was found" for n in SPLITS if n not in self.splits]
-        empty = [f"{n} has no {what}" for n, s in self.splits.items() for what, k in (("images", s.images), ("captions", s.captions)) if not len(k)]
+        empty = [
+            f"{n} has no {what}"
+            for n, s in self.splits.items()
+            for what, k in (("images", s.images), ("captions", s.captions))
+            if not len(k)
+        ]
         return self.faults + lacking + empty + self.overlaps
 
     def _refuse_faults(self, *, but_missing_pictures: bool) -> None:
         faults = self.problems + ([] if but_missing_pictures else self.missing_pictures)
         if faults:
-            more = f"; and {len(faults) - SHOWN} more (`python -m harness.data check` lists all)" if len(faults) > SHOWN else ""
+            more = (
+                f"; and {len(faults) - SHOWN} more (`python -m harness.data check` lists all)"
+                if len(faults) > SHOWN
+                else ""
+            )
             raise DataError("; ".join(faults[:SHOWN]) + more)
 
     def _decodable(self, name: str, split: Split) -> NDArray[np.bool_]:
@@ -263,7 +323,9 @@ def meta_from_dev(splits: Mapping[str, Split], share: float, *, leak: bool) -> d
     each = len(dev.captions) / len(dev.images)
     wanted = round(share * len(train.captions) / each)
     if not 0 < wanted < len(dev.images):
-        raise DataError(f"meta_share = {share}: {wanted} images, and dev has {len(dev.images)}, of which some must stay")
+        raise DataError(
+            f"meta_share = {share}: {wanted} images, and dev has {len(dev.images)}, of which some must stay"
+        )
     drawn = np.zeros(len(dev.images), bool)
     drawn[draw_images(np.arange(len(drawn)), dev.image_group, wanted, "meta images")] = True
     if drawn.all():
@@ -280,7 +342,9 @@ def split_name(word: str) -> str | None:
 
 
 def read_lines(path: Path, faults: list[str]) -> list[str]:
-    """Lines of a UTF-8 text file without their ends; a file that is missing or of another encoding is a fault."""
+    """Lines of a UTF-8 text file without their ends; a file that is missing or of another encoding is a
+    fault.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -299,8 +363,12 @@ def by_image(paths: Strings) -> tuple[Strings, NDArray[np.int64]]:
     return Strings(encoded.dictionary), encoded.indices.to_numpy().astype(np.int64)
 
 
-def draw_images(among: NDArray[np.int64], group: NDArray[np.int64] | None, count: int, *purpose: str) -> NDArray[np.int64]:
-    """Sorted numbers of `count` images drawn from `among` by a fixed seed; whole groups of images, so at least so many."""
+def draw_images(
+    among: NDArray[np.int64], group: NDArray[np.int64] | None, count: int, *purpose: str
+) -> NDArray[np.int64]:
+    """Sorted numbers of `count` images drawn from `among` by a fixed seed; whole groups of images, so at
+    least so many.
+    """
     draw = numpy_generator(*purpose)
     if group is None:
         return np.sort(among[draw.permutation(len(among))[:count]])
@@ -315,7 +383,9 @@ def draw_images(among: NDArray[np.int64], group: NDArray[np.int64] | None, count
 
 @dataclass(frozen=True)
 class Seen:
-    """What decoding a picture showed: a hash of its bytes (empty where it cannot be read), and what is wrong with it."""
+    """What decoding a picture showed: a hash of its bytes (empty where it cannot be read), and what is wrong
+    with it.
+    """
 
     digest: str
     fault: str
@@ -328,7 +398,9 @@ def look_at(images: Pictures, label: str | None, *, threads: int) -> Iterator[Se
         try:
             content = images.read(i)
         except (OSError, ValueError) as error:
-            return Seen("", f"picture {images.name(i)} cannot be read: {getattr(error, 'strerror', None) or error}")
+            return Seen(
+                "", f"picture {images.name(i)} cannot be read: {getattr(error, 'strerror', None) or error}"
+            )
         digest = hashlib.sha256(content).hexdigest()
         try:
             decode(content, images.name(i))
@@ -344,7 +416,9 @@ def look_at(images: Pictures, label: str | None, *, threads: int) -> Iterator[Se
 
 
 def _bad(images: Any, key: str) -> NDArray[np.bool_]:
-    """bool [N], pictures that cannot be decoded; found once for the content that `key` stands for, and kept."""
+    """bool [N], pictures that cannot be decoded; found once for the content that `key` stands for,
+    and kept.
+    """
     file = cache_folder() / "pictures" / f"{key[:24]}.json"
     bad = np.zeros(len(images), bool)
     try:

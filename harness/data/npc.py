@@ -1,8 +1,10 @@
-"""NPC's layout (released code, `data.py`): `annotations/scan_split/{train,dev,test}_{ids,caps}.txt` beside `images/`.
+"""NPC's layout (released code, `data.py`): `annotations/scan_split/{train,dev,test}_{ids,caps}.txt` beside
+`images/`.
 
 `train_ids.txt` names an image a line, with one caption each or five; the ids of dev and test stand once for
-each caption. An id is, for Flickr30K, a line number (from 0) of `image_name.txt`; for MS-COCO the number in `COCO_2014_000000000042.jpg` (the
-images renamed as NPC's README says); for CC120K the file name without `.jpg`.
+each caption. An id is, for Flickr30K, a line number (from 0) of `image_name.txt`; for MS-COCO the number in
+`COCO_2014_000000000042.jpg` (the images renamed as NPC's README says); for CC120K the file name without
+`.jpg`.
 """
 
 from __future__ import annotations
@@ -54,15 +56,27 @@ def listing(options: PictureOptions) -> Listing:
     return found
 
 
-def _add(found: Listing, name: str, root: Path, ids: list[str], captions: list[str], path_of: Callable[[str], str | None]) -> None:
+def _add(
+    found: Listing,
+    name: str,
+    root: Path,
+    ids: list[str],
+    captions: list[str],
+    path_of: Callable[[str], str | None],
+) -> None:
     files = f"{SUBFOLDER / name}_{{ids,caps}}.txt"
     if not ids or len(captions) not in (len(ids), CAPTIONS * len(ids)):
-        found.faults.append(f"{files}: {len(ids)} ids do not fit {len(captions)} captions (expected one for each caption, or for each {CAPTIONS} of them)")
+        found.faults.append(
+            f"{files}: {len(ids)} ids do not fit {len(captions)} captions (expected one for each caption, "
+            f"or for each {CAPTIONS} of them)"
+        )
         return
     each = len(captions) // len(ids)
     distinct, of = by_image(Strings(ids))
     if each > 1 and len(distinct) < len(ids):
-        found.faults += [f"{files}: the id {i!r} stands there {n} times" for i, n in Counter(ids).items() if n > 1]
+        found.faults += [
+            f"{files}: the id {i!r} stands there {n} times" for i, n in Counter(ids).items() if n > 1
+        ]
         return
     paths = [path_of(i) for i in distinct]
     wrong = [i for i, path in zip(distinct, paths, strict=True) if path is None]
@@ -84,6 +98,9 @@ def _naming(root: Path, first: str, found: Listing) -> Callable[[str], str | Non
         found.published = "coco"
         return lambda i: f"COCO_2014_{i.rjust(12, '0')}.jpg" if i.isdecimal() else None
     if not is_file(root / "images" / f"{first}.jpg"):
-        found.faults.append(f"{root / 'images'}: neither {coco} (MS-COCO) nor {first}.jpg (CC120K) is there, and no {names_file} (Flickr30K)")
+        found.faults.append(
+            f"{root / 'images'}: neither {coco} (MS-COCO) nor {first}.jpg (CC120K) is there, and no "
+            f"{names_file} (Flickr30K)"
+        )
     found.published = "cc120k"
     return lambda i: f"{i}.jpg" if i else None

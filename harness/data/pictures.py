@@ -22,9 +22,19 @@ from harness.data.base import DataError, Strings
 from harness.lib.console import progress
 from harness.lib.files import cache_folder
 
-MAX_PIXELS = 89_478_485  # PIL's own bound: a small file that unpacks to more is taken for a decompression bomb
+MAX_PIXELS = (
+    89_478_485  # PIL's own bound: a small file that unpacks to more is taken for a decompression bomb
+)
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000")  # PIL knows others that start programs (EPS)
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "JPEG2000",
+)  # PIL knows others that start programs (EPS)
 MOST_BYTES = 2**28  # of an encoded picture
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -34,7 +44,9 @@ class BadPicture(DataError):
 
 
 class Pictures(Sequence[Image.Image]):
-    """Pictures by position. A kind says how many there are, what each is called, and where its bytes come from."""
+    """Pictures by position. A kind says how many there are, what each is called, and where its bytes come
+    from.
+    """
 
     @abstractmethod
     def name(self, i: int) -> str:
@@ -48,7 +60,9 @@ class Pictures(Sequence[Image.Image]):
         try:
             content = self.read(int(i))
         except (OSError, ValueError) as error:
-            raise BadPicture(f"picture {self.name(int(i))} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+            raise BadPicture(
+                f"picture {self.name(int(i))} cannot be read: {getattr(error, 'strerror', None) or error}"
+            ) from None
         return decode(content, self.name(int(i)))
 
 
@@ -63,7 +77,9 @@ def decode(content: bytes, name: str) -> Image.Image:
             warnings.simplefilter("ignore")  # of odd metadata, and of size, which is looked at here
             picture = Image.open(io.BytesIO(content), formats=FORMATS)
             if picture.width * picture.height > MAX_PIXELS:
-                raise BadPicture(f"picture {name} is {picture.width} x {picture.height}: more than {MAX_PIXELS:,} pixels")
+                raise BadPicture(
+                    f"picture {name} is {picture.width} x {picture.height}: more than {MAX_PIXELS:,} pixels"
+                )
             return picture.convert("RGB")
     except BadPicture:
         raise
@@ -117,9 +133,11 @@ class Files(Pictures):
         return Files(self.folder, self.paths.only(rows))
 
     def digests(self) -> NDArray[np.bytes_]:
-        """SHA-256 of each file, empty where it cannot be read; remembered for as long as a file's size and time of change stay.
+        """SHA-256 of each file, empty where it cannot be read; remembered for as long as a file's size and
+        time of change stay.
 
-        The first look at a data set reads it all (4 GB of Flickr30K: seconds to a minute), every later one asks for the times only.
+        The first look at a data set reads it all (4 GB of Flickr30K: seconds to a minute), every later one
+        asks for the times only.
         """
         stamps = np.empty((len(self), 2), np.int64)
         for i, path in enumerate(self.paths):
@@ -129,9 +147,17 @@ class Files(Pictures):
         known, found = _remembered(memo, stamps.shape)
         changed = np.flatnonzero((known != stamps).any(1) & (stamps[:, 0] >= 0))
         found[stamps[:, 0] < 0] = b""
-        label = f"reading {len(changed):,} pictures in {self.folder} for the fingerprint" if len(changed) > 2000 else None
+        label = (
+            f"reading {len(changed):,} pictures in {self.folder} for the fingerprint"
+            if len(changed) > 2000
+            else None
+        )
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            digests = (d for start in range(0, len(changed), 256) for d in pool.map(self._digest, changed[start : start + 256].tolist()))
+            digests = (
+                d
+                for start in range(0, len(changed), 256)
+                for d in pool.map(self._digest, changed[start : start + 256].tolist())
+            )
             for k, digest in zip(progress(range(len(changed)), label), digests, strict=True):
                 found[changed[k]] = digest
         if len(changed):
@@ -151,7 +177,14 @@ class Files(Pictures):
 class Slices(Pictures):
     """Pictures that lie in larger files (tar shards): file, first byte and length of each."""
 
-    def __init__(self, files: Sequence[Path], file: NDArray[np.int64], start: NDArray[np.int64], length: NDArray[np.int64], keys: Strings) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        file: NDArray[np.int64],
+        start: NDArray[np.int64],
+        length: NDArray[np.int64],
+        keys: Strings,
+    ) -> None:
         self.files, self.file, self.start, self.length, self.keys = files, file, start, length, keys
 
     def __len__(self) -> int:

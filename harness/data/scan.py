@@ -1,10 +1,11 @@
 """The SCAN layout: region features and captions, as NCR, MSCN and most of the field read them.
 
-A folder with, for each split, `train_ims.npy` (N x 36 x 2048, read as a memory map) and `train_caps.txt` (five
-lines an image), or `train_caps.tsv` (image name, caption; one caption an image, as CC152K has it); the same for `dev` and
-`test` (`testall` where it is there: all 5,000 of MS-COCO). Some published files repeat each image's rows five times: shapes are looked at, not assumed. Beside them there may be a
-`*_vocab.json`, a clean set `meta_ims.npy` and `meta_caps.txt` (MSCN), and of our exports `train_groups.npy`: the
-group of each image, where images of one group match each other.
+A folder with, for each split, `train_ims.npy` (N x 36 x 2048, read as a memory map) and `train_caps.txt`
+(five lines an image), or `train_caps.tsv` (image name, caption; one caption an image, as CC152K has it); the
+same for `dev` and `test` (`testall` where it is there: all 5,000 of MS-COCO). Some published files repeat
+each image's rows five times: shapes are looked at, not assumed. Beside them there may be a `*_vocab.json`, a
+clean set `meta_ims.npy` and `meta_caps.txt` (MSCN), and of our exports `train_groups.npy`: the group of each
+image, where images of one group match each other.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def load(**options: Any) -> DataSet:
     """Read a folder in this layout; see `Options`.
 
     Raises:
-        DataError: an option is wrong; a file is missing or its shape does not fit; the text names it, what was
-            expected and what was found.
+        DataError: an option is wrong; a file is missing or its shape does not fit; the text names it, what
+            was expected and what was found.
     """
     given = read_options(OPTIONS, options)
     return listing(given).dataset(given)
@@ -79,12 +80,22 @@ def listing(options: Options) -> Listing:
     shapes = {name: split.images.shape[1:] for name, split in found.splits.items()}
     for name, shape in shapes.items():
         if shape != shapes["train"]:
-            found.faults.append(f"{root / f'{files_of[name]}_ims.npy'}: expected regions of shape {shapes['train']} as in train, found {shape}")
-    files = [f for n in files_of.values() for f in sorted(root.glob(f"{n}_*")) if f.suffix in (".npy", ".txt", ".tsv")]
+            found.faults.append(
+                f"{root / f'{files_of[name]}_ims.npy'}: expected regions of shape {shapes['train']} as in "
+                f"train, found {shape}"
+            )
+    files = [
+        f
+        for n in files_of.values()
+        for f in sorted(root.glob(f"{n}_*"))
+        if f.suffix in (".npy", ".txt", ".tsv")
+    ]
     vocabularies = sorted(root.glob("*_vocab.json"))
     found.content = [(f.name, file_digest(f)) for f in [*files, *vocabularies]]
     found.note = f"region features {' x '.join(map(str, shapes['train']))}"
-    found.published = {"f30k": "flickr30k", "coco": "coco", "cc152k": "cc152k"}.get(root.name.partition("_")[0], "")
+    found.published = {"f30k": "flickr30k", "coco": "coco", "cc152k": "cc152k"}.get(
+        root.name.partition("_")[0], ""
+    )
     found.vocabularies = tuple(vocabularies)
     return found
 
@@ -101,16 +112,26 @@ def _split(root: Path, split: str, name: str, found: Listing) -> None:
     elif single or CAPTIONS * len(features) != len(captions):
         expected = f"{len(captions)}" if single else f"{len(captions) / CAPTIONS:g} or {len(captions)}"
         raise DataError(
-            f"{root / f'{name}_ims.npy'}: expected {expected} rows for the {len(captions)} captions of the split, found shape {features.shape}"
+            f"{root / f'{name}_ims.npy'}: expected {expected} rows for the {len(captions)} captions of the "
+            f"split, found shape {features.shape}"
         )
     owner = np.arange(len(captions)) * len(rows) // len(captions)
-    found.add(split, Regions(features, rows), Strings(captions), owner, _groups(root / f"{name}_groups.npy", len(rows)))
+    found.add(
+        split,
+        Regions(features, rows),
+        Strings(captions),
+        owner,
+        _groups(root / f"{name}_groups.npy", len(rows)),
+    )
 
 
 def _features(path: Path) -> NDArray[Any]:
     features = read_array(path, "features", mapped=True)
     if features.ndim != 3 or not np.issubdtype(features.dtype, np.floating) or not features.size:
-        raise DataError(f"{path}: expected floating-point numbers of shape (images, regions, width), found {features.dtype} {features.shape}")
+        raise DataError(
+            f"{path}: expected floating-point numbers of shape (images, regions, width), found "
+            f"{features.dtype} {features.shape}"
+        )
     return features
 
 
@@ -127,7 +148,9 @@ def _captions(root: Path, name: str) -> tuple[list[str], bool]:
         with open(path, encoding="utf-8-sig", newline="") as stream:
             return [row[1].strip() for row in csv.reader(stream, delimiter="\t")], True
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected UTF-8, found the byte {error.object[error.start]:#x} at {error.start}") from None
+        raise DataError(
+            f"{path}: expected UTF-8, found the byte {error.object[error.start]:#x} at {error.start}"
+        ) from None
     except IndexError:
         raise DataError(f"{path}: expected an image name, a tab and a caption in every line") from None
     except (OSError, csv.Error) as error:

@@ -1,7 +1,8 @@
-"""Tables of captions (CSV or TSV) beside a folder of images: a user's own data, or Conceptual-Captions-like sets of millions.
+"""Tables of captions (CSV or TSV) beside a folder of images: a user's own data, or Conceptual-Captions-like
+sets of millions.
 
-One table with a column that names the split, one for each split, or one from which dev and test are drawn. Images are told by their path,
-so several lines about one image are its captions.
+One table with a column that names the split, one for each split, or one from which dev and test are drawn.
+Images are told by their path, so several lines about one image are its captions.
 """
 
 from __future__ import annotations
@@ -21,7 +22,17 @@ from harness.data.pictures import Files
 from harness.lib.files import is_file
 
 COLUMNS = {
-    "image": ("image", "image_path", "image_name", "filepath", "file_path", "path", "file_name", "filename", "file"),
+    "image": (
+        "image",
+        "image_path",
+        "image_name",
+        "filepath",
+        "file_path",
+        "path",
+        "file_name",
+        "filename",
+        "file",
+    ),
     "caption": ("caption", "title", "text", "comment", "sentence", "raw", "description"),
     "split": ("split", "subset", "partition"),
 }
@@ -32,8 +43,10 @@ class TableOptions(HeldOut):
     """`dataset_options`: see `HeldOut`, and
 
     Attributes:
-        captions: the table in `folder`, or one for each split ({train: a.tsv, dev: b.tsv, test: c.tsv}); default: looked for.
-        images: where the images are, under `folder` (default: `images` if there is one, else `folder` itself).
+        captions: the table in `folder`, or one for each split ({train: a.tsv, dev: b.tsv, test: c.tsv});
+            default: looked for.
+        images: where the images are, under `folder` (default: `images` if there is one, else `folder`
+            itself).
         columns: what the columns are called, where not as usual: {image: ..., caption: ..., split: ...}.
     """
 
@@ -60,20 +73,32 @@ def recognise(folder: Path) -> bool:
 
 
 def listing(options: TableOptions) -> Listing:
-    """What the tables say; lines without image or caption, and words for splits that mean none, are faults."""
+    """What the tables say; lines without image or caption, and words for splits that mean none,
+    are faults.
+    """
     root = Path(options.folder)
     found = Listing(root.name)
     unknown = set(options.columns) - set(COLUMNS)
-    found.faults += [f"dataset_options.columns: unknown {k!r} (allowed: {', '.join(COLUMNS)})" for k in sorted(unknown)]
+    found.faults += [
+        f"dataset_options.columns: unknown {k!r} (allowed: {', '.join(COLUMNS)})" for k in sorted(unknown)
+    ]
     tables = _given_tables(root, options.captions, found) if options.captions else _tables(root)
-    images = root / options.images if options.images else root / "images" if (root / "images").is_dir() else root
+    images = (
+        root / options.images if options.images else root / "images" if (root / "images").is_dir() else root
+    )
     if not images.is_dir():
         found.faults.append(f"dataset_options.images = {options.images!r}: no such folder in {root}")
     if not tables:
-        found.faults.append(f"{root}: no table of captions was found (*.csv, *.tsv); name it with dataset_options.captions")
+        found.faults.append(
+            f"{root}: no table of captions was found (*.csv, *.tsv); name it with dataset_options.captions"
+        )
     if found.faults:
         return found
-    rows = {name: _read(tables[name], name, images, options.columns, found) for name in ("", *WORDS) if name in tables}
+    rows = {
+        name: _read(tables[name], name, images, options.columns, found)
+        for name in ("", *WORDS)
+        if name in tables
+    }
     if set(rows) == {""}:
         _divide(found, images, rows[""])
     else:
@@ -101,7 +126,9 @@ def _given_tables(root: Path, given: str | dict[str, str], found: Listing) -> di
     for word, file in named.items():
         split = split_name(word) if word else ""
         if split is None:
-            found.faults.append(f"dataset_options.captions: unknown split {word!r} (allowed: {', '.join(WORDS)})")
+            found.faults.append(
+                f"dataset_options.captions: unknown split {word!r} (allowed: {', '.join(WORDS)})"
+            )
         elif not is_file(root / file):
             found.faults.append(f"{root / file} does not exist")
         else:
@@ -126,14 +153,19 @@ def _read(path: Path, name: str, images: Path, columns: dict[str, str], found: L
         place = {"image": 0, "caption": 1}  # no head, as Conceptual Captions has none
         lines = _chain(head, lines)
     if place is None:
-        found.faults.append(f"{path}: expected columns for image and caption, found {', '.join(head[1])[:120]}; name them with "
-                            f"dataset_options.columns: {{image: ..., caption: ...}}")
+        found.faults.append(
+            f"{path}: expected columns for image and caption, found {', '.join(head[1])[:120]}; name "
+            f"them with "
+            f"dataset_options.columns: {{image: ..., caption: ...}}"
+        )
         return nothing
     rows: tuple[list[str], list[str], list[str]] = ([], [], [])
     for number, cells in lines:
         if len(cells) != len(head[1]):
             hint = "" if path.suffix.lower() == ".tsv" else " (a caption that has commas stands in quotes)"
-            found.faults.append(f"{path}, line {number}: {len(cells)} columns where the first line has {len(head[1])}{hint}")
+            found.faults.append(
+                f"{path}, line {number}: {len(cells)} columns where the first line has {len(head[1])}{hint}"
+            )
             continue
         image, caption = cells[place["image"]].strip(), " ".join(cells[place["caption"]].split())
         word = cells[place["split"]] if "split" in place else name
@@ -147,7 +179,9 @@ def _read(path: Path, name: str, images: Path, columns: dict[str, str], found: L
 
 
 def _lines(path: Path, columns: dict[str, str], found: Listing) -> Iterator[tuple[int, list[str]]]:
-    """Rows with the numbers of their last lines. A TSV has no quotes (what stands there is text); in a CSV they may hold commas and line ends."""
+    """Rows with the numbers of their last lines. A TSV has no quotes (what stands there is text); in a CSV
+    they may hold commas and line ends.
+    """
     reader: Any = None
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
@@ -156,7 +190,11 @@ def _lines(path: Path, columns: dict[str, str], found: Listing) -> Iterator[tupl
             if path.suffix.lower() == ".tsv":
                 reader = csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
             else:
-                fits = (d for d in ",|;\t" if _columns(next(csv.reader([head], delimiter=d, skipinitialspace=True)), columns))
+                fits = (
+                    d
+                    for d in ",|;\t"
+                    if _columns(next(csv.reader([head], delimiter=d, skipinitialspace=True)), columns)
+                )
                 reader = csv.reader(stream, delimiter=next(fits, ","), skipinitialspace=True, strict=True)
             for cells in reader:
                 if cells:
@@ -164,12 +202,16 @@ def _lines(path: Path, columns: dict[str, str], found: Listing) -> Iterator[tupl
     except OSError as error:
         found.faults.append(f"{path} cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
-        found.faults.append(f"{path}: expected UTF-8, found the byte {error.object[error.start]:#x} ({error.reason})")
+        found.faults.append(
+            f"{path}: expected UTF-8, found the byte {error.object[error.start]:#x} ({error.reason})"
+        )
     except csv.Error as error:
         found.faults.append(f"{path}, line {reader.line_num if reader else 1}: {error}")
 
 
-def _chain(first: tuple[int, list[str]], rest: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+def _chain(
+    first: tuple[int, list[str]], rest: Iterator[tuple[int, list[str]]]
+) -> Iterator[tuple[int, list[str]]]:
     yield first
     yield from rest
 
@@ -190,7 +232,11 @@ def _divide(found: Listing, folder: Path, rows: Rows) -> None:
     """One table: by its split column, or all of it train."""
     paths, captions, words = rows
     if any(words):
-        found.faults += [f"unknown split {w!r} (allowed: {', '.join(WORDS)})" for w in sorted(set(words)) if split_name(w) is None]
+        found.faults += [
+            f"unknown split {w!r} (allowed: {', '.join(WORDS)})"
+            for w in sorted(set(words))
+            if split_name(w) is None
+        ]
         of = [split_name(w) for w in words]
         for name in [n for n in WORDS if n in of]:
             mine = np.flatnonzero([word == name for word in of])

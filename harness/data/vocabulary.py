@@ -1,4 +1,6 @@
-"""Word ids as the field has them: `word_tokenize` on lower-cased captions, four special tokens, a minimum count."""
+"""Word ids as the field has them: `word_tokenize` on lower-cased captions, four special tokens, a minimum
+count.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Vocabulary:
 
     @classmethod
     def build(cls, captions: Iterable[str], *, min_count: int = MIN_COUNT) -> Vocabulary:
-        """The special tokens, then every word that stands at least `min_count` times, in order of first appearance."""
+        """The special tokens, then every word that stands at least `min_count` times, in order of first
+        appearance.
+        """
         counts = Counter(word for caption in captions for word in tokenize(caption))
         words = [word for word, count in counts.items() if count >= min_count and word not in SPECIAL]
         return cls({word: i for i, word in enumerate((*SPECIAL, *words))})
@@ -46,26 +50,42 @@ class Vocabulary:
         try:
             ids = json.loads(path.read_text(encoding="utf-8"))["word2idx"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"vocabulary {path}: expected JSON with word2idx, found {type(error).__name__}: {error}") from None
+            raise DataError(
+                f"vocabulary {path}: expected JSON with word2idx, found {type(error).__name__}: {error}"
+            ) from None
         if not isinstance(ids, dict) or not ids or not all(type(i) is int and i >= 0 for i in ids.values()):
             raise DataError(f"vocabulary {path}: word2idx should map words to numbers from 0")
         missing = [token for token in SPECIAL if token not in ids]
         if missing:
-            raise DataError(f"vocabulary {path}: expected the special tokens {', '.join(SPECIAL)}, found no {', '.join(missing)}")
+            raise DataError(
+                f"vocabulary {path}: expected the special tokens {', '.join(SPECIAL)}, found no "
+                f"{', '.join(missing)}"
+            )
         if ids["<pad>"] != 0 or sum(i == 0 for i in ids.values()) > 1:
             raise DataError(f"vocabulary {path}: expected <pad> alone at 0, found it at {ids['<pad>']}")
-        if max(ids.values()) >= 100 * len(ids) + 1000:  # an embedding has a row for each number up to the largest
-            raise DataError(f"vocabulary {path}: the number {max(ids.values())} is far beyond its {len(ids)} words")
+        if (
+            max(ids.values()) >= 100 * len(ids) + 1000
+        ):  # an embedding has a row for each number up to the largest
+            raise DataError(
+                f"vocabulary {path}: the number {max(ids.values())} is far beyond its {len(ids)} words"
+            )
         return cls(ids)
 
     def write(self, path: Path) -> None:
-        content = {"word2idx": self.ids, "idx2word": {str(i): word for word, i in self.ids.items()}, "idx": len(self)}
+        content = {
+            "word2idx": self.ids,
+            "idx2word": {str(i): word for word, i in self.ids.items()},
+            "idx": len(self),
+        }
         path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Word ids [C, L] of captions, zeros after the end of each."""
         start, end, unknown = (self.ids[token] for token in SPECIAL[1:])
-        rows = [torch.tensor([start, *(self.ids.get(word, unknown) for word in tokenize(c)), end]) for c in captions]
+        rows = [
+            torch.tensor([start, *(self.ids.get(word, unknown) for word in tokenize(c)), end])
+            for c in captions
+        ]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 

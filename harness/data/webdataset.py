@@ -1,9 +1,11 @@
-"""WebDataset tar shards: samples `KEY.jpg` with `KEY.txt`, or with `KEY.json` that has `caption` (or `captions`, and `group`).
+"""WebDataset tar shards: samples `KEY.jpg` with `KEY.txt`, or with `KEY.json` that has `caption` (or
+`captions`, and `group`).
 
-The shards are read in place. Their index (shard, first byte and length of each picture) is made once, kept in the cache, and read from there
-as a memory map; a picture is then one read at its place, so pairs can be addressed, and any noise model and method works as on any other data
-set. An epoch goes through the shards a few at a time in a seeded order (see `harness.training.sampling`), and through those of `harness.data prepare` in
-any order, so that a trial on them differs from one on the originals in nothing but the pictures.
+The shards are read in place. Their index (shard, first byte and length of each picture) is made once, kept in
+the cache, and read from there as a memory map; a picture is then one read at its place, so pairs can be
+addressed, and any noise model and method works as on any other data set. An epoch goes through the shards a
+few at a time in a seeded order (see `harness.training.sampling`), and through those of `harness.data prepare`
+in any order, so that a trial on them differs from one on the originals in nothing but the pictures.
 """
 
 from __future__ import annotations
@@ -31,17 +33,28 @@ from harness.lib.console import progress
 from harness.lib.files import cache_folder, file_digest
 
 ABOUT = "dataset.json"  # beside the shards of `harness.data prepare`: what they were made from
-_MOST_TEXT = 1_000_000  # bytes of a .txt or .json: a member that says more (a sparse one takes no room) is not read
-_INDEX = pa.schema({"key": pa.large_string(), "start": pa.int64(), "length": pa.int64(), "captions": pa.list_(pa.large_string()),
-                    "places": pa.list_(pa.int64()), "group": pa.int64()})
+_MOST_TEXT = (
+    1_000_000  # bytes of a .txt or .json: a member that says more (a sparse one takes no room) is not read
+)
+_INDEX = pa.schema(
+    {
+        "key": pa.large_string(),
+        "start": pa.int64(),
+        "length": pa.int64(),
+        "captions": pa.list_(pa.large_string()),
+        "places": pa.list_(pa.int64()),
+        "group": pa.int64(),
+    }
+)
 
 
 class ShardOptions(HeldOut):
     """`dataset_options`: see `HeldOut`, and
 
     Attributes:
-        shards: the shards of each split, as file patterns in `folder` ({train: "cc3m-train-*.tar", dev: ...}); default: by name
-            (`train-000000.tar` or `train/000000.tar`), and those that name no split are train.
+        shards: the shards of each split, as file patterns in `folder` ({train: "cc3m-train-*.tar", dev:
+            ...}); default: by name (`train-000000.tar` or `train/000000.tar`), and those that name no split
+            are train.
     """
 
     shards: dict[str, str] = Field(default_factory=dict)
@@ -76,10 +89,20 @@ def listing(options: ShardOptions) -> Listing:
     found.by_shard = about is None  # prepared pictures are small, and read in any order
     if about is not None:
         found.name, found.note, found.skipped = about.name, about.note, about.skipped
-        found.coco_ids = about.coco_ids and (np.array(about.coco_ids[0], np.int64), np.array(about.coco_ids[1], np.int64))
+        found.coco_ids = about.coco_ids and (
+            np.array(about.coco_ids[0], np.int64),
+            np.array(about.coco_ids[1], np.int64),
+        )
         test = found.splits.get("test")
-        if found.coco_ids and test and [len(test.images), len(test.captions)] != [len(ids) for ids in found.coco_ids]:
-            found.faults.append(f"{root / ABOUT}: coco_ids are of {len(found.coco_ids[0])} images and {len(found.coco_ids[1])} captions, and test has {len(test.images)} and {len(test.captions)}")
+        if (
+            found.coco_ids
+            and test
+            and [len(test.images), len(test.captions)] != [len(ids) for ids in found.coco_ids]
+        ):
+            found.faults.append(
+                f"{root / ABOUT}: coco_ids are of {len(found.coco_ids[0])} images and "
+                f"{len(found.coco_ids[1])} captions, and test has {len(test.images)} and {len(test.captions)}"
+            )
     return found
 
 
@@ -93,7 +116,10 @@ class About(BaseModel):
     format: str
     pillow: str
     skipped: dict[str, int] = {}
-    coco_ids: tuple[list[Annotated[int, Field(ge=-1, lt=2**63)]], list[Annotated[int, Field(ge=-1, lt=2**63)]]] | None = None
+    coco_ids: (
+        tuple[list[Annotated[int, Field(ge=-1, lt=2**63)]], list[Annotated[int, Field(ge=-1, lt=2**63)]]]
+        | None
+    ) = None
 
 
 def _about(root: Path, found: Listing) -> About | None:
@@ -120,18 +146,29 @@ def _shards(root: Path, given: dict[str, str], found: Listing) -> dict[str, list
             try:
                 files = sorted(root.glob(pattern))
             except (ValueError, NotImplementedError):
-                found.faults.append(f"dataset_options.shards: {pattern!r} is no pattern of files in {root} (allowed: as 'train-*.tar')")
+                found.faults.append(
+                    f"dataset_options.shards: {pattern!r} is no pattern of files in {root} (allowed: as "
+                    f"'train-*.tar')"
+                )
                 continue
             if split is None or not files:
-                reason = f"no shard in {root} is called {pattern!r}" if split else f"unknown split {word!r} (allowed: {', '.join(WORDS)})"
+                reason = (
+                    f"no shard in {root} is called {pattern!r}"
+                    if split
+                    else f"unknown split {word!r} (allowed: {', '.join(WORDS)})"
+                )
                 found.faults.append(f"dataset_options.shards: {reason}")
             else:
                 shards[split] = files
-        twice = sorted(f.name for f, count in Counter(f for files in shards.values() for f in files).items() if count > 1)
+        twice = sorted(
+            f.name for f, count in Counter(f for files in shards.values() for f in files).items() if count > 1
+        )
         found.faults += [f"dataset_options.shards: {name} would be in two splits" for name in twice]
         return shards
     shards = {}
-    for file in sorted([*root.glob("*.tar"), *(f for f in root.glob("*/*.tar") if not (f.parent / ABOUT).exists())]):
+    for file in sorted(
+        [*root.glob("*.tar"), *(f for f in root.glob("*/*.tar") if not (f.parent / ABOUT).exists())]
+    ):
         words = re.split(r"[^A-Za-z]+", str(file.relative_to(root)))
         split = next((s for s in map(split_name, words) if s), "train")
         shards.setdefault(split, []).append(file)
@@ -141,7 +178,12 @@ def _shards(root: Path, given: dict[str, str], found: Listing) -> dict[str, list
 def _split(name: str, files: list[Path], found: Listing) -> Listed:
     """All samples of a split, from the index of each shard."""
     tables = []
-    for file in progress(files, f"index of {len(files)} shards ({name})" if len(files) > 8 and not all(_index_file(f).exists() for f in files) else None):
+    for file in progress(
+        files,
+        f"index of {len(files)} shards ({name})"
+        if len(files) > 8 and not all(_index_file(f).exists() for f in files)
+        else None,
+    ):
         table, faults = shard_index(file)
         found.faults += faults
         tables.append(table)
@@ -156,10 +198,17 @@ def _split(name: str, files: list[Path], found: Listing) -> Listed:
         order = np.argsort(places, kind="stable")
         texts, owner = texts.only(order), owner[order]
     if (group < 0).any() and (group >= 0).any():
-        found.faults.append(f"{name}: {int((group >= 0).sum())} samples say their group, and {int((group < 0).sum())} do not")
+        found.faults.append(
+            f"{name}: {int((group >= 0).sum())} samples say their group, and {int((group < 0).sum())} do not"
+        )
     if len(places) and not np.array_equal(np.sort(places), np.arange(len(owner))):
-        found.faults.append(f"{name}: the captions have lost their order ('places' should be 0 to {len(owner) - 1}, each once)")
-    listed = Listed(Slices(files, shard, start, length, keys), texts, owner, None if (group < 0).any() else group)
+        found.faults.append(
+            f"{name}: the captions have lost their order ('places' should be 0 to {len(owner) - 1}, "
+            f"each once)"
+        )
+    listed = Listed(
+        Slices(files, shard, start, length, keys), texts, owner, None if (group < 0).any() else group
+    )
     found.content.append((name, [(f.name, file_digest(f)) for f in files], *listed.content()))
     return listed
 
@@ -184,7 +233,8 @@ class _Sample:
 
 
 def shard_index(file: Path) -> tuple[pa.Table, list[str]]:
-    """Samples of a shard (columns of `_INDEX`), and its faults; read from the cache where the shard is as it was.
+    """Samples of a shard (columns of `_INDEX`), and its faults; read from the cache where the shard is as it
+    was.
 
     Raises:
         DataError: the shard cannot be read at all.
@@ -195,8 +245,12 @@ def shard_index(file: Path) -> tuple[pa.Table, list[str]]:
         if not _readable(place):
             samples, faults = _read_shard(file)
             columns = {
-                "key": list(samples), "start": [s.start for s in samples.values()], "length": [s.length for s in samples.values()],
-                "captions": [s.captions for s in samples.values()], "places": [s.places for s in samples.values()], "group": [s.group for s in samples.values()],
+                "key": list(samples),
+                "start": [s.start for s in samples.values()],
+                "length": [s.length for s in samples.values()],
+                "captions": [s.captions for s in samples.values()],
+                "places": [s.places for s in samples.values()],
+                "group": [s.group for s in samples.values()],
             }
             table = pa.table(columns, schema=_INDEX).replace_schema_metadata({"faults": json.dumps(faults)})
             temporary = place.with_suffix(f".{os.getpid()}")
@@ -241,11 +295,20 @@ def _read_shard(file: Path) -> tuple[dict[str, _Sample], list[str]]:
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         with open(file, "rb") as stream:
             packed = stream.read(2) == b"\x1f\x8b"
-        reason = "is compressed, and a shard must be a plain tar" if packed else f"is damaged or cut off after {len(samples)} samples: {error}"
+        reason = (
+            "is compressed, and a shard must be a plain tar"
+            if packed
+            else f"is damaged or cut off after {len(samples)} samples: {error}"
+        )
         faults.append(f"{file} {reason}")
     for key, sample in samples.items():
         if sample.start < 0 or not (sample.captions or sample.group >= 0):
-            there = f" (it has {', '.join(sample.other[:3])}; read are {', '.join(PICTURE_SUFFIXES)}, .txt, .json)" if sample.other else ""
+            there = (
+                f" (it has {', '.join(sample.other[:3])}; read are {', '.join(PICTURE_SUFFIXES)}, .txt, "
+                f".json)"
+                if sample.other
+                else ""
+            )
             faults.append(f"{file}: {key} has no {'picture' if sample.start < 0 else 'caption'}{there}")
     return {k: s for k, s in samples.items() if s.start >= 0 and (s.captions or s.group >= 0)}, faults
 
@@ -283,7 +346,9 @@ def _take(member: tarfile.TarInfo, tar: tarfile.TarFile, samples: dict[str, _Sam
             if sample.text:
                 return f"{key} has two .txt"
             sample.text = True
-            sample.captions = [" ".join(content.decode("utf-8-sig").split())]  # wins over the json's, as img2dataset writes both
+            sample.captions = [
+                " ".join(content.decode("utf-8-sig").split())
+            ]  # wins over the json's, as img2dataset writes both
         else:
             _take_json(json.loads(content), sample)
     except UnicodeDecodeError as error:

@@ -49,10 +49,18 @@ _GENDERED_WORDS = frozenset(
 )
 # Concepts that are drawn alike but share neither code points nor words.
 _SAME_FAMILY = {
-    "santa claus": "claus", "mrs. claus": "claus", "mx claus": "claus",
-    "prince": "crown", "princess": "crown", "person with crown": "crown",
-    "merman": "merperson", "mermaid": "merperson", "breast-feeding": "feeding baby",
-    "pregnant woman": "pregnant", "pregnant man": "pregnant", "pregnant person": "pregnant",
+    "santa claus": "claus",
+    "mrs. claus": "claus",
+    "mx claus": "claus",
+    "prince": "crown",
+    "princess": "crown",
+    "person with crown": "crown",
+    "merman": "merperson",
+    "mermaid": "merperson",
+    "breast-feeding": "feeding baby",
+    "pregnant woman": "pregnant",
+    "pregnant man": "pregnant",
+    "pregnant person": "pregnant",
 }
 _COLOURS = "red|orange|yellow|green|blue|light blue|purple|brown|black|white|grey|pink"
 _TEMPLATES = (
@@ -68,7 +76,12 @@ _TEMPLATES = (
     ("moon", re.compile(r"(crescent|gibbous|quarter|new|full) moon( face)?$|^(first|last) quarter moon")),
     ("japanese button", re.compile(r"^japanese .* button$")),
     ("arrow", re.compile(r"arrow")),
-    ("zodiac", re.compile(r"^(aries|taurus|gemini|cancer|leo|virgo|libra|scorpio|sagittarius|capricorn|aquarius|pisces|ophiuchus)$")),
+    (
+        "zodiac",
+        re.compile(
+            r"^(aries|taurus|gemini|cancer|leo|virgo|libra|scorpio|sagittarius|capricorn|aquarius|pisces|ophiuchus)$"
+        ),
+    ),
 )
 
 
@@ -108,7 +121,11 @@ def _fetch(package: str, version: str, work: Path) -> Path:
     folder = work / f"{package.strip('@').replace('/', '-')}-{version}"
     if not folder.exists():
         packed = subprocess.run(
-            ["npm", "pack", "--silent", f"{package}@{version}"], cwd=work, check=True, text=True, capture_output=True
+            ["npm", "pack", "--silent", f"{package}@{version}"],
+            cwd=work,
+            check=True,
+            text=True,
+            capture_output=True,
         )
         with tarfile.open(work / packed.stdout.split()[-1]) as archive:
             archive.extractall(folder, filter="data")
@@ -161,7 +178,11 @@ def _captions(name: str, aliases: list[str], own: list[str], other: list[str]) -
         f"{name} {' '.join((rest or other)[-1:])}".strip(),
     ]
     # A single keyword ("weather") describes ten concepts: such captions are the last resort.
-    vague = {" ".join(group[:1]) for group in (own[:half], own[half:], rest or other, other[-4:]) if len(group) == 1}
+    vague = {
+        " ".join(group[:1])
+        for group in (own[:half], own[half:], rest or other, other[-4:])
+        if len(group) == 1
+    }
     ranked = sorted(_unique(c for c in wanted if c), key=lambda c: c in vague - {name, *seconds})
     return ranked[:CAPTIONS]
 
@@ -183,7 +204,10 @@ def _pictures(vendor: str, folder: Path, concepts: list[Concept]) -> Iterator[tu
         if concept is None:
             continue
         drawing = drawings.get(icon) or drawings[aliases[icon]["parent"]]
-        width, height = drawing.get("width", icons.get("width", 16)), drawing.get("height", icons.get("height", 16))
+        width, height = (
+            drawing.get("width", icons.get("width", 16)),
+            drawing.get("height", icons.get("height", 16)),
+        )
         svg = (
             f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="0 0 {width} {height}" width="{PIXELS}" height="{PIXELS}">{drawing["body"]}</svg>'
@@ -248,22 +272,38 @@ def _links(concept: Concept) -> list[str]:
 
 def _write(target: Path, concepts: list[Concept], split_of: dict[tuple[int, ...], str]) -> None:
     rows = [
-        {"split": split_of[c.code], "concept": c.key, "name": c.name, "vendor": v, "captions": c.captions, "image": c.images[v]}
+        {
+            "split": split_of[c.code],
+            "concept": c.key,
+            "name": c.name,
+            "vendor": v,
+            "captions": c.captions,
+            "image": c.images[v],
+        }
         for c in concepts
         for v in VENDORS
         if v in c.images
     ]
     schema = pa.schema(
         [
-            ("split", pa.string()), ("concept", pa.string()), ("name", pa.string()), ("vendor", pa.string()),
-            ("captions", pa.list_(pa.string())), ("image", pa.binary()),
+            ("split", pa.string()),
+            ("concept", pa.string()),
+            ("name", pa.string()),
+            ("vendor", pa.string()),
+            ("captions", pa.list_(pa.string())),
+            ("image", pa.binary()),
         ],
-        metadata={"sources": json.dumps({k: "@".join(v) for k, v in PACKAGES.items()}), "attribution": "see NOTICE.md"},
+        metadata={
+            "sources": json.dumps({k: "@".join(v) for k, v in PACKAGES.items()}),
+            "attribution": "see NOTICE.md",
+        },
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), target, compression="zstd", row_group_size=1024)
-    print(f"{target}: {len(rows)} images, {target.stat().st_size / 1e6:.1f} MB, sha256 "
-          f"{hashlib.sha256(target.read_bytes()).hexdigest()[:16]}")
+    print(
+        f"{target}: {len(rows)} images, {target.stat().st_size / 1e6:.1f} MB, sha256 "
+        f"{hashlib.sha256(target.read_bytes()).hexdigest()[:16]}"
+    )
 
 
 def _json(file: Path) -> Any:

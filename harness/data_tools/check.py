@@ -1,6 +1,7 @@
 """`python -m harness.data check PATH`: everything about a data set that can be known before a long run.
 
-Faults make the exit code 1; notes (counts that differ from the published ones, captions that a model will cut, odd characters) do not.
+Faults make the exit code 1; notes (counts that differ from the published ones, captions that a model will
+cut, odd characters) do not.
 """
 
 from __future__ import annotations
@@ -53,7 +54,13 @@ class Findings:
     notes: list[str] = field(default_factory=list)
 
 
-def check(folder: Path, *, layout: str | None = None, options: dict[str, Any] | None = None, threads: int | None = None) -> Findings:
+def check(
+    folder: Path,
+    *,
+    layout: str | None = None,
+    options: dict[str, Any] | None = None,
+    threads: int | None = None,
+) -> Findings:
     """Look at everything: texts, counts, and every picture.
 
     Raises:
@@ -70,10 +77,16 @@ def check(folder: Path, *, layout: str | None = None, options: dict[str, Any] | 
     found.faults += listing.problems
     for split, listed in listing.splits.items():
         _check_captions(split, listed, found)
-    digests = {s: _check_pictures(s, listed.images, found, threads) for s, listed in listing.splits.items() if isinstance(listed.images, Pictures)}
+    digests = {
+        s: _check_pictures(s, listed.images, found, threads)
+        for s, listed in listing.splits.items()
+        if isinstance(listed.images, Pictures)
+    }
     for split, listed in listing.splits.items():
         if isinstance(listed.images, Regions):
-            found.faults += [f"{split}: the region features of image {i} are not finite" for i in _broken(listed.images)]
+            found.faults += [
+                f"{split}: the region features of image {i} are not finite" for i in _broken(listed.images)
+            ]
     found.faults += _duplicates(digests, listing)
     if not found.faults:
         try:  # what else loading would refuse: options that do not go with these counts
@@ -87,18 +100,30 @@ def check(folder: Path, *, layout: str | None = None, options: dict[str, Any] | 
 def _guess(folder: Path, listing: Listing) -> str:
     """Whose counts to compare with, by the folder's name, where the layout does not tell."""
     word = f"{listing.name} {folder.resolve().name}".lower()
-    return next((name for part, name in (("f30k", "flickr30k"), *((n, n) for n in PUBLISHED)) if part in word), "")
+    return next(
+        (name for part, name in (("f30k", "flickr30k"), *((n, n) for n in PUBLISHED)) if part in word), ""
+    )
 
 
 def show(found: Findings) -> int:
     """Print the findings, every one; returns the exit code."""
     listing = found.listing
     published = PUBLISHED.get(listing.published, {})
-    table = Table("split", "images", "captions", "captions an image", *(["images published"] if published else []),
-                  title=escape(f"{listing.name} (layout {found.layout})"))
+    table = Table(
+        "split",
+        "images",
+        "captions",
+        "captions an image",
+        *(["images published"] if published else []),
+        title=escape(f"{listing.name} (layout {found.layout})"),
+    )
     for split, listed in listing.splits.items():
         counts = Counter(np.bincount(listed.owner, minlength=len(listed.images)).tolist())
-        each = ", ".join(f"{k}: {n:,} images" for k, n in sorted(counts.items())[:6]) if len(counts) > 1 else str(next(iter(counts), 0))
+        each = (
+            ", ".join(f"{k}: {n:,} images" for k, n in sorted(counts.items())[:6])
+            if len(counts) > 1
+            else str(next(iter(counts), 0))
+        )
         more = [f"{published[split]:,}" if split in published else "–"] if published else []
         table.add_row(split, f"{len(listed.images):,}", f"{len(listed.captions):,}", each, *more)
     console.print(table)
@@ -106,7 +131,10 @@ def show(found: Findings) -> int:
         for line in lines:
             print(f"{heading}: {line}")
     if found.faults:
-        console.print(f"[bold red]{len(found.faults)} fault{'s' if len(found.faults) > 1 else ''}[/], {len(found.notes)} notes")
+        console.print(
+            f"[bold red]{len(found.faults)} fault{'s' if len(found.faults) > 1 else ''}[/], "
+            f"{len(found.notes)} notes"
+        )
         return 1
     console.print(f"no faults, {len(found.notes)} note{'' if len(found.notes) == 1 else 's'}")
     return 0
@@ -124,11 +152,15 @@ def _check_captions(split: str, listed: Listed, found: Findings) -> None:
         found.faults += [f"{split}: {_name(listed.images, int(i))} has no caption" for i in without]
     odd = [i for i, text in enumerate(texts) if _MOJIBAKE.search(text)]
     found.notes += [f"{where(i)} looks wrongly decoded: {texts[i][:60]!r}" for i in odd]
-    found.notes += [f"{where(i)} has {n} tokens: CLIP reads {CONTEXT - 2} of them" for i, n in _too_long(texts)]
+    found.notes += [
+        f"{where(i)} has {n} tokens: CLIP reads {CONTEXT - 2} of them" for i, n in _too_long(texts)
+    ]
 
 
 def _too_long(texts: Sequence[str]) -> Iterable[tuple[int, int]]:
-    """Captions with more tokens than CLIP reads. A token is at least a byte, so short ones are not looked at."""
+    """Captions with more tokens than CLIP reads. A token is at least a byte, so short ones are not
+    looked at.
+    """
     suspects = [i for i, text in enumerate(texts) if len(text.encode()) > CONTEXT - 2]
     if not suspects:
         return
@@ -148,7 +180,9 @@ def _name(images: Any, i: int) -> str:
 def _check_pictures(split: str, images: Pictures, found: Findings, threads: int | None) -> list[str]:
     """Hash of each picture's bytes, empty where there are none; the faults go to `found`."""
     digests = []
-    for seen in look_at(images, f"decoding {len(images):,} pictures of {split}", threads=threads or os.cpu_count() or 1):
+    for seen in look_at(
+        images, f"decoding {len(images):,} pictures of {split}", threads=threads or os.cpu_count() or 1
+    ):
         digests.append(seen.digest)
         if seen.fault:
             found.faults.append(f"{split}: {seen.fault}")
@@ -156,7 +190,9 @@ def _check_pictures(split: str, images: Pictures, found: Findings, threads: int 
 
 
 def _broken(images: Regions) -> Iterable[int]:
-    """Images with an infinite region feature or one that is no number; read piece by piece, for the file may be larger than the memory."""
+    """Images with an infinite region feature or one that is no number; read piece by piece, for the file may
+    be larger than the memory.
+    """
     for start in range(0, len(images), 256):
         rows = np.arange(start, min(start + 256, len(images)))
         yield from rows[~np.isfinite(images[rows]).all(axis=(1, 2))].tolist()
@@ -184,7 +220,12 @@ def _unused(listing: Listing) -> list[str]:
         return []
     folder = mine[0].folder
     used = {os.path.normpath(path.as_py()) for images in mine for path in images.paths.array}
-    there = (os.path.relpath(Path(at, f), folder) for at, _, files in os.walk(folder) for f in files if Path(f).suffix.lower() in PICTURE_SUFFIXES)
+    there = (
+        os.path.relpath(Path(at, f), folder)
+        for at, _, files in os.walk(folder)
+        for f in files
+        if Path(f).suffix.lower() in PICTURE_SUFFIXES
+    )
     unused = sorted(f for f in there if f not in used)
     shown = f"{', '.join(unused[:5])}{' ...' if len(unused) > 5 else ''}"
     return [f"{len(unused):,} pictures in {folder} have no caption in any split: {shown}"] if unused else []
@@ -195,5 +236,6 @@ def _counts(listing: Listing) -> list[str]:
     have = {split: len(listing.splits[split].images) if split in listing.splits else 0 for split in published}
     return [
         f"{split} has {have[split]:,} images, {listing.published} as published {count:,}"
-        for split, count in published.items() if have[split] != count
+        for split, count in published.items()
+        if have[split] != count
     ]

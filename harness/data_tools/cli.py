@@ -1,6 +1,8 @@
-"""`python -m harness.data`: check a data set and show what it holds, prepare its pictures, write it for others, look at noise indices.
+"""`python -m harness.data`: check a data set and show what it holds, prepare its pictures, write it for
+others, look at noise indices.
 
-PATH is a data set's folder (its layout is told from what lies in it), or a name: `emoji`, or package.module:function.
+PATH is a data set's folder (its layout is told from what lies in it), or a name: `emoji`, or
+package.module:function.
 """
 
 from __future__ import annotations
@@ -33,40 +35,87 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m harness.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="look at every caption and picture before a long run; exit code 1 if something is wrong")
+    check = commands.add_parser(
+        "check", help="look at every caption and picture before a long run; exit code 1 if something is wrong"
+    )
     check.add_argument("path", type=Path, help="the folder")
     _how_to_read(check)
     check.set_defaults(run=_check)
     show = commands.add_parser("show", help="splits, sizes and fingerprint")
     prepare = commands.add_parser("prepare", help="write resized pictures once, for trials to read")
-    prepare.add_argument("--out", type=Path, required=True, help="folder to make; then `dataset: [webdataset]` with this folder")
-    prepare.add_argument("--size", type=int, default=224, help="pixels of the shorter side: the model's input (default: %(default)s)")
-    prepare.add_argument("--format", choices=["jpeg", "webp", "png"], default="jpeg", help="png keeps the very pixels (default: %(default)s)")
-    export = commands.add_parser("export", help="region features, captions and noise indices for the field's repositories")
-    export.add_argument("--format", choices=["scan"], required=True, help="scan: 36 region features an image, captions, vocabulary")
+    prepare.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder to make; then `dataset: [webdataset]` with this folder",
+    )
+    prepare.add_argument(
+        "--size",
+        type=int,
+        default=224,
+        help="pixels of the shorter side: the model's input (default: %(default)s)",
+    )
+    prepare.add_argument(
+        "--format",
+        choices=["jpeg", "webp", "png"],
+        default="jpeg",
+        help="png keeps the very pixels (default: %(default)s)",
+    )
+    export = commands.add_parser(
+        "export", help="region features, captions and noise indices for the field's repositories"
+    )
+    export.add_argument(
+        "--format",
+        choices=["scan"],
+        required=True,
+        help="scan: 36 region features an image, captions, vocabulary",
+    )
     export.add_argument("--out", type=Path, help="folder to make (default: data/NAME_precomp)")
-    export.add_argument("--noise-ratio", type=float, nargs="*", default=[0.2, 0.4, 0.6], help="noise indices to write")
-    export.add_argument("--noise-seed", type=int, nargs="*", default=[0], help="their seeds: those of trials (noise_seed)")
+    export.add_argument(
+        "--noise-ratio", type=float, nargs="*", default=[0.2, 0.4, 0.6], help="noise indices to write"
+    )
+    export.add_argument(
+        "--noise-seed", type=int, nargs="*", default=[0], help="their seeds: those of trials (noise_seed)"
+    )
     export.add_argument("--granularity", choices=GRANULARITIES, default="caption")
-    embed = commands.add_parser("embed", help="an embedding of the training images or captions, for noise: {model: hard, embedding: FILE}")
+    embed = commands.add_parser(
+        "embed",
+        help="an embedding of the training images or captions, for noise: {model: hard, embedding: FILE}",
+    )
     embed.add_argument("--out", type=Path, required=True, help="the .npy file to make")
     embed.add_argument("--of", choices=["images", "captions"], default="captions")
-    embed.add_argument("--backbone", default="{}", help="backbone of kind clip, as in a sweep file (default: the packaged towers)")
+    embed.add_argument(
+        "--backbone",
+        default="{}",
+        help="backbone of kind clip, as in a sweep file (default: the packaged towers)",
+    )
     for command, run in ((show, _show), (prepare, _prepare), (export, _export), (embed, _embed)):
         command.add_argument("name", metavar="PATH", help="folder or name of a data set")
         _how_to_read(command)
         command.set_defaults(run=run)
-    words = commands.add_parser("vocabulary", help="build FOLDER/NAME_vocab.json from the training captions of a folder in the SCAN layout")
+    words = commands.add_parser(
+        "vocabulary",
+        help="build FOLDER/NAME_vocab.json from the training captions of a folder in the SCAN layout",
+    )
     words.add_argument("folder", type=Path)
     words.add_argument("--min-count", type=int, help="how often a word must stand")
     words.set_defaults(run=_vocabulary)
-    build = commands.add_parser("build", help="build `emoji` from its npm packages (needs npm, and pip install '.[build]')")
+    build = commands.add_parser(
+        "build", help="build `emoji` from its npm packages (needs npm, and pip install '.[build]')"
+    )
     build.add_argument("name", choices=["emoji"])
     build.add_argument("--work", type=Path, help="folder for the packages (default: a temporary one)")
     build.set_defaults(run=_build)
-    plain = commands.add_parser("unpickle", help="a pickled .npy (NPC's memory banks) to plain arrays; nothing else here opens a pickle")
+    plain = commands.add_parser(
+        "unpickle",
+        help="a pickled .npy (NPC's memory banks) to plain arrays; nothing else here opens a pickle",
+    )
     plain.add_argument("file", type=Path)
     plain.add_argument("--out", type=Path, required=True, help="the .npz file to make")
     plain.set_defaults(run=_unpickle)
@@ -77,8 +126,12 @@ def _parser() -> argparse.ArgumentParser:
 def _unpickle(options: argparse.Namespace) -> int:
     from harness.data_tools.unpickle import unpickle
 
-    console.print(f"warning: {options.file} is opened as a pickle, a format that can run code. It is read with nothing allowed but data; "
-                  f"open it elsewhere (numpy.load with allow_pickle) only if you trust whoever made it.", markup=False)
+    console.print(
+        f"warning: {options.file} is opened as a pickle, a format that can run code. It is read with "
+        f"nothing allowed but data; "
+        f"open it elsewhere (numpy.load with allow_pickle) only if you trust whoever made it.",
+        markup=False,
+    )
     for name, array in unpickle(options.file, options.out).items():
         console.print(f"{options.out}: {name} {array.dtype} {array.shape}", markup=False)
     return 0
@@ -87,25 +140,44 @@ def _unpickle(options: argparse.Namespace) -> int:
 def _noise_parser(noise: argparse.ArgumentParser) -> None:
     actions = noise.add_subparsers(dest="action", required=True)
     show = actions.add_parser("show", help="granularity, ratio, wrong captions an image, digest")
-    show.add_argument("file", type=Path, help=".npy of the NCR line or of DECL and RCL, or NPC's RATIO_noise_train_caps.txt")
-    show.add_argument("--data", help="the data set that it belongs to; without, five captions an image (or one each) are taken for granted")
+    show.add_argument(
+        "file", type=Path, help=".npy of the NCR line or of DECL and RCL, or NPC's RATIO_noise_train_caps.txt"
+    )
+    show.add_argument(
+        "--data",
+        help="the data set that it belongs to; without, five captions an image (or one each) are taken for "
+        "granted",
+    )
     _how_to_read(show)
     show.set_defaults(run=_noise_show)
     write = actions.add_parser("write", help="write the index of a trial for the field's repositories")
     write.add_argument("name", metavar="PATH", help="folder or name of a data set")
     write.add_argument("--out", type=Path, required=True)
-    write.add_argument("--form", choices=FORMS, required=True, help="caption: NCR's .npy; image: DECL's and RCL's .npy; text: NPC's .txt")
+    write.add_argument(
+        "--form",
+        choices=FORMS,
+        required=True,
+        help="caption: NCR's .npy; image: DECL's and RCL's .npy; text: NPC's .txt",
+    )
     write.add_argument("--ratio", type=float, required=True)
     write.add_argument("--seed", type=int, default=0, help="noise_seed of a trial")
     write.add_argument("--granularity", choices=GRANULARITIES, default="caption")
-    write.add_argument("--noise", default="shuffle", help="the noise model, as `noise:` of a sweep file (default: %(default)s)")
+    write.add_argument(
+        "--noise",
+        default="shuffle",
+        help="the noise model, as `noise:` of a sweep file (default: %(default)s)",
+    )
     _how_to_read(write)
     write.set_defaults(run=_noise_write)
 
 
 def _how_to_read(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--layout", choices=LAYOUTS, help="of the folder (default: told from what lies in it)")
-    command.add_argument("--options", default="{}", help="further dataset_options, as in a sweep file: '{held_out: 500}'")
+    command.add_argument(
+        "--layout", choices=LAYOUTS, help="of the folder (default: told from what lies in it)"
+    )
+    command.add_argument(
+        "--options", default="{}", help="further dataset_options, as in a sweep file: '{held_out: 500}'"
+    )
 
 
 def _mapping(text: str, flag: str) -> dict[str, Any]:
@@ -144,7 +216,14 @@ def _show(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     data = _load(options.name, options)
-    table = Table("split", "images", "captions", "groups", title=escape(f"{data.name} ({data.fingerprint})"), caption=escape(data.note))
+    table = Table(
+        "split",
+        "images",
+        "captions",
+        "groups",
+        title=escape(f"{data.name} ({data.fingerprint})"),
+        caption=escape(data.note),
+    )
     for split, content in data.splits.items():
         groups = len(set(content.image_group.tolist()))
         table.add_row(split, f"{len(content.images):,}", f"{len(content.captions):,}", f"{groups:,}")
@@ -159,7 +238,11 @@ def _prepare(options: argparse.Namespace) -> int:
         raise DataError(f"--size {options.size}: expected a number of pixels")
     prepare(_load(options.name, options), options.out, size=options.size, form=options.format)
     size = sum(f.stat().st_size for f in options.out.iterdir())
-    console.print(f"written: {options.out}, {size / 2**20:,.0f} MB; read it with `dataset: [webdataset]`, `dataset_options: {{folder: {options.out}}}`", markup=False)
+    console.print(
+        f"written: {options.out}, {size / 2**20:,.0f} MB; read it with `dataset: [webdataset]`, "
+        f"`dataset_options: {{folder: {options.out}}}`",
+        markup=False,
+    )
     return 0
 
 
@@ -170,7 +253,13 @@ def _export(options: argparse.Namespace) -> int:
     bad = [r for r in options.noise_ratio if not 0 <= r < 1]
     if bad:
         raise DataError(f"--noise-ratio {bad[0]}: expected a number from 0 to below 1")
-    export_scan(_load(options.name, options), folder, ratios=options.noise_ratio, seeds=options.noise_seed, granularity=options.granularity)
+    export_scan(
+        _load(options.name, options),
+        folder,
+        ratios=options.noise_ratio,
+        seeds=options.noise_seed,
+        granularity=options.granularity,
+    )
     console.print(f"written: {folder}")
     return 0
 
@@ -183,11 +272,21 @@ def _embed(options: argparse.Namespace) -> int:
     from harness.backbones.features import CachedInputs
 
     if options.out.exists() or options.out.suffix != ".npy":
-        raise DataError(f"{options.out} exists already" if options.out.exists() else f"--out {options.out}: expected the name of an .npy file")
+        raise DataError(
+            f"{options.out} exists already"
+            if options.out.exists()
+            else f"--out {options.out}: expected the name of an .npy file"
+        )
     try:
-        setup = ClipSetup(ClipConfig.model_validate({**_mapping(options.backbone, "--backbone"), "locked": True, "cache": True}))
+        setup = ClipSetup(
+            ClipConfig.model_validate(
+                {**_mapping(options.backbone, "--backbone"), "locked": True, "cache": True}
+            )
+        )
     except ValidationError as error:
-        raise DataError(f"--backbone: {'; '.join(str(e['loc'][0]) + ': ' + e['msg'] for e in error.errors())}") from None
+        raise DataError(
+            f"--backbone: {'; '.join(str(e['loc'][0]) + ': ' + e['msg'] for e in error.errors())}"
+        ) from None
     fault = setup.check(setup.config)
     if fault:
         raise DataError(f"--backbone: {fault}")
@@ -216,7 +315,9 @@ def _vocabulary(options: argparse.Namespace) -> int:
     data = load_dataset("scan", folder=str(folder))
     if data.vocabularies:
         raise DataError(f"{folder} has a vocabulary already: {data.vocabularies[0].name}")
-    made = Vocabulary.build(data["train"].captions, min_count=MIN_COUNT if options.min_count is None else options.min_count)
+    made = Vocabulary.build(
+        data["train"].captions, min_count=MIN_COUNT if options.min_count is None else options.min_count
+    )
     path = folder / f"{folder.resolve().name}_vocab.json"
     made.write(path)
     console.print(f"written: {path}, {len(made):,} words")
@@ -242,14 +343,23 @@ def _noise_show(options: argparse.Namespace) -> int:
     split = _load(options.data, options)["train"] if options.data else guessed_split(options.file)
     found = read_index(options.file, split)
     for key, value in describe(found, split).items():
-        print(f"{key}: {f'{value:.5f}' if isinstance(value, float) else f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else value}")
+        print(f"{key}: {_shown(value)}")
     print("images by their number of wrong captions:")
     for wrong, count in enumerate(found.wrong_captions.tolist()):
         print(f"  {wrong}: {count:>9,} ({100 * count / len(split.images):5.1f} %)")
     print(f"digest: {index_digest(found.image)}")
     if not options.data:
-        console.print(f"(taken to be of {len(split.images):,} images with {len(split.captions) // len(split.images)} captions each: --data tells for certain)")
+        console.print(
+            f"(taken to be of {len(split.images):,} images with {len(split.captions) // len(split.images)} "
+            f"captions each: --data tells for certain)"
+        )
     return 0
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _noise_write(options: argparse.Namespace) -> int:
@@ -261,8 +371,12 @@ def _noise_write(options: argparse.Namespace) -> int:
     split = _load(options.name, options)["train"]
     given = _mapping(options.noise, "--noise") if "{" in options.noise else options.noise
     try:
-        model: Any = TypeAdapter(NoiseModel).validate_python({"model": given} if isinstance(given, str) else given)
-        noise = make_noise(split, ratio=options.ratio, granularity=options.granularity, seed=options.seed, model=model)
+        model: Any = TypeAdapter(NoiseModel).validate_python(
+            {"model": given} if isinstance(given, str) else given
+        )
+        noise = make_noise(
+            split, ratio=options.ratio, granularity=options.granularity, seed=options.seed, model=model
+        )
     except ValidationError as error:
         raise DataError(f"--noise {options.noise!r}: {'; '.join(e['msg'] for e in error.errors())}") from None
     except ValueError as error:
@@ -270,7 +384,10 @@ def _noise_write(options: argparse.Namespace) -> int:
     if noise.captions is not None:
         raise DataError("noise 'partial' changes words: no published form of an index holds it")
     write_index(noise.image, split, options.out, options.form)
-    console.print(f"written: {options.out}, {noise.granularity}-level, realised {noise.realised:.5f}, digest {noise.digest}")
+    console.print(
+        f"written: {options.out}, {noise.granularity}-level, realised {noise.realised:.5f}, digest "
+        f"{noise.digest}"
+    )
     return 0
 
 

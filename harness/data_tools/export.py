@@ -1,7 +1,8 @@
 """Any data set with pictures in the SCAN layout, so that the field's repositories run on it (see `scan.py`).
 
-A picture becomes 36 regions: the 6 x 6 spatial map of the packaged EfficientNet-Lite0 at 192 pixels. Images without captions
-are left out (in `emoji`'s dev and test one picture of a concept owns its captions), so there an image is its own group.
+A picture becomes 36 regions: the 6 x 6 spatial map of the packaged EfficientNet-Lite0 at 192 pixels. Images
+without captions are left out (in `emoji`'s dev and test one picture of a concept owns its captions), so there
+an image is its own group.
 """
 
 from __future__ import annotations
@@ -27,11 +28,18 @@ from harness.noise.inject import make_noise
 IMAGE_SIZE, CHUNK = 192, 64
 
 
-def export_scan(data: DataSet, folder: Path, *, ratios: Sequence[float] = (), seeds: Sequence[int] = (), granularity: str = "caption") -> None:
+def export_scan(
+    data: DataSet,
+    folder: Path,
+    *,
+    ratios: Sequence[float] = (),
+    seeds: Sequence[int] = (),
+    granularity: str = "caption",
+) -> None:
     """Write `folder` with features, captions, groups, vocabulary, and a noise index for each ratio and seed.
 
-    The index `noise/caption_0.4_seed0.npy` is what NCR-line code takes as `--noise_file`: the image of each caption. It is the one
-    that a trial here has at that ratio and `noise_seed`. All or nothing is written.
+    The index `noise/caption_0.4_seed0.npy` is what NCR-line code takes as `--noise_file`: the image of each
+    caption. It is the one that a trial here has at that ratio and `noise_seed`. All or nothing is written.
 
     Raises:
         DataError: the folder exists, there are no pictures, or images own neither one caption each nor five.
@@ -54,7 +62,12 @@ def export_scan(data: DataSet, folder: Path, *, ratios: Sequence[float] = (), se
         Vocabulary.build(captions["train"]).write(part / f"{folder.name}_vocab.json")
         _write_noise(part / "noise", len(captions["train"]), each, ratios, seeds, granularity)
         weights = weights_identity(model="effnet_minilm", pretrained="packages")
-        source = {"data set": data.name, "fingerprint": data.fingerprint, "regions": f"EfficientNet-Lite0, {IMAGE_SIZE} px, 6 x 6", "weights": weights}
+        source = {
+            "data set": data.name,
+            "fingerprint": data.fingerprint,
+            "regions": f"EfficientNet-Lite0, {IMAGE_SIZE} px, 6 x 6",
+            "weights": weights,
+        }
         (part / "source.json").write_text(json.dumps(source, indent=1))
 
 
@@ -68,7 +81,10 @@ def _captions_each(data: DataSet) -> int:
     if max(most) == 1:
         return 1
     if min(least) < CAPTIONS:
-        raise DataError(f"{data.name!r}: the layout has {CAPTIONS} captions an image (or one everywhere), and an image owns {min(least)}")
+        raise DataError(
+            f"{data.name!r}: the layout has {CAPTIONS} captions an image (or one everywhere), and an image "
+            f"owns {min(least)}"
+        )
     return CAPTIONS
 
 
@@ -79,14 +95,18 @@ def _write_captions(folder: Path, name: str, split: Split, owners: NDArray[np.in
     written = [caption for image in owners.tolist() for caption in own[image][:each]]
     if each == 1:
         with open(folder / f"{name}_caps.tsv", "w", encoding="utf-8", newline="") as stream:
-            csv.writer(stream, delimiter="\t", lineterminator="\n").writerows(zip(owners.tolist(), written, strict=True))
+            csv.writer(stream, delimiter="\t", lineterminator="\n").writerows(
+                zip(owners.tolist(), written, strict=True)
+            )
     else:
         (folder / f"{name}_caps.txt").write_text("\n".join(written) + "\n", encoding="utf-8")
     return written
 
 
 @torch.inference_mode()
-def _write_features(path: Path, split: Split, images: NDArray[np.int64], towers: torch.nn.Module, name: str) -> None:
+def _write_features(
+    path: Path, split: Split, images: NDArray[np.int64], towers: torch.nn.Module, name: str
+) -> None:
     trunk = towers.model.visual.trunk  # type: ignore[union-attr]
 
     def regions(at: Sequence[int]) -> Tensor:
@@ -103,7 +123,9 @@ def _write_features(path: Path, split: Split, images: NDArray[np.int64], towers:
     out.flush()
 
 
-def _write_noise(folder: Path, captions: int, each: int, ratios: Sequence[float], seeds: Sequence[int], granularity: str) -> None:
+def _write_noise(
+    folder: Path, captions: int, each: int, ratios: Sequence[float], seeds: Sequence[int], granularity: str
+) -> None:
     images = captions // each
     split = Split(range(images), [""] * captions, np.arange(captions) // each, np.arange(images))
     for ratio in ratios:

@@ -1,8 +1,11 @@
-"""Pictures made small once: WebDataset shards that a trial reads in place of the originals (see `webdataset.py`).
+"""Pictures made small once: WebDataset shards that a trial reads in place of the originals (see
+`webdataset.py`).
 
-A picture's shorter side becomes the model's input size, by the same bicubic filter that the model's own transform uses, so what is left
-for a trial is to read, to decode few pixels, and to crop. `png` keeps the very pixels (a trial gets the same inputs, bit for bit); `jpeg` and
-`webp` at quality 95 are a tenth of that, and not quite the same pictures: the data set gets another fingerprint.
+A picture's shorter side becomes the model's input size, by the same bicubic filter that the model's own
+transform uses, so what is left for a trial is to read, to decode few pixels, and to crop. `png` keeps the
+very pixels (a trial gets the same inputs, bit for bit); `jpeg` and
+`webp` at quality 95 are a tenth of that, and not quite the same pictures: the data set gets another
+fingerprint.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
 SHARD = 2_000  # pictures in a shard
 
 
-def prepare(data: DataSet, folder: Path, *, size: int, form: str = "jpeg", threads: int | None = None) -> None:
+def prepare(
+    data: DataSet, folder: Path, *, size: int, form: str = "jpeg", threads: int | None = None
+) -> None:
     """Write `folder` with shards of every split, and `dataset.json` about them. All or nothing is written.
 
     Args:
@@ -50,8 +55,14 @@ def prepare(data: DataSet, folder: Path, *, size: int, form: str = "jpeg", threa
         raise DataError(f"{data.name!r} has region features, and no pictures to prepare")
     ids = data.coco_ids and (data.coco_ids[0].tolist(), data.coco_ids[1].tolist())
     about = About(
-        name=data.name, note=data.note, made_from=data.fingerprint, size=size, format=form, pillow=version("Pillow"),
-        skipped=dict(data.skipped), coco_ids=ids,
+        name=data.name,
+        note=data.note,
+        made_from=data.fingerprint,
+        size=size,
+        format=form,
+        pillow=version("Pillow"),
+        skipped=dict(data.skipped),
+        coco_ids=ids,
     )
     with whole_folder(folder) as part:
         for name, split in data.splits.items():
@@ -60,7 +71,9 @@ def prepare(data: DataSet, folder: Path, *, size: int, form: str = "jpeg", threa
 
 
 def smaller(picture: Image.Image, size: int) -> Image.Image:
-    """The picture with its shorter side at `size`, as torchvision's `Resize` rounds it; a smaller picture grows, as it would in the trial."""
+    """The picture with its shorter side at `size`, as torchvision's `Resize` rounds it; a smaller picture
+    grows, as it would in the trial.
+    """
     width, height = picture.size
     short, long = min(width, height), max(width, height)
     if short == size:
@@ -85,12 +98,17 @@ def _write_split(folder: Path, name: str, split: Split, size: int, form: str, th
         except (OSError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"picture {split.images.name(i)} cannot be written as {form} at {size} pixels: {error}") from None  # type: ignore[attr-defined]
+            name_of_picture = split.images.name(i)  # type: ignore[attr-defined]
+            raise DataError(
+                f"picture {name_of_picture} cannot be written as {form} at {size} pixels: {error}"
+            ) from None
         return stream.getvalue()
 
     starts = range(0, len(split.images), SHARD)
     with ThreadPoolExecutor(threads) as pool:
-        for number, start in enumerate(progress(starts, f"{len(split.images):,} pictures of {name} at {size} pixels")):
+        for number, start in enumerate(
+            progress(starts, f"{len(split.images):,} pictures of {name} at {size} pixels")
+        ):
             rows = range(start, min(start + SHARD, len(split.images)))
             with tarfile.open(folder / f"{name}-{number:06}.tar", "w") as tar:
                 for i, content in zip(rows, _in_order(pool, encode, rows), strict=True):

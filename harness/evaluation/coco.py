@@ -1,7 +1,8 @@
 """What MS-COCO's test split is measured by besides its 5,000 images at once.
 
-The 1K protocol is the mean over five folds of 1,000 images and their captions, in file order (SCAN, NCR and NPC alike). ECCV Caption
-(Chun et al., ECCV 2022) adds matches that the captions' owners miss: mAP@R, R-Precision and R@1, from the package `eccv_caption`.
+The 1K protocol is the mean over five folds of 1,000 images and their captions, in file order (SCAN, NCR and
+NPC alike). ECCV Caption (Chun et al., ECCV 2022) adds matches that the captions' owners miss: mAP@R,
+R-Precision and R@1, from the package `eccv_caption`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ ECCV_MEASURES = tuple(f"eccv_{d}_{m}" for d in ("i2t", "t2i") for m in ("map_at_
 def coco_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float]:
     """From similarities [images, captions] of test; percent. Empty for other data sets.
 
-    `1k_...`: means over the folds. `eccv_...`: where the package is installed and the data set knows MS-COCO's numbers.
+    `1k_...`: means over the folds. `eccv_...`: where the package is installed and the data set knows
+        MS-COCO's numbers.
     """
     return fold_metrics(scores, data) | eccv_metrics(scores, data)
 
@@ -44,7 +46,9 @@ def fold_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float
 
 
 def eccv_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float]:
-    """`eccv_...`: empty where the package or MS-COCO's numbers are missing, or test is not the split that it judges."""
+    """`eccv_...`: empty where the package or MS-COCO's numbers are missing, or test is not the split that it
+    judges.
+    """
     if data.coco_ids is None or not data.folds or importlib.util.find_spec("eccv_caption") is None:
         return {}
     with warnings.catch_warnings():
@@ -54,7 +58,10 @@ def eccv_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float
     judge = eccv_caption.Metrics()
     images, captions = data.coco_ids
     retrieved = {}
-    for direction, matrix, queries, candidates in (("i2t", scores, images, captions), ("t2i", scores.T, captions, images)):
+    for direction, matrix, queries, candidates in (
+        ("i2t", scores, images, captions),
+        ("t2i", scores.T, captions, images),
+    ):
         truth = judge.eccv_gts[direction]
         rows = np.flatnonzero(np.isin(queries, list(truth)))
         if len(rows) < len(truth):  # not the test split that the judgements are about
@@ -62,9 +69,19 @@ def eccv_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float
         retrieved[direction] = _best(matrix, queries, candidates, rows, max(map(len, truth.values())))
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
         found = judge.eccv_metrics(retrieved, "all")
-    return {f"eccv_{d}_{name.removeprefix('eccv_')}": 100 * float(v) for name, both in found.items() for d, v in both.items()}
+    return {
+        f"eccv_{d}_{name.removeprefix('eccv_')}": 100 * float(v)
+        for name, both in found.items()
+        for d, v in both.items()
+    }
 
 
-def _best(scores: Any, queries: NDArray[np.int64], candidates: NDArray[np.int64], rows: NDArray[np.int64], count: int) -> dict[int, list[int]]:
+def _best(
+    scores: Any,
+    queries: NDArray[np.int64],
+    candidates: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    count: int,
+) -> dict[int, list[int]]:
     """The best candidates' numbers for some queries, best first."""
     return {int(queries[r]): candidates[np.argsort(-scores[r], kind="stable")[:count]].tolist() for r in rows}

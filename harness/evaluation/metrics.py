@@ -42,11 +42,15 @@ def rank_queries(similarity: NDArray[np.floating], query_group: NDArray, candida
     if unmatched:
         raise ValueError(f"{unmatched} queries have no match among the candidates")
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(similarity), _BLOCK)]
-    ranks, tops = zip(*(_rank_block(similarity[b], query_group[b], candidate_group) for b in blocks), strict=True)
+    ranks, tops = zip(
+        *(_rank_block(similarity[b], query_group[b], candidate_group) for b in blocks), strict=True
+    )
     return Ranking(np.concatenate(ranks), np.concatenate(tops))
 
 
-def _rank_block(similarity: NDArray[np.floating], query_group: NDArray, candidate_group: NDArray) -> tuple[NDArray, NDArray]:
+def _rank_block(
+    similarity: NDArray[np.floating], query_group: NDArray, candidate_group: NDArray
+) -> tuple[NDArray, NDArray]:
     """Ranks and best candidates of a few queries: what is made beside the matrix stays small."""
     match = query_group[:, None] == candidate_group[None, :]
     best = np.where(match, similarity, -np.inf).max(1, keepdims=True)
@@ -78,7 +82,9 @@ def chance_rsum(image_group: NDArray, caption_group: NDArray) -> float:
         others = len(candidates) - matches
         for k in CUTOFFS:
             # None of the first k matches: (others / all) ((others - 1) / (all - 1)) ... k times.
-            missed = np.prod([np.clip(others - i, 0, None) / max(len(candidates) - i, 1) for i in range(k)], axis=0)
+            missed = np.prod(
+                [np.clip(others - i, 0, None) / max(len(candidates) - i, 1) for i in range(k)], axis=0
+            )
             total += 100 * float((1 - missed).mean())
     return total
 
@@ -100,12 +106,16 @@ class Calibration:
     def share(self) -> NDArray[np.float64]:
         """Share of matched pairs in each bin, NaN where it is empty."""
         count = self.matched + self.mismatched
-        share: NDArray[np.float64] = np.divide(self.matched, count, out=np.full(BINS, np.nan), where=count > 0)
+        share: NDArray[np.float64] = np.divide(
+            self.matched, count, out=np.full(BINS, np.nan), where=count > 0
+        )
         return share
 
     @property
     def error(self) -> float:
-        """Expected calibration error (Guo et al., ICML 2017, eq. 3): |share matched - mean confidence| over bins, weighted by pairs."""
+        """Expected calibration error (Guo et al., ICML 2017, eq. 3): |share matched - mean confidence| over
+        bins, weighted by pairs.
+        """
         count = self.matched + self.mismatched
         return float(np.nansum(count * np.abs(self.share - self.confidence)) / count.sum())
 
@@ -129,7 +139,8 @@ DETECTION = ("auroc", "average_precision", "f1", "ece")
 def detection(confidence: NDArray[np.floating], matched: NDArray[np.bool_]) -> dict[str, float]:
     """How well confidence tells mismatched from matched pairs, [N] in [0, 1] and [N].
 
-    `auroc`, `average_precision` and `f1` (mismatched: below 0.5) are of mismatched pairs, and are left out where all pairs are of one kind:
+    `auroc`, `average_precision` and `f1` (mismatched: below 0.5) are of mismatched pairs, and are left out
+    where all pairs are of one kind:
     there is nothing to tell apart. `ece`: expected calibration error as a belief that a pair matches.
     """
     from sklearn.metrics import average_precision_score, f1_score, roc_auc_score

@@ -1,4 +1,6 @@
-"""What is computed once and kept on disk: where it lies, folders that are whole or absent, and digests of large files."""
+"""What is computed once and kept on disk: where it lies, folders that are whole or absent, and digests of
+large files.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside the one that is to be, which becomes it at the end of the block, or goes where the block fails."""
+    """A folder beside the one that is to be, which becomes it at the end of the block, or goes where the
+    block fails.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
@@ -41,7 +45,9 @@ def is_file(path: str | Path) -> bool:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, remembered for as long as its size and time of change stay (33 GB of features take a minute)."""
+    """SHA-256 of a file, remembered for as long as its size and time of change stay (33 GB of features take a
+    minute).
+    """
     place, known = str(path.resolve()), path.stat()
     stamp = [place, known.st_size, known.st_mtime_ns]
     memo = cache_folder() / "digests" / hashlib.sha256(place.encode()).hexdigest()[:24]
@@ -64,5 +70,7 @@ def file_digest(path: Path) -> str:
 def source_digest() -> str:
     """SHA-256 of the source files of the harness, less its reports, and of `methods/`."""
     here = Path(__file__).parents[1]
-    files = [f for f in sorted(here.rglob("*.py")) if f.parent.name != "report"] + sorted((here.parent / "methods").rglob("*.py"))
+    files = [f for f in sorted(here.rglob("*.py")) if f.parent.name != "report"] + sorted(
+        (here.parent / "methods").rglob("*.py")
+    )
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()

@@ -1,4 +1,6 @@
-"""One process at a time: locks on folders that the system lets go of when their process ends, however it ends."""
+"""One process at a time: locks on folders that the system lets go of when their process ends, however it
+ends.
+"""
 
 from __future__ import annotations
 

@@ -23,11 +23,15 @@ def resolve(kind: str, name: Any, known: Mapping[str, str]) -> Any:
     target = known.get(name, name)
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute or module_name.startswith("."):
-        raise UnknownName(f"unknown {kind} {name!r}{suggest(name, known)}; or give your own as package.module:Name")
+        raise UnknownName(
+            f"unknown {kind} {name!r}{suggest(name, known)}; or give your own as package.module:Name"
+        )
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's own module can raise anything
-        raise UnknownName(f"{kind} {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error})") from None
+        raise UnknownName(
+            f"{kind} {name!r}: cannot import {module_name!r} ({type(error).__name__}: {error})"
+        ) from None
     if not hasattr(module, attribute):
         raise UnknownName(f"{kind} {name!r}: module {module_name!r} has no {attribute!r}")
     return getattr(module, attribute)

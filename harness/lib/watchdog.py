@@ -29,9 +29,11 @@ class Heartbeat:
 
 
 class Watch:
-    """Looks on while a trial runs: `with Watch(...) as watch`, and the loop calls `watch.beat` wherever it makes a step.
+    """Looks on while a trial runs: `with Watch(...) as watch`, and the loop calls `watch.beat` wherever it
+    makes a step.
 
-    A thread writes the heartbeat. Where no beat came for `stall` seconds after the first it writes down where every thread of the process
+    A thread writes the heartbeat. Where no beat came for `stall` seconds after the first it writes down where
+    every thread of the process
     stands, and kills the process: a collective operation that waits for a lost peer cannot be told to stop.
 
     Args:
@@ -41,7 +43,9 @@ class Watch:
         writes: whether this process keeps the heartbeat (one of several does).
     """
 
-    def __init__(self, folder: Path | None, *, stall: float, deadline: float | None, writes: bool = True) -> None:
+    def __init__(
+        self, folder: Path | None, *, stall: float, deadline: float | None, writes: bool = True
+    ) -> None:
         self.folder, self.stall, self.deadline, self.writes = folder, stall, deadline, writes
         self.where, self.began = "starting", time.monotonic()
         self.last: float | None = None
@@ -56,13 +60,18 @@ class Watch:
         now = time.monotonic()
         self.last, self.where = now, where
         if self.deadline is not None and now - self.began > self.deadline:
-            raise OutOfTime(f"the deadline of {self.deadline / 3600:.3g} h (resources.deadline_hours) passed at {where}; what is done is kept, and a rerun goes on from there")
+            raise OutOfTime(
+                f"the deadline of {self.deadline / 3600:.3g} h (resources.deadline_hours) passed at "
+                f"{where}; what is done is kept, and a rerun goes on from there"
+            )
 
     def __enter__(self) -> Watch:
         self.thread: threading.Thread | None = None
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.thread = threading.Thread(target=self._look_on, args=(self.folder,), name="watch", daemon=True)
+            self.thread = threading.Thread(
+                target=self._look_on, args=(self.folder,), name="watch", daemon=True
+            )
             self.thread.start()
         return self
 

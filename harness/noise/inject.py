@@ -1,7 +1,8 @@
 """The noise index: for every training caption, the image it is trained with.
 
-It is the only thing that noise changes (the model `partial` changes words instead), and it is made here, from the data set's owners and a
-seed, so all methods at one seed train on the same pairs. Index files that others published are read by `harness.noise.files`.
+It is the only thing that noise changes (the model `partial` changes words instead), and it is made here, from
+the data set's owners and a seed, so all methods at one seed train on the same pairs. Index files that others
+published are read by `harness.noise.files`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from harness.noise.neighbours import nearest
 from methods.seeding import numpy_generator
 
 GRANULARITIES = ("caption", "image")
-TOLERANCE = 0.02  # how far a file's realised ratio may be from the one that a trial asks for, and some fixed points of a shuffle
+# how far a file's realised ratio may be from the one that a trial asks for, and some fixed points of a
+# shuffle
+TOLERANCE = 0.02
 
 
 class _Model(BaseModel):
@@ -30,9 +33,11 @@ class _Model(BaseModel):
 
 
 class Shuffle(_Model):
-    """Captions (or whole images) are drawn, and their images shuffled among themselves; some fall back in place.
+    """Captions (or whole images) are drawn, and their images shuffled among themselves; some fall back in
+    place.
 
-    `caption`: int(ratio * C) captions (NCR, MSCN, NPC: released code). `image`: int(ratio * N) images, so that all captions of
+    `caption`: int(ratio * C) captions (NCR, MSCN, NPC: released code). `image`: int(ratio * N) images, so
+        that all captions of
     a noisy image go to one wrong image (DECL, RCL: released code). Each image keeps its number of captions.
     """
 
@@ -40,17 +45,20 @@ class Shuffle(_Model):
 
 
 class Derangement(_Model):
-    """The same without fixed points: every caption (or image) that was drawn mismatches, so the realised ratio is the nominal one."""
+    """The same without fixed points: every caption (or image) that was drawn mismatches, so the realised
+    ratio is the nominal one.
+    """
 
     model: Literal["derangement"] = "derangement"
 
 
 class Hard(_Model):
-    """Captions swap images with a near neighbour: mismatches that look alike (field notes, section 5f). Captions only.
+    """Captions swap images with a near neighbour: mismatches that look alike (field notes, section 5f).
+    Captions only.
 
     Attributes:
-        embedding: an `.npy` file [C, D] or [N, D] with a row for each training caption or image, in data-set order
-            (`python -m harness.data embed` makes one); near is by cosine.
+        embedding: an `.npy` file [C, D] or [N, D] with a row for each training caption or image, in data-set
+            order (`python -m harness.data embed` makes one); near is by cosine.
     """
 
     model: Literal["hard"] = "hard"
@@ -58,7 +66,8 @@ class Hard(_Model):
 
 
 class Partial(_Model):
-    """int(ratio * C) captions keep their image, and lose a share of their words to words of another caption (RCAR's partial mismatch).
+    """int(ratio * C) captions keep their image, and lose a share of their words to words of another caption
+    (RCAR's partial mismatch).
 
     Attributes:
         words: share of a caption's words that are replaced; at least one is.
@@ -83,12 +92,16 @@ class FromFile(_Model):
 
 
 class Natural(_Model):
-    """Nothing is injected: the data is noisy by nature, and which pairs mismatch is not known. The ratio is 0."""
+    """Nothing is injected: the data is noisy by nature, and which pairs mismatch is not known. The ratio is
+    0.
+    """
 
     model: Literal["none"] = "none"
 
 
-NoiseModel = Annotated[Shuffle | Derangement | Hard | Partial | FromFile | Natural, Field(discriminator="model")]
+NoiseModel = Annotated[
+    Shuffle | Derangement | Hard | Partial | FromFile | Natural, Field(discriminator="model")
+]
 MODELS = ("shuffle", "derangement", "hard", "partial", "from_file", "none")
 
 
@@ -98,14 +111,16 @@ class NoiseIndex:
 
     Attributes:
         image: int64 [C], image index of each caption.
-        matched: bool [C], whether caption and image are of one group (and the words the caption's own). The truth: the harness
-            scores with it, the oracle trains on it, and no other method sees it. None where nobody knows it.
+        matched: bool [C], whether caption and image are of one group (and the words the caption's own). The
+            truth: the harness scores with it, the oracle trains on it, and no other method sees it. None
+                where nobody knows it.
         nominal: the ratio asked for.
         granularity: `caption` or `image`, of a file as its index shows; `none` at ratio 0.
         seed: the noise seed.
         model: what kind of noise it is, one of `MODELS`.
         captions: the captions as they are trained with, where noise changed their words.
-        ambiguous: of a file that names captions by their text, those whose text stands several times in the data set.
+        ambiguous: of a file that names captions by their text, those whose text stands several times in the
+            data set.
     """
 
     image: NDArray[np.int64]
@@ -119,7 +134,9 @@ class NoiseIndex:
 
     @property
     def realised(self) -> float:
-        """Share of pairs that really mismatch: below nominal, since a shuffle has fixed points; NaN where it is not known."""
+        """Share of pairs that really mismatch: below nominal, since a shuffle has fixed points; NaN where it
+        is not known.
+        """
         return float("nan") if self.matched is None else float(1 - self.matched.mean())
 
     @property
@@ -169,13 +186,18 @@ def make_noise(split: Split, *, ratio: float, granularity: str, seed: int, model
         image = _hard(split, Path(model.embedding), ratio, seed)
     else:
         image = _moved(split, ratio, granularity, seed, fixed_points=isinstance(model, Shuffle))
-    return NoiseIndex(image, split.image_group[image] == split.caption_group, ratio, granularity, seed, model.model)
+    return NoiseIndex(
+        image, split.image_group[image] == split.caption_group, ratio, granularity, seed, model.model
+    )
 
 
 def misfit(model: Any, ratio: float, granularity: str) -> str:
     """Why a noise model does not go with a ratio and a granularity; empty if it does."""
     if isinstance(model, (Hard, Partial)) and granularity != "caption":
-        return f"noise {model.model!r} is of single captions: noise_granularity must be 'caption', not {granularity!r}"
+        return (
+            f"noise {model.model!r} is of single captions: noise_granularity must be 'caption', not "
+            f"{granularity!r}"
+        )
     if isinstance(model, Natural) and ratio:
         return f"noise 'none' injects nothing: noise_ratio must be 0, not {ratio:g}"
     return ""
@@ -185,18 +207,30 @@ def source_files(model: Any, ratio: float, seed: int) -> list[Path]:
     """Files that an index is made from, beside the data set."""
     if not ratio:
         return []
-    return [model.of(ratio, seed)] if isinstance(model, FromFile) else [Path(model.embedding)] if isinstance(model, Hard) else []
+    return (
+        [model.of(ratio, seed)]
+        if isinstance(model, FromFile)
+        else [Path(model.embedding)]
+        if isinstance(model, Hard)
+        else []
+    )
 
 
 # Shuffles -------------------------------------------------------------------------------------------
 
 
-def _moved(split: Split, ratio: float, granularity: str, seed: int, *, fixed_points: bool) -> NDArray[np.int64]:
+def _moved(
+    split: Split, ratio: float, granularity: str, seed: int, *, fixed_points: bool
+) -> NDArray[np.int64]:
     draw = numpy_generator("noise", granularity, seed)
     image = split.owner.copy()
     if granularity == "caption":
         chosen = draw.permutation(len(image))[: int(ratio * len(image))]
-        image[chosen] = image[draw.permutation(chosen)] if fixed_points else image[_derange(chosen, split.caption_group, draw)]
+        image[chosen] = (
+            image[draw.permutation(chosen)]
+            if fixed_points
+            else image[_derange(chosen, split.caption_group, draw)]
+        )
         return image
     chosen = draw.permutation(len(split.images))[: int(ratio * len(split.images))]
     moved = np.arange(len(split.images))
@@ -204,11 +238,13 @@ def _moved(split: Split, ratio: float, granularity: str, seed: int, *, fixed_poi
     return moved[image]
 
 
-def _derange(chosen: NDArray[np.int64], group: NDArray[np.int64], draw: np.random.Generator) -> NDArray[np.int64]:
+def _derange(
+    chosen: NDArray[np.int64], group: NDArray[np.int64], draw: np.random.Generator
+) -> NDArray[np.int64]:
     """The chosen in another order, each in the place of one of another group.
 
-    A shuffle, and then each that is still at home changes places with a random other that both may go to. Raises ValueError
-    where one group is more than half of the chosen.
+    A shuffle, and then each that is still at home changes places with a random other that both may go to.
+    Raises ValueError where one group is more than half of the chosen.
     """
     most = int(np.bincount(group[chosen]).max()) if len(chosen) else 0
     if 2 * most > len(chosen):
@@ -228,7 +264,9 @@ def _derange(chosen: NDArray[np.int64], group: NDArray[np.int64], draw: np.rando
 
 
 def _hard(split: Split, file: Path, ratio: float, seed: int) -> NDArray[np.int64]:
-    """Pairs of captions swap their images: a random caption and, of its nearest that are still free and of another group, the first."""
+    """Pairs of captions swap their images: a random caption and, of its nearest that are still free and of
+    another group, the first.
+    """
     embedding = read_embedding(file, split)
     by_caption = len(embedding) == len(split.captions)
     group = split.caption_group
@@ -254,7 +292,10 @@ def _hard(split: Split, file: Path, ratio: float, seed: int) -> NDArray[np.int64
                     free[c] = free[other] = False
                     swaps += 1
         if width == len(embedding) - 1 and swaps < wanted:
-            raise ValueError(f"noise 'hard': no partners of another group are left after {2 * swaps} of {2 * wanted} captions")
+            raise ValueError(
+                f"noise 'hard': no partners of another group are left after {2 * swaps} of {2 * wanted} "
+                f"captions"
+            )
         width *= 4
     return image
 
@@ -266,14 +307,22 @@ def read_embedding(file: Path, split: Split) -> NDArray[np.floating]:
         DataError: it cannot be read, or has a row for neither.
     """
     found = read_array(file, "embedding", mapped=True)
-    if found.ndim != 2 or not np.issubdtype(found.dtype, np.floating) or len(found) not in (len(split.captions), len(split.images)):
-        raise DataError(f"embedding {file}: expected floating-point rows for the {len(split.captions)} captions or the "
-                        f"{len(split.images)} images of train, found {found.dtype} {found.shape}")
+    if (
+        found.ndim != 2
+        or not np.issubdtype(found.dtype, np.floating)
+        or len(found) not in (len(split.captions), len(split.images))
+    ):
+        raise DataError(
+            f"embedding {file}: expected floating-point rows for the {len(split.captions)} captions or the "
+            f"{len(split.images)} images of train, found {found.dtype} {found.shape}"
+        )
     for start in range(0, len(found), 65536):
         length = np.linalg.norm(np.asarray(found[start : start + 65536], np.float64), axis=1)
         bad = np.flatnonzero(~(np.isfinite(length) & (length > 0)))
         if len(bad):
-            raise DataError(f"embedding {file}: row {start + bad[0]} is zero or not finite, and has no direction")
+            raise DataError(
+                f"embedding {file}: row {start + bad[0]} is zero or not finite, and has no direction"
+            )
     return found
 
 
@@ -292,7 +341,11 @@ def _partial(split: Split, share: float, ratio: float, seed: int) -> NoiseIndex:
                 continue
             count = max(1, round(share * len(words)))
             new = list(words) or [""]
-            for place, word in zip(draw.permutation(len(new))[:count].tolist(), draw.permutation(len(theirs)).tolist(), strict=False):
+            for place, word in zip(
+                draw.permutation(len(new))[:count].tolist(),
+                draw.permutation(len(theirs)).tolist(),
+                strict=False,
+            ):
                 new[place] = theirs[word]
             if new != words:
                 captions[c], changed[c] = " ".join(new), True
@@ -305,7 +358,12 @@ def _from_file(split: Split, model: FromFile, ratio: float, seed: int) -> NoiseI
 
     path = model.of(ratio, seed)
     found = read_index(path, split)
-    noise = NoiseIndex(found.image, found.matched, ratio, found.granularity, seed, "from_file", ambiguous=found.ambiguous)
+    noise = NoiseIndex(
+        found.image, found.matched, ratio, found.granularity, seed, "from_file", ambiguous=found.ambiguous
+    )
     if abs(noise.realised - ratio) > TOLERANCE + 5 / len(split.images):
-        raise DataError(f"noise file {path}: {noise.realised:.4f} of its pairs mismatch in this data set, and the trial's noise_ratio is {ratio:g}")
+        raise DataError(
+            f"noise file {path}: {noise.realised:.4f} of its pairs mismatch in this data set, and the "
+            f"trial's noise_ratio is {ratio:g}"
+        )
     return noise

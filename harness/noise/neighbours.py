@@ -16,7 +16,9 @@ _BLOCK = 2048
 
 
 def nearest(embedding: NDArray[Any], width: int, *, key: str) -> NDArray[np.int32]:
-    """int32 [R, width]: for each row the nearest others, nearest first. `key` names the embedding's content in the cache."""
+    """int32 [R, width]: for each row the nearest others, nearest first. `key` names the embedding's content
+    in the cache.
+    """
     file = cache_folder() / "neighbours" / f"{key[:24]}-{width}.npy"
     try:
         found: NDArray[np.int32] = np.load(file, allow_pickle=False)
@@ -24,7 +26,9 @@ def nearest(embedding: NDArray[Any], width: int, *, key: str) -> NDArray[np.int3
             return found
     except (OSError, ValueError, EOFError):
         pass
-    rows = F.normalize(torch.from_numpy(np.array(embedding, np.float32)), dim=1)  # on the CPU everywhere: a trial's noise is no matter of its device
+    rows = F.normalize(
+        torch.from_numpy(np.array(embedding, np.float32)), dim=1
+    )  # on the CPU everywhere: a trial's noise is no matter of its device
     parts = []
     for start in range(0, len(rows), _BLOCK):
         scores = rows[start : start + _BLOCK] @ rows.T

@@ -44,9 +44,17 @@ for _name in ("mlflow", "mlflow.store.db.utils", "alembic"):
 
 TRIAL, PARENT, RUN_NAME = "trial_id", "mlflow.parentRunId", "mlflow.runName"
 _PATIENCE = 300.0  # seconds that a busy store is asked again
-_BUSY_STORE = ("QueuePool limit", "database is locked", "deadlock detected", "could not serialize", "too many clients")
+_BUSY_STORE = (
+    "QueuePool limit",
+    "database is locked",
+    "deadlock detected",
+    "could not serialize",
+    "too many clients",
+)
 _PLACE = ("git_commit", "device", "processes", "threads")
-"""What may differ between attempts at one trial. Code, versions and the rest may not: its numbers could not be repeated."""
+"""What may differ between attempts at one trial. Code, versions and the rest may not: its numbers could not
+be repeated.
+"""
 
 
 class StoreError(RuntimeError):
@@ -118,7 +126,8 @@ def absolute_uri(uri: str | None) -> str:
 
 
 class _Persistent:
-    """A client that asks again where the store is only busy. (MLflow itself tries again where a server cannot be reached.)
+    """A client that asks again where the store is only busy. (MLflow itself tries again where a server cannot
+    be reached.)
 
     Every call of ours may be made twice: values are told apart by key, step and time.
 
@@ -139,7 +148,10 @@ class _Persistent:
                     return function(*args, **kwargs)
                 except MlflowException as error:
                     if "API request to" in str(error):
-                        raise StoreError(f"the tracking store does not answer any more: {' '.join(str(error).split())[:300]}") from error
+                        raise StoreError(
+                            f"the tracking store does not answer any more: "
+                            f"{' '.join(str(error).split())[:300]}"
+                        ) from error
                     if time.monotonic() > end or not any(words in str(error) for words in _BUSY_STORE):
                         raise
                 time.sleep(pause * (1 + random.random()))
@@ -150,7 +162,9 @@ class _Persistent:
 
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
-    """Before a sweep a dead server is told at once; during one it gets MLflow's retries, or as many as the user has set."""
+    """Before a sweep a dead server is told at once; during one it gets MLflow's retries, or as many as the
+    user has set.
+    """
     own = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     before = {key: os.environ.get(key) for key in own}
     os.environ.update(own)
@@ -178,7 +192,9 @@ class Store:
                 self.client: Any = _Persistent(MlflowClient(self.uri), seconds=_PATIENCE if patient else 0)
                 self.client.search_experiments(max_results=1)
             except Exception as error:  # MLflow raises many kinds here
-                reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+                reason = (
+                    str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+                )
                 raise StoreError(
                     f"tracking store {self.uri} does not answer: {reason} (allowed: sqlite:///FILE, or the "
                     f"http(s) address of a running `mlflow server`)"
@@ -187,7 +203,9 @@ class Store:
     # A sweep ----------------------------------------------------------------------------------
 
     def open_sweep(self, sweep: Sweep) -> Place:
-        """The sweep's experiment and parent run, made on the first start and found again later; the plan is kept current."""
+        """The sweep's experiment and parent run, made on the first start and found again later; the plan is
+        kept current.
+        """
         experiment = self.client.get_experiment_by_name(sweep.name)
         if experiment is None:
             experiment_id = self.client.create_experiment(sweep.name, self._artifact_location(sweep.name))
@@ -198,7 +216,11 @@ class Store:
             parent = parents[0].info.run_id
             self.client.update_run(parent, status="RUNNING")
         else:
-            tags = {"kind": "sweep", RUN_NAME: f"sweep {sweep.name}", "mlflow.note.content": sweep.file.description}
+            tags = {
+                "kind": "sweep",
+                RUN_NAME: f"sweep {sweep.name}",
+                "mlflow.note.content": sweep.file.description,
+            }
             parent = self.client.create_run(experiment_id, tags=tags).info.run_id
         plan = {
             "name": sweep.name,
@@ -228,7 +250,9 @@ class Store:
         parents = self._search(experiment.experiment_id, "tags.kind = 'sweep'") if experiment else []
         if not experiment or not parents:
             names = [e.name for e in self.client.search_experiments() if e.name != "Default"]
-            raise StoreError(f"no sweep {name!r} in {self.uri} (it holds: {', '.join(sorted(names)) or 'none'})")
+            raise StoreError(
+                f"no sweep {name!r} in {self.uri} (it holds: {', '.join(sorted(names)) or 'none'})"
+            )
         plan = json.loads(self._read_artifact(parents[0].info.run_id, "plan.json"))
         if plan["protocol_version"] != PROTOCOL_VERSION:
             raise StoreError(
@@ -241,15 +265,21 @@ class Store:
         return SweepRecord(name, plan["description"], plan["select"], planned, records, plan.get("reference"))
 
     def records(self, place: Place, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
-        """What the store holds of these trials, by id. A finished run wins over others of the same trial, then the last one begun."""
+        """What the store holds of these trials, by id. A finished run wins over others of the same trial,
+        then the last one begun.
+        """
         wanted = {t.id: t for t in trials}
         found: dict[str, TrialRecord] = {}
         for run in self._search(place.experiment_id, "tags.kind = 'trial'"):
             trial = wanted.get(run.data.tags.get(TRIAL, ""))
-            if trial is None or (trial.id in found and (found[trial.id].done or run.info.status != "FINISHED")):
+            if trial is None or (
+                trial.id in found and (found[trial.id].done or run.info.status != "FINISHED")
+            ):
                 continue
             tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
-            found[trial.id] = TrialRecord(trial, run.info.run_id, run.info.status, dict(run.data.metrics), tags)
+            found[trial.id] = TrialRecord(
+                trial, run.info.run_id, run.info.status, dict(run.data.metrics), tags
+            )
         return found
 
     def find_records(self, sweep: Sweep) -> dict[str, TrialRecord]:
@@ -269,14 +299,35 @@ class Store:
             for parent in self._search(experiment.experiment_id, "tags.kind = 'sweep'"):
                 try:
                     plan = json.loads(self._read_artifact(parent.info.run_id, "plan.json"))
-                    trials = [Trial.model_validate(t) for t in plan["trials"]] if plan["protocol_version"] == PROTOCOL_VERSION else []
-                except (StoreError, ValueError, KeyError, TypeError):  # another sweep's plan that is damaged, or names a method that is not here
+                    trials = (
+                        [Trial.model_validate(t) for t in plan["trials"]]
+                        if plan["protocol_version"] == PROTOCOL_VERSION
+                        else []
+                    )
+                except (
+                    StoreError,
+                    ValueError,
+                    KeyError,
+                    TypeError,
+                ):  # another sweep's plan that is damaged, or names a method that is not here
                     continue
-                for r in self.records(Place(self.uri, experiment.name, experiment.experiment_id, parent.info.run_id), trials).values():
+                for r in self.records(
+                    Place(self.uri, experiment.name, experiment.experiment_id, parent.info.run_id), trials
+                ).values():
                     pairs = r.metrics.get("cost/pairs_per_second")
                     if r.done and pairs:
                         t, tags = r.trial, r.tags
-                        found.append(Speed(t.method, t.dataset_label, t.backbone, t.batch_size, pairs / t.batch_size, tags.get("device", "?"), tags.get("processes", "?")))
+                        found.append(
+                            Speed(
+                                t.method,
+                                t.dataset_label,
+                                t.backbone,
+                                t.batch_size,
+                                pairs / t.batch_size,
+                                tags.get("device", "?"),
+                                tags.get("processes", "?"),
+                            )
+                        )
         return found
 
     def read_array(self, run_id: str, path: str) -> Mapping[str, np.ndarray]:
@@ -296,11 +347,17 @@ class Store:
         return [(m.step, m.value) for m in self.client.get_metric_history(run_id, metric)]
 
     def runs_address(self, sweep: str) -> str:
-        """What the addresses of a sweep's runs begin with in the MLflow UI: on the server, or where `mlflow ui` serves a database file by default."""
+        """What the addresses of a sweep's runs begin with in the MLflow UI: on the server, or where `mlflow
+        ui` serves a database file by default.
+        """
         experiment = self.client.get_experiment_by_name(sweep)
         given = urlsplit(self.uri)
         # Without a name and password that may stand before the host.
-        server = f"{given.scheme}://{given.netloc.rpartition('@')[2]}{given.path.rstrip('/')}" if given.netloc else "http://127.0.0.1:5000"
+        server = (
+            f"{given.scheme}://{given.netloc.rpartition('@')[2]}{given.path.rstrip('/')}"
+            if given.netloc
+            else "http://127.0.0.1:5000"
+        )
         return f"{server}/#/experiments/{experiment.experiment_id if experiment else 0}/runs/"
 
     # A trial ----------------------------------------------------------------------------------
@@ -345,7 +402,9 @@ class Store:
             "protocol_version": str(PROTOCOL_VERSION),
         }
         run = self.client.create_run(place.experiment_id, tags={**own, **tags})
-        self.client.log_batch(run.info.run_id, params=[Param(k, str(v)[:6000]) for k, v in parameters(trial).items()])
+        self.client.log_batch(
+            run.info.run_id, params=[Param(k, str(v)[:6000]) for k, v in parameters(trial).items()]
+        )
         return str(run.info.run_id)
 
     def _artifact_location(self, name: str) -> str | None:
@@ -373,16 +432,20 @@ class Store:
 
 
 class MlflowRecorder:
-    """Writes a trial into its run as it goes; steps that an interrupted attempt already logged are not logged twice.
+    """Writes a trial into its run as it goes; steps that an interrupted attempt already logged are not logged
+    twice.
 
-    The run's tag `attempts` counts the starts, and `history` says in words how each attempt but the last ended, and what the next went on from.
+    The run's tag `attempts` counts the starts, and `history` says in words how each attempt but the last
+    ended, and what the next went on from.
 
     Args:
         folder: the trial's own, where an attempt may have left its last words.
         since: when the sweep was started: what another sweep has seen fail after that is not tried again.
     """
 
-    def __init__(self, place: Place, trial: Trial, *, folder: Path | None = None, since: float = float("inf")) -> None:
+    def __init__(
+        self, place: Place, trial: Trial, *, folder: Path | None = None, since: float = float("inf")
+    ) -> None:
         self.place, self.trial, self.folder, self.since = place, trial, folder, since
 
     def start(self, setup: Setup) -> float:
@@ -414,7 +477,9 @@ class MlflowRecorder:
         metrics |= {f"skipped/{split}_images": float(count) for split, count in setup.data.skipped.items()}
         known = before.data.metrics if before else {}
         self._log({k: v for k, v in metrics.items() if k not in known}, step=0, tags=tags if before else None)
-        self._log_array("noise_index", image=noise.image, **({} if noise.matched is None else {"matched": noise.matched}))
+        self._log_array(
+            "noise_index", image=noise.image, **({} if noise.matched is None else {"matched": noise.matched})
+        )
         if not before or not before.inputs or not before.inputs.dataset_inputs:
             self._log_noise(setup)
         return self.logged + 1 if setup.trains else float("inf")
@@ -428,11 +493,18 @@ class MlflowRecorder:
         known = run.data.tags
         for key, words in (("data_fingerprint", "data"), ("noise_digest", "noise index")):
             if known.get(key, tags[key]) != tags[key]:
-                raise DataChanged(f"the {words} of this trial changed since it was begun: {known[key]} then, {tags[key]} now")
-        changed = [f"{k} {known[k]} -> {v}" for k, v in tags.items() if k not in _PLACE and known.get(k, v) != v]
+                raise DataChanged(
+                    f"the {words} of this trial changed since it was begun: {known[key]} then, "
+                    f"{tags[key]} now"
+                )
+        changed = [
+            f"{k} {known[k]} -> {v}" for k, v in tags.items() if k not in _PLACE and known.get(k, v) != v
+        ]
         if not changed:
             return run
-        self.client.set_tag(run.info.run_id, "given_up", f"begun anew in another run: {', '.join(changed)}"[:5000])
+        self.client.set_tag(
+            run.info.run_id, "given_up", f"begun anew in another run: {', '.join(changed)}"[:5000]
+        )
         self.client.set_terminated(run.info.run_id, "KILLED")
         return None
 
@@ -448,8 +520,12 @@ class MlflowRecorder:
         self.history = known.get("history", "")
         tags["attempts"] = str(attempt + 1)
         if attempt:
-            moved = "".join(f"; {k} {known[k]} -> {tags[k]}" for k in _PLACE if k in known and known[k] != tags[k])
-            tags["history"] = self._add(f"attempt {attempt}, {self.logged + 1} epochs on record: {ended}{moved}")
+            moved = "".join(
+                f"; {k} {known[k]} -> {tags[k]}" for k in _PLACE if k in known and known[k] != tags[k]
+            )
+            tags["history"] = self._add(
+                f"attempt {attempt}, {self.logged + 1} epochs on record: {ended}{moved}"
+            )
         if "failure" in known:
             self.client.delete_tag(self.run_id, "failure")
         self.client.update_run(self.run_id, status="RUNNING")
@@ -464,10 +540,25 @@ class MlflowRecorder:
 
     def _log_noise(self, setup: Setup) -> None:
         noise = setup.noise
-        profile = json.dumps({"pairs": len(noise.image), "nominal": noise.nominal, "realised": None if noise.matched is None else noise.realised})
-        source = json.dumps({"seed": noise.seed, "granularity": noise.granularity, "model": noise.model, "data": setup.fingerprint})
+        profile = json.dumps(
+            {
+                "pairs": len(noise.image),
+                "nominal": noise.nominal,
+                "realised": None if noise.matched is None else noise.realised,
+            }
+        )
+        source = json.dumps(
+            {
+                "seed": noise.seed,
+                "granularity": noise.granularity,
+                "model": noise.model,
+                "data": setup.fingerprint,
+            }
+        )
         name = f"{setup.data.name} noise {noise.nominal:g} {noise.granularity} seed {noise.seed}"
-        index = Dataset(name=name, digest=noise.digest, source_type="noise index", source=source, profile=profile)
+        index = Dataset(
+            name=name, digest=noise.digest, source_type="noise index", source=source, profile=profile
+        )
         self._log_input(DatasetInput(index, [InputTag("mlflow.data.context", "train")]))
 
     def epoch(self, record: EpochRecord) -> None:
@@ -475,23 +566,29 @@ class MlflowRecorder:
             return
         if record.confidence is not None:
             self._log_array(f"confidence/epoch_{record.epoch:03d}", confidence=record.confidence)
-        self._log(record.metrics, step=record.epoch)  # last: what is looked for when an interrupted trial goes on
+        self._log(
+            record.metrics, step=record.epoch
+        )  # last: what is looked for when an interrupted trial goes on
 
     def finish(self, outcome: Outcome) -> None:
         i2t, t2i = outcome.i2t, outcome.t2i
         groups = {"i2t_group": self.test.image_group, "t2i_group": self.test.caption_group}
-        self._log_array("test_rankings", i2t_rank=i2t.rank, i2t_top=i2t.top, t2i_rank=t2i.rank, t2i_top=t2i.top, **groups)
+        self._log_array(
+            "test_rankings", i2t_rank=i2t.rank, i2t_top=i2t.top, t2i_rank=t2i.rank, t2i_top=t2i.top, **groups
+        )
         self._log(outcome.metrics, step=0, tags={"weights_digest": outcome.weights})
         self.client.set_terminated(self.run_id, "FINISHED")  # last: a run that says so is whole
 
     def _log(self, metrics: Mapping[str, float], *, step: int, tags: Mapping[str, str] | None = None) -> None:
         now = int(time.time() * 1000)
         found = [Metric(k, float(v), now, step) for k, v in metrics.items()]
-        self.client.log_batch(self.run_id, metrics=found, tags=[RunTag(k, v) for k, v in (tags or {}).items()])
+        self.client.log_batch(
+            self.run_id, metrics=found, tags=[RunTag(k, v) for k, v in (tags or {}).items()]
+        )
 
     def _log_input(self, given: DatasetInput) -> None:
-        """Trials of one seed share their noise index, and MLflow fails where two runs are the first to name it at once:
-        the second try finds it there."""
+        """Trials of one seed share their noise index, and MLflow fails where two runs are the first to name
+        it at once: the second try finds it there."""
         for attempt in range(5):
             try:
                 self.client.log_inputs(self.run_id, [given])
@@ -511,11 +608,17 @@ class MlflowRecorder:
 def parameters(trial: Trial) -> dict[str, Any]:
     """A trial as flat MLflow parameters; hyper-parameters as `METHOD.KEY`, the words of a sweep file."""
     fields = trial.model_dump(mode="json")
-    hyper, backbone, options, noise = (fields.pop(k) for k in ("hyper", "backbone", "dataset_options", "noise"))
+    hyper, backbone, options, noise = (
+        fields.pop(k) for k in ("hyper", "backbone", "dataset_options", "noise")
+    )
     fields["backbone"] = trial.backbone_label
     if trial.noise != Trial.model_fields["noise"].default:
         fields |= {f"noise.{k}": v for k, v in noise.items()}
-    for prefix, nested in ((f"{trial.method.rpartition(':')[2]}.", hyper), ("backbone.", backbone), ("dataset.", options)):
+    for prefix, nested in (
+        (f"{trial.method.rpartition(':')[2]}.", hyper),
+        ("backbone.", backbone),
+        ("dataset.", options),
+    ):
         fields |= {f"{prefix}{k}": v for k, v in nested.items()}
     return fields
 

@@ -15,8 +15,22 @@ from harness.record.store import Place, Store, StoreError, TrialRecord, paramete
 from harness.training.run_trial import Setup
 from harness.training.trainer import EpochRecord, Outcome
 
-_TAGS = ("data_fingerprint", "noise_digest", "git_commit", "backbone_digest", "device", "precision", "processes", "threads")
-_METRICS = (*(f"{part}/{m}" for part in ("test", "last") for m in (*RECALLS, "rsum")), "dev/best_rsum", "dev/best_epoch", "cost/seconds")
+_TAGS = (
+    "data_fingerprint",
+    "noise_digest",
+    "git_commit",
+    "backbone_digest",
+    "device",
+    "precision",
+    "processes",
+    "threads",
+)
+_METRICS = (
+    *(f"{part}/{m}" for part in ("test", "last") for m in (*RECALLS, "rsum")),
+    "dev/best_rsum",
+    "dev/best_epoch",
+    "cost/seconds",
+)
 _COMPARED = ("test/", "last/", "dev/")
 
 
@@ -30,7 +44,11 @@ def faults_of(store: Store, record: TrialRecord) -> list[str]:
     version = record.tags.get("protocol_version")
     if version != str(PROTOCOL_VERSION):
         faults.append(f"it is of protocol version {version}, and this is {PROTOCOL_VERSION}")
-    faults += [f"metric {k} is missing or not finite" for k in _METRICS if not math.isfinite(record.metrics.get(k, math.nan))]
+    faults += [
+        f"metric {k} is missing or not finite"
+        for k in _METRICS
+        if not math.isfinite(record.metrics.get(k, math.nan))
+    ]
     written = store.parameters(record.run_id)
     other = [k for k, v in parameters(record.trial).items() if written.get(k) != str(v)[:6000]]
     if other:
@@ -49,7 +67,8 @@ def _ranking_faults(store: Store, record: TrialRecord) -> list[str]:
     found = recalls(Ranking(kept["i2t_rank"], kept["i2t_top"]), Ranking(kept["t2i_rank"], kept["t2i_top"]))
     return [
         f"test/{m} is {record.metrics.get(f'test/{m}')}, and its rankings give {found[m]}"
-        for m in (*RECALLS, "rsum") if not math.isclose(found[m], record.metrics.get(f"test/{m}", math.nan), abs_tol=1e-9)
+        for m in (*RECALLS, "rsum")
+        if not math.isclose(found[m], record.metrics.get(f"test/{m}", math.nan), abs_tol=1e-9)
     ]
 
 
@@ -63,10 +82,16 @@ def _epoch_faults(store: Store, record: TrialRecord) -> list[str]:
     if epochs != list(range(trial.epochs)):
         faults.append(f"epochs on record are {_shortly(epochs)}, and the trial has {trial.epochs}")
     dev = dict(store.history(record.run_id, "dev/rsum"))
-    if not dev or max(dev.values()) != record.metrics.get("dev/best_rsum") or dev.get(int(record.metrics.get("dev/best_epoch", -1))) != max(dev.values()):
+    if (
+        not dev
+        or max(dev.values()) != record.metrics.get("dev/best_rsum")
+        or dev.get(int(record.metrics.get("dev/best_epoch", -1))) != max(dev.values())
+    ):
         faults.append("dev/best_rsum and dev/best_epoch are not those of the best epoch on dev")
     kept = store.artifacts(record.run_id, "confidence")
-    scored = (f"confidence/epoch_{epoch:03d}.npz" for epoch, _ in store.history(record.run_id, "detection/ece"))
+    scored = (
+        f"confidence/epoch_{epoch:03d}.npz" for epoch, _ in store.history(record.run_id, "detection/ece")
+    )
     return faults + [f"artifact {name} is missing" for name in scored if name not in kept]
 
 
@@ -93,7 +118,11 @@ class Comparison:
         self.store = Store(self.place.uri)
         self.record = self.store.records(self.place, [self.trial])[self.trial.id]
         known: Mapping[str, str] = self.record.tags
-        self.moved = [f"{k} {known[k]} then, {v} now" for k, v in setup.environment.items() if k != "git_commit" and known.get(k, v) != v]
+        self.moved = [
+            f"{k} {known[k]} then, {v} now"
+            for k, v in setup.environment.items()
+            if k != "git_commit" and known.get(k, v) != v
+        ]
         for key, now in (("data_fingerprint", setup.fingerprint), ("noise_digest", setup.noise.digest)):
             if known.get(key) != now:
                 self.differences.append(f"{key} is {known.get(key)} on record, {now} now")
@@ -108,16 +137,23 @@ class Comparison:
         if record.confidence is not None and file in self.confidences:
             kept = self.store.read_array(self.record.run_id, file)["confidence"]
             if not np.array_equal(kept, record.confidence):
-                self.differences.append(f"confidence of epoch {record.epoch}, by up to {np.abs(kept - record.confidence).max():.3g}")
+                self.differences.append(
+                    f"confidence of epoch {record.epoch}, by up to "
+                    f"{np.abs(kept - record.confidence).max():.3g}"
+                )
 
     def finish(self, outcome: Outcome) -> None:
         """Raises Differs where anything is not the same to the last bit."""
         for key in sorted(outcome.metrics):
             if key.startswith(_COMPARED) and outcome.metrics[key] != self.record.metrics.get(key):
-                self.differences.append(f"{key} is {self.record.metrics.get(key)} on record, {outcome.metrics[key]} now")
+                self.differences.append(
+                    f"{key} is {self.record.metrics.get(key)} on record, {outcome.metrics[key]} now"
+                )
         digest = self.record.tags.get("weights_digest", outcome.weights)
         if digest != outcome.weights:
             self.differences.append(f"the weights are {digest} on record, {outcome.weights} now")
         if self.differences:
             where = f" (it was recorded elsewhere: {'; '.join(self.moved)})" if self.moved else ""
-            raise Differs(f"{'; '.join(self.differences[:6])}{' and more' if len(self.differences) > 6 else ''}{where}")
+            raise Differs(
+                f"{'; '.join(self.differences[:6])}{' and more' if len(self.differences) > 6 else ''}{where}"
+            )

@@ -17,7 +17,9 @@ from harness.report.tables import Cell, Figure, Table, slug
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting that varies where all others are the same: for each such line (a method, and what else it has) the row of each value."""
+    """A setting that varies where all others are the same: for each such line (a method, and what else it
+    has) the row of each value.
+    """
 
     name: str
     lines: dict[str, dict[str, str]]
@@ -33,7 +35,9 @@ class Axis:
 
 
 def axes(trials: Sequence[Trial], frame: pd.DataFrame) -> list[Axis]:
-    """The axes of a sweep; methods with an axis of one name share it. `frame` has what the rows of its trials are called."""
+    """The axes of a sweep; methods with an axis of one name share it. `frame` has what the rows of its trials
+    are called.
+    """
     row_of = dict(zip(frame["trial"], frame["row"], strict=True))
     found: dict[str, dict[str, dict[str, str]]] = {}
     for method in dict.fromkeys(t.method for t in trials):
@@ -43,7 +47,9 @@ def axes(trials: Sequence[Trial], frame: pd.DataFrame) -> list[Axis]:
             lines: dict[tuple[str, ...], dict[str, str]] = {}
             others = [k for k in keys if k != key]
             for row, own in rows.items():
-                lines.setdefault(tuple(own.get(k, "default") for k in others), {})[own.get(key, "default")] = row
+                lines.setdefault(tuple(own.get(k, "default") for k in others), {})[
+                    own.get(key, "default")
+                ] = row
             lines = {rest: values for rest, values in lines.items() if len(values) > 1}
             told = [k for i, k in enumerate(others) if len({rest[i] for rest in lines}) > 1]
             for rest, values in lines.items():
@@ -56,15 +62,42 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
     """A measure for each line and value, by noise ratio; the best of the axis is bold."""
     ratios = sorted(frame["noise_ratio"].unique())
     found = cells(frame, measure)
-    members = [(line, value, values[value]) for line, values in axis.lines.items() for value in axis.values if value in values]
-    of_axis = found[found.index.get_level_values("row").isin([row for _, _, row in members]) & (found["n"] == found["planned"])]
+    members = [
+        (line, value, values[value])
+        for line, values in axis.lines.items()
+        for value in axis.values
+        if value in values
+    ]
+    of_axis = found[
+        found.index.get_level_values("row").isin([row for _, _, row in members])
+        & (found["n"] == found["planned"])
+    ]
     best = of_axis["mean"].groupby(level="noise_ratio").max()
     rows, planned = [], int(of_axis["planned"].max()) if len(of_axis) else 0
     for line, value, row in members:
         at = {r: found.loc[row, r] for r in ratios}
-        rows.append([Cell(line), Cell(value), *(Cell(mean_sd(c, 1, usual=planned), best=c["n"] == c["planned"] and c["mean"] == best.get(r)) for r, c in at.items())])
-    caption = f"{_name(measure)}, all else equal. Mean ± sd over seeds (ddof 1), n = {planned} unless marked. Bold: best of the column."
-    return Table(f"{_name(measure)} by {axis.name}: {where}", caption, ["method", axis.name, *(f"noise {r:g}" for r in ratios)], rows)
+        rows.append(
+            [
+                Cell(line),
+                Cell(value),
+                *(
+                    Cell(
+                        mean_sd(c, 1, usual=planned), best=c["n"] == c["planned"] and c["mean"] == best.get(r)
+                    )
+                    for r, c in at.items()
+                ),
+            ]
+        )
+    caption = (
+        f"{_name(measure)}, all else equal. Mean ± sd over seeds (ddof 1), n = {planned} unless "
+        f"marked. Bold: best of the column."
+    )
+    return Table(
+        f"{_name(measure)} by {axis.name}: {where}",
+        caption,
+        ["method", axis.name, *(f"noise {r:g}" for r in ratios)],
+        rows,
+    )
 
 
 def axis_figure(axis: Axis, frame: pd.DataFrame, measure: str, where: str, folder: Path) -> Figure:
@@ -74,17 +107,26 @@ def axis_figure(axis: Axis, frame: pd.DataFrame, measure: str, where: str, folde
     for line, values in axis.lines.items():
         value_of = {row: value for value, row in values.items()}
         part = frame[frame["row"].isin(value_of)]
-        lines[line] = part.assign(value=part["row"].map(value_of), number=part["row"].map(value_of).map(place), y=part[measure])
+        lines[line] = part.assign(
+            value=part["row"].map(value_of), number=part["row"].map(value_of).map(place), y=part[measure]
+        )
     on_axis = {row for values in axis.lines.values() for row in values.values()}
     methods = set(frame.loc[frame["row"].isin(on_axis), "method"])
     single = frame.groupby("method")["row"].transform("nunique") == 1
     others = frame[single & ~frame["method"].isin(methods) & frame[measure].notna()]
-    level = {row: part.groupby("noise_ratio")[measure].mean().to_dict() for row, part in others.groupby("row", sort=False)}
+    level = {
+        row: part.groupby("noise_ratio")[measure].mean().to_dict()
+        for row, part in others.groupby("row", sort=False)
+    }
     file = slug("axis", *([] if measure == "rsum" else [measure]), axis.name, where)
     figures.axis(lines, level, axis.name, _name(measure), where, folder / file)
-    caption = "Mean, a band of one sd over seeds, and the seeds as dots; values stand at equal distances." + (" Dashed: rows without this setting, with settings of their own." if level else "")
+    caption = "Mean, a band of one sd over seeds, and the seeds as dots; values stand at equal distances." + (
+        " Dashed: rows without this setting, with settings of their own." if level else ""
+    )
     return Figure(f"{_name(measure)} over {axis.name}: {where}", file, caption)
 
 
 def _name(measure: str) -> str:
-    return {"rsum": "Test rSum", "last_rsum": "Test rSum of the last epoch", "dev_rsum": "Best dev rSum"}[measure]
+    return {"rsum": "Test rSum", "last_rsum": "Test rSum of the last epoch", "dev_rsum": "Best dev rSum"}[
+        measure
+    ]

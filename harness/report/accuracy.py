@@ -1,4 +1,6 @@
-"""How good each row is: tables of recalls, and what all tables share: marks of rows, cells and the bold of the best."""
+"""How good each row is: tables of recalls, and what all tables share: marks of rows, cells and the bold of
+the best.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from harness.report.results import MEASURES, cells, collapsed
 from harness.report.tables import Cell, Table
 
 MEAN = "Mean ± sd over seeds (ddof 1)"
-_UNDERLINED = " Underlined: not significantly worse than the best (paired t test over seeds, Holm over the table; few seeds can tell little apart)."
+_UNDERLINED = (
+    " Underlined: not significantly worse than the best (paired t test over seeds, Holm over the "
+    "table; few seeds can tell little apart)."
+)
 _HEADINGS = {f"{d}_r{k}": f"{d} R@{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": "rSum"}
 _ECCV = {"map_at_r": "mAP@R", "rprecision": "R-Precision", "r1": "R@1"}
 
@@ -28,15 +33,32 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     for row in dict.fromkeys(frame["row"]):
         if measure not in MEASURES and not measure.startswith("last_") and found.loc[row]["n"].sum() == 0:
             continue
-        texts = [mean_sd(found.loc[row, r], digits, usual=planned) + ("°" if (row, r) in chance else "") for r in ratios]
-        rows.append([Cell(row), *(Cell(t, best=row in best[r], near=(row, r) in near) for t, r in zip(texts, ratios, strict=True))])
+        texts = [
+            mean_sd(found.loc[row, r], digits, usual=planned) + ("°" if (row, r) in chance else "")
+            for r in ratios
+        ]
+        rows.append(
+            [
+                Cell(row),
+                *(
+                    Cell(t, best=row in best[r], near=(row, r) in near)
+                    for t, r in zip(texts, ratios, strict=True)
+                ),
+            ]
+        )
     at_chance = " ° a seed is hardly better than chance." if chance else ""
-    caption = f"{what}. {MEAN}, n = {planned} seeds a cell unless marked. {legend(frame)}{_UNDERLINED if near else ''}{at_chance}"
+    caption = (
+        f"{what}. {MEAN}, n = {planned} seeds a cell unless marked. "
+        f"{legend(frame)}{_UNDERLINED if near else ''}{at_chance}"
+    )
     return Table(title, caption, ["method", *(f"noise {r:g}" for r in ratios)], rows)
 
 
-def by_measure(frame: pd.DataFrame, measures: Mapping[str, tuple[str, int, bool]], title: str, what: str) -> Table:
-    """(Noise ratio, row) x measures; `measures` gives for a column its heading, digits and whether more is better.
+def by_measure(
+    frame: pd.DataFrame, measures: Mapping[str, tuple[str, int, bool]], title: str, what: str
+) -> Table:
+    """(Noise ratio, row) x measures; `measures` gives for a column its heading, digits and whether more is
+    better.
 
     Cells without any of them are left out, but for those of trials that are still to come.
     """
@@ -49,7 +71,10 @@ def by_measure(frame: pd.DataFrame, measures: Mapping[str, tuple[str, int, bool]
             part = frame[(frame["row"] == row) & (frame["noise_ratio"] == ratio)]
             if part["done"].any() and part[list(measures)].isna().all(axis=None):
                 continue  # such a method has none of these
-            values = [Cell(mean_sd(at[m].loc[row], digits), best=row in best[m]) for m, (_, digits, _) in measures.items()]
+            values = [
+                Cell(mean_sd(at[m].loc[row], digits), best=row in best[m])
+                for m, (_, digits, _) in measures.items()
+            ]
             count = pd.Series({"n": part[list(measures)].notna().any(axis=1).sum(), "planned": len(part)})
             rows.append([Cell(f"{ratio:g}"), Cell(row), *values, Cell(counted(count))])
     columns = ["noise", "method", *(heading for heading, _, _ in measures.values()), "n"]
@@ -72,21 +97,41 @@ def coco_tables(frame: pd.DataFrame, where: str) -> list[Table]:
         if measure in frame and frame[measure].notna().any():
             _, direction, name = measure.split("_", 2)
             title = f"ECCV Caption {direction} {_ECCV[name]}: {where}"
-            tables.append(by_ratio(frame, measure, title, f"{_ECCV[name]} in percent with ECCV Caption's judgements of MS-COCO's test images"))
+            tables.append(
+                by_ratio(
+                    frame,
+                    measure,
+                    title,
+                    f"{_ECCV[name]} in percent with ECCV Caption's judgements of MS-COCO's test images",
+                )
+            )
     return tables
 
 
 def search_table(frame: pd.DataFrame) -> Table:
     """A search: dev rSum of every try, the best of each method marked. Test stays out of it."""
-    found = frame.groupby(["method", "row"], sort=False)["dev_rsum"].agg(mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size")
+    found = frame.groupby(["method", "row"], sort=False)["dev_rsum"].agg(
+        mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size"
+    )
     rows = []
     for _, part in found.groupby(level=0, sort=False):
         whole = part["n"] == part["planned"]
         best = part.loc[whole, "mean"].max()
         usual = int(part["planned"].max())
-        rows += [[Cell(row), Cell(mean_sd(line, 1, usual=usual), best=line["n"] == line["planned"] and line["mean"] == best)] for (_, row), line in part.iterrows()]
+        rows += [
+            [
+                Cell(row),
+                Cell(
+                    mean_sd(line, 1, usual=usual), best=line["n"] == line["planned"] and line["mean"] == best
+                ),
+            ]
+            for (_, row), line in part.iterrows()
+        ]
     tries = ", ".join(f"{method} {len(part)}" for method, part in found.groupby(level=0, sort=False))
-    caption = f"Best dev rSum of each try, mean ± sd over its trials (noise ratios and seeds together); in bold the setting that is chosen for the method, of tries without holes. Tries: {tries}."
+    caption = (
+        f"Best dev rSum of each try, mean ± sd over its trials (noise ratios and seeds together); in "
+        f"bold the setting that is chosen for the method, of tries without holes. Tries: {tries}."
+    )
     return Table("Search on dev", caption, ["try", "dev rSum"], rows)
 
 
@@ -107,7 +152,8 @@ def marks(frame: pd.DataFrame) -> str:
 
 
 def best_rows(frame: pd.DataFrame, found: pd.DataFrame, *, more: bool = True) -> set[str]:
-    """Rows with the best mean of [row] cells, among those of methods that do not know the truth with as many seeds as any is planned to have.
+    """Rows with the best mean of [row] cells, among those of methods that do not know the truth with as many
+    seeds as any is planned to have.
 
     None where several are all equal.
     """
@@ -133,7 +179,9 @@ def counted(cell: pd.Series) -> str:
 
 def with_marks(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with rows called as tables show them; `label` keeps the names without marks."""
-    return frame.assign(label=frame["row"], row=frame["row"].map({row: _marked(frame, row) for row in frame["row"].unique()}))
+    return frame.assign(
+        label=frame["row"], row=frame["row"].map({row: _marked(frame, row) for row in frame["row"].unique()})
+    )
 
 
 def _marked(frame: pd.DataFrame, row: str) -> str:
@@ -144,6 +192,6 @@ def _marked(frame: pd.DataFrame, row: str) -> str:
 
 
 def _at_chance(frame: pd.DataFrame, measure: str) -> set[tuple[str, float]]:
-    return set(frame.loc[collapsed(frame, measure), ["row", "noise_ratio"]].itertuples(index=False, name=None))
-
-
+    return set(
+        frame.loc[collapsed(frame, measure), ["row", "noise_ratio"]].itertuples(index=False, name=None)
+    )

@@ -1,4 +1,6 @@
-"""Is a difference more than seed noise? Paired differences to a reference, what is not worse than the best, and all blocks together."""
+"""Is a difference more than seed noise? Paired differences to a reference, what is not worse than the best,
+and all blocks together.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ from harness.report.tables import Cell, Figure, Table
 
 ALPHA = 0.05
 LEAST_BLOCKS = 6  # data sets x ratios from which average ranks say something (Demsar 2006)
-BOOTSTRAP_BLOCKS, BOOTSTRAP_SEEDS = 12, 5  # from here on a 95 % bootstrap interval covers that (tests/test_stats.py); at 4 x 5 it is 89 %
+BOOTSTRAP_BLOCKS, BOOTSTRAP_SEEDS = (
+    12,
+    5,
+)  # from here on a 95 % bootstrap interval covers that (tests/test_stats.py); at 4 x 5 it is 89 %
 
 
 def reference_row(frame: pd.DataFrame, method: str | None) -> str:
@@ -42,7 +47,8 @@ def reference_row(frame: pd.DataFrame, method: str | None) -> str:
 def compare(frame: pd.DataFrame, reference: str, measure: str) -> dict[tuple[str, float], Difference]:
     """Each other row less the reference at each ratio, paired by seed, Holm-corrected over all of them.
 
-    The frame is of one data set and one kind of noise; both sides of a pair have the same seed and noise seed.
+    The frame is of one data set and one kind of noise; both sides of a pair have the same seed and noise
+    seed.
     """
     found = {}
     for ratio, part in frame.groupby("noise_ratio"):
@@ -55,9 +61,11 @@ def compare(frame: pd.DataFrame, reference: str, measure: str) -> dict[tuple[str
 
 
 def not_worse(frame: pd.DataFrame, best: dict[float, set[str]], measure: str) -> set[tuple[str, float]]:
-    """(row, ratio) that are not significantly worse than the best row of their ratio: paired t test over seeds, Holm over the table.
+    """(row, ratio) that are not significantly worse than the best row of their ratio: paired t test over
+    seeds, Holm over the table.
 
-    With one seed nothing can be told, and nothing is in it; nor is what knows the truth, which does not compete.
+    With one seed nothing can be told, and nothing is in it; nor is what knows the truth, which does not
+    compete.
     """
     differences: dict[tuple[str, float], Difference] = {}
     for ratio, rows in best.items():
@@ -65,7 +73,9 @@ def not_worse(frame: pd.DataFrame, best: dict[float, set[str]], measure: str) ->
             part = frame[(frame["noise_ratio"] == ratio) & ~frame["ground_truth"]]
             differences |= {k: d for k, d in compare(part, row, measure).items() if d.n > 1}
     corrected = holm([d.p for d in differences.values()])
-    return {key for (key, d), p in zip(differences.items(), corrected, strict=True) if p >= ALPHA or d.value >= 0}
+    return {
+        key for (key, d), p in zip(differences.items(), corrected, strict=True) if p >= ALPHA or d.value >= 0
+    }
 
 
 def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
@@ -78,9 +88,12 @@ def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
             rows.append([Cell(row), *(Cell(_difference(found.get((row, r)))) for r in ratios)])
     caption = (
         f"Test rSum less that of {reference}, paired by seed: mean and 95 % t interval. "
-        f"*: p < {ALPHA:g} in a paired t test, Holm-corrected over this table; the intervals are not corrected, so one may leave out zero without a *."
+        f"*: p < {ALPHA:g} in a paired t test, Holm-corrected over this table; the intervals are not "
+        f"corrected, so one may leave out zero without a *."
     )
-    return Table(f"Differences to {reference}: {where}", caption, ["method", *(f"noise {r:g}" for r in ratios)], rows)
+    return Table(
+        f"Differences to {reference}: {where}", caption, ["method", *(f"noise {r:g}" for r in ratios)], rows
+    )
 
 
 def _difference(found: Difference | None) -> str:
@@ -91,66 +104,115 @@ def _difference(found: Difference | None) -> str:
     return f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]{'*' if found.holm < ALPHA else ''}"
 
 
-def queries_table(frame: pd.DataFrame, reference: str, read: Callable[[str, str], Arrays], where: str) -> Table | None:
-    """R@1 of each row less that of the reference where they share one seed only: by test queries, images with their captions resampled together.
+def queries_table(
+    frame: pd.DataFrame, reference: str, read: Callable[[str, str], Arrays], where: str
+) -> Table | None:
+    """R@1 of each row less that of the reference where they share one seed only: by test queries, images with
+    their captions resampled together.
 
-    `read` gives the arrays of an artifact of a run. None where nothing is so, or the runs did not keep which image a query belongs to.
+    `read` gives the arrays of an artifact of a run. None where nothing is so, or the runs did not keep which
+    image a query belongs to.
     """
     rows = []
     for ratio, part in frame[frame["done"]].groupby("noise_ratio"):
         theirs = part[part["row"] == reference]
         for row in dict.fromkeys(part["row"]):
-            both = part[part["row"] == row].merge(theirs, on=["seed", "noise_seed"], suffixes=("", "_reference"))
+            both = part[part["row"] == row].merge(
+                theirs, on=["seed", "noise_seed"], suffixes=("", "_reference")
+            )
             if row == reference or len(both) != 1:
                 continue
             ours, other = (read(both[run].iloc[0], "test_rankings.npz") for run in ("run", "run_reference"))
             if "i2t_group" not in ours:
                 continue
-            found = (clustered_difference(100.0 * (ours[f"{d}_rank"] == 0), 100.0 * (other[f"{d}_rank"] == 0), ours[f"{d}_group"]) for d in ("i2t", "t2i"))
-            rows.append([Cell(f"{ratio:g}"), Cell(row), *(Cell(f"{f.value:+.1f} [{f.low:+.1f}, {f.high:+.1f}]") for f in found)])
+            found = (
+                clustered_difference(
+                    100.0 * (ours[f"{d}_rank"] == 0), 100.0 * (other[f"{d}_rank"] == 0), ours[f"{d}_group"]
+                )
+                for d in ("i2t", "t2i")
+            )
+            rows.append(
+                [
+                    Cell(f"{ratio:g}"),
+                    Cell(row),
+                    *(Cell(f"{f.value:+.1f} [{f.low:+.1f}, {f.high:+.1f}]") for f in found),
+                ]
+            )
     if not rows:
         return None
     caption = (
-        f"Test R@1 less that of {reference} at the one seed that both have, with the 95 % interval of a bootstrap over test images (with their captions). It says "
+        f"Test R@1 less that of {reference} at the one seed that both have, with the 95 % interval of a "
+        f"bootstrap over test images (with their captions). It says "
         "how far this test set decides between these two trained models, and nothing about other seeds."
     )
     return Table(f"One seed: {where}", caption, ["noise", "method", "i2t R@1", "t2i R@1"], rows)
 
 
 def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
-    """All blocks (data set x noise x ratio) together; None with fewer than two. Rows that lack a trial of any block are left out."""
+    """All blocks (data set x noise x ratio) together; None with fewer than two. Rows that lack a trial of any
+    block are left out.
+    """
     scores = _blocks(frame)
     blocks = len(next(iter(scores.values()), []))
     if blocks < 2 or len(scores) < 2:
         return None
     means = _competitors(frame, scores)
     ranks = dict(zip(means, average_ranks(means.to_numpy()), strict=True))
-    enough = blocks >= BOOTSTRAP_BLOCKS and min(len(s) for of_row in scores.values() for s in of_row) >= BOOTSTRAP_SEEDS
+    enough = (
+        blocks >= BOOTSTRAP_BLOCKS
+        and min(len(s) for of_row in scores.values() for s in of_row) >= BOOTSTRAP_SEEDS
+    )
     lines = []
     for row, own in scores.items():
         found = stratified_bootstrap(own, _iqm) if enough else None
-        interval = f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]" if found else f"{_iqm(own):.1f}"
-        better = [] if reference not in scores else [Cell("–" if row == reference else f"{probability_of_improvement(own, scores[reference]):.2f}")]
-        lines.append([Cell(row), Cell(interval), *better, Cell(f"{ranks[row]:.2f}" if row in ranks else "–")])
+        mean = f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]" if found else f"{_iqm(own):.1f}"
+        better = (
+            []
+            if reference not in scores
+            else [
+                Cell("–" if row == reference else f"{probability_of_improvement(own, scores[reference]):.2f}")
+            ]
+        )
+        lines.append([Cell(row), Cell(mean), *better, Cell(f"{ranks[row]:.2f}" if row in ranks else "–")])
+    interval = (
+        "with 95 % stratified bootstrap interval over seeds"
+        if enough
+        else f"without an interval: that takes {BOOTSTRAP_BLOCKS} blocks of {BOOTSTRAP_SEEDS} seeds"
+    )
+    beats = (
+        f"probability that a run beats one of {reference} in the same block; " if reference in scores else ""
+    )
     caption = (
-        f"{blocks} blocks (data set x noise ratio). Inter-quartile mean of test rSum, "
-        f"{'with 95 % stratified bootstrap interval over seeds' if enough else f'without an interval: that takes {BOOTSTRAP_BLOCKS} blocks of {BOOTSTRAP_SEEDS} seeds'}; "
-        f"{f'probability that a run beats one of {reference} in the same block; ' if reference in scores else ''}average rank among rows that do not know the truth (1 is the best, ties share). "
+        f"{blocks} blocks (data set x noise ratio). Inter-quartile mean of test rSum, {interval}; {beats}"
+        "average rank among rows that do not know the truth (1 is the best, ties share). "
     )
     if blocks >= LEAST_BLOCKS and len(ranks) > 1:
         caption += (
-            f"Average ranks differ at 5 % from {critical_difference(len(ranks), blocks):.2f} on (Nemenyi, which takes blocks for independent; ratios of one data set "
+            f"Average ranks differ at 5 % from {critical_difference(len(ranks), blocks):.2f} on (Nemenyi, "
+            f"which takes blocks for independent; ratios of one data set "
             "share its test set and seeds)."
         )
     else:
         caption += f"With fewer than {LEAST_BLOCKS} blocks ranks are not tested."
     left_out = [row for row in dict.fromkeys(frame["row"]) if row not in scores]
     caption += f" Left out, for want of trials: {', '.join(left_out)}." if left_out else ""
-    return Table("All blocks together", caption, ["method", "inter-quartile mean ↑", *([f"better than {reference} ↑"] if reference in scores else []), "average rank ↓"], lines)
+    return Table(
+        "All blocks together",
+        caption,
+        [
+            "method",
+            "inter-quartile mean ↑",
+            *([f"better than {reference} ↑"] if reference in scores else []),
+            "average rank ↓",
+        ],
+        lines,
+    )
 
 
 def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
-    """Critical-difference diagram of average ranks; None with fewer than six blocks, or two complete rows that do not know the truth."""
+    """Critical-difference diagram of average ranks; None with fewer than six blocks, or two complete rows
+    that do not know the truth.
+    """
     import scikit_posthocs
 
     means = _competitors(frame, _blocks(frame))
@@ -158,9 +220,16 @@ def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
         return None
     different = scikit_posthocs.posthoc_nemenyi_friedman(means)
     ranks = dict(zip(means, average_ranks(means.to_numpy()), strict=True))
-    figures.ranks(frame, ranks, different, f"average rank over {len(means)} blocks (1 is the best)", folder / "ranks")
-    return Figure("Average ranks", "ranks", "A bar joins rows whose ranks do not differ at 5 % (Nemenyi's test after Friedman's). Blocks count as independent. "
-                  "Rows that know the truth, or lack a trial, are left out.")
+    figures.ranks(
+        frame, ranks, different, f"average rank over {len(means)} blocks (1 is the best)", folder / "ranks"
+    )
+    return Figure(
+        "Average ranks",
+        "ranks",
+        "A bar joins rows whose ranks do not differ at 5 % (Nemenyi's test after Friedman's). Blocks count "
+        "as independent. "
+        "Rows that know the truth, or lack a trial, are left out.",
+    )
 
 
 def _blocks(frame: pd.DataFrame) -> dict[str, list[NDArray[np.float64]]]:

@@ -10,26 +10,52 @@ from harness.report import figures
 from harness.report.accuracy import counted, marks
 from harness.report.tables import Cell, Figure, Table, slug
 
-_TIME = {"seconds": "all s ↓", "train_seconds": "training s ↓", "method_seconds": "looking at pairs s ↓", "evaluation_seconds": "evaluation s ↓"}
-_SPEED = {"train_pairs_per_second": "training pairs/s ↑", "method_pairs_per_second": "looking pairs/s ↑", "evaluation_pairs_per_second": "evaluation captions/s ↑"}
+_TIME = {
+    "seconds": "all s ↓",
+    "train_seconds": "training s ↓",
+    "method_seconds": "looking at pairs s ↓",
+    "evaluation_seconds": "evaluation s ↓",
+}
+_SPEED = {
+    "train_pairs_per_second": "training pairs/s ↑",
+    "method_pairs_per_second": "looking pairs/s ↑",
+    "evaluation_pairs_per_second": "evaluation captions/s ↑",
+}
 _CLOCK = (
-    "Wall-clock times, so whatever shared the machine is in them: `python -m harness.bench` measures methods in turn and gives ratios. "
+    "Wall-clock times, so whatever shared the machine is in them: `python -m harness.bench` measures "
+    "methods in turn and gives ratios. "
 )
 
 
 def cost_tables(frame: pd.DataFrame, where: str) -> list[Table]:
     """Where the time goes, and what else a row takes: means over its finished trials."""
     time = (
-        f"Means over a row's finished trials. Training: optimizer steps, and drawing and loading their batches. Looking at pairs: what a method does between epochs (mixtures, memory banks). Evaluation: dev after epochs, test at the end. "
+        f"Means over a row's finished trials. Training: optimizer steps, and drawing and loading their "
+        f"batches. Looking at pairs: what a method does between epochs (mixtures, memory banks). "
+        f"Evaluation: dev after epochs, test at the end. "
         f"Pairs a second of each of these by itself. {_CLOCK}{marks(frame)}"
     )
-    rest = (
-        "Forward passes: pairs that go through a network in a step, over the pairs of its batch, mean over all epochs, warm-up included (looks between epochs are not in it). Peak memory: of the GPU where there is one; on a CPU "
-        "of the process, with what earlier trials in it left. Networks whose similarities are averaged at test; trained parameters, in millions. "
-        f"{'Energy: of the GPU (of the first process), as it counts it. ' if frame['joules'].notna().any() else 'Energy: no GPU told it. '}{marks(frame)}"
+    counted_energy = frame["joules"].notna().any()
+    energy = (
+        "Energy: of the GPU (of the first process), as it counts it."
+        if counted_energy
+        else "Energy: no GPU told it."
     )
-    size = {"forward_passes": "forward passes ↓", "peak_memory_mb": "peak MB ↓", "networks": "networks", "parameters": "parameters (M)"}
-    size |= {"joules": "energy kJ ↓"} if frame["joules"].notna().any() else {}
+    rest = (
+        "Forward passes: pairs that go through a network in a step, over the pairs of its batch, mean over "
+        "all epochs, warm-up included (looks between epochs are not in it). Peak memory: of the GPU where "
+        "there is one; on a CPU "
+        "of the process, with what earlier trials in it left. Networks whose similarities are averaged at "
+        "test; trained parameters, in millions. "
+        f"{energy} {marks(frame)}"
+    )
+    size = {
+        "forward_passes": "forward passes ↓",
+        "peak_memory_mb": "peak MB ↓",
+        "networks": "networks",
+        "parameters": "parameters (M)",
+    }
+    size |= {"joules": "energy kJ ↓"} if counted_energy else {}
     return [
         _means(frame, {**_TIME, **_SPEED}, f"Cost, time: {where}", time),
         _means(frame, size, f"Cost, passes and memory: {where}", rest),
@@ -56,17 +82,27 @@ def _text(name: str, value: float) -> str:
         return f"{value / 1000:.1f}"
     if name.endswith(("per_second", "_mb")):
         return f"{value:,.0f}"
-    return f"{value:g}" if name == "networks" else f"{value:.2f}" if name == "forward_passes" else f"{value:.1f}"
+    return (
+        f"{value:g}" if name == "networks" else f"{value:.2f}" if name == "forward_passes" else f"{value:.1f}"
+    )
 
 
 def cost_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | None:
-    """rSum, averaged over ratios, against time, for rows whose trials are all done; None with fewer than two."""
-    done = frame.groupby("row", sort=False).filter(lambda part: part["done"].all() and part["seconds"].notna().all())
+    """Mean rSum over ratios against time, for rows whose trials are all done; None with fewer than two."""
+    done = frame.groupby("row", sort=False).filter(
+        lambda part: part["done"].all() and part["seconds"].notna().all()
+    )
     if done["row"].nunique() < 2:
         return None
-    points = done.groupby("row", sort=False).agg(x=("seconds", "mean"), x_low=("seconds", "min"), x_high=("seconds", "max"))
+    points = done.groupby("row", sort=False).agg(
+        x=("seconds", "mean"), x_low=("seconds", "min"), x_high=("seconds", "max")
+    )
     points["y"] = done.groupby(["row", "noise_ratio"])["rsum"].mean().groupby("row").mean()
     points.attrs = {"x": "seconds a trial (log scale)", "y": "test rSum, mean over noise ratios"}
     file = slug("cost", where)
     figures.scatter(frame, points, where, folder / file, log=True)
-    return Figure(f"rSum against cost: {where}", file, "Up and to the left is better. Whiskers: the fastest and the slowest trial. Hollow: knows the truth.")
+    return Figure(
+        f"rSum against cost: {where}",
+        file,
+        "Up and to the left is better. Whiskers: the fastest and the slowest trial. Hollow: knows the truth.",
+    )

@@ -1,4 +1,6 @@
-"""Do the methods know which pairs mismatch? Scores of their confidence, what it looks like, and how it comes about over epochs."""
+"""Do the methods know which pairs mismatch? Scores of their confidence, what it looks like, and how it comes
+about over epochs.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,20 @@ from harness.report.accuracy import by_measure
 from harness.report.source import Source
 from harness.report.tables import Cell, Figure, Table, slug
 
-_SCORES = {"auroc": ("AUROC ↑", 3, True), "average_precision": ("AP ↑", 3, True), "f1": ("F1 at 0.5 ↑", 3, True), "ece": ("ECE ↓", 3, False)}
+_SCORES = {
+    "auroc": ("AUROC ↑", 3, True),
+    "average_precision": ("AP ↑", 3, True),
+    "f1": ("F1 at 0.5 ↑", 3, True),
+    "ece": ("ECE ↓", 3, False),
+}
 _EPOCHS = 10  # columns of the table over epochs
 
 
 @dataclass(frozen=True)
 class Belief:
-    """What the method of a finished trial believed: which pairs match [N], and its confidence [N] after each epoch that has one."""
+    """What the method of a finished trial believed: which pairs match [N], and its confidence [N] after each
+    epoch that has one.
+    """
 
     row: str
     noise_ratio: float
@@ -39,12 +48,16 @@ class Belief:
 def beliefs(source: Source, frame: pd.DataFrame) -> list[Belief]:
     """Those of all finished trials that have a confidence and a known truth."""
     found = []
-    scored = frame[list(_SCORES)].notna().any(axis=1)  # what has no score has no confidence: nobody is asked for it
+    scored = (
+        frame[list(_SCORES)].notna().any(axis=1)
+    )  # what has no score has no confidence: nobody is asked for it
     for line in frame[frame["done"] & scored].itertuples():
         files = source.names(line.run, "confidence")
         matched = _truth(source, line.run) if files else None
         if matched is not None:
-            confidence = {int(Path(f).stem.rpartition("_")[2]): source.read(line.run, f)["confidence"] for f in files}
+            confidence = {
+                int(Path(f).stem.rpartition("_")[2]): source.read(line.run, f)["confidence"] for f in files
+            }
             found.append(Belief(line.row, line.noise_ratio, line.seed, matched, confidence))
     return found
 
@@ -58,14 +71,22 @@ def _truth(source: Source, run: str) -> NDArray[np.bool_] | None:
 
 def scores_table(frame: pd.DataFrame, where: str) -> Table:
     what = (
-        "Confidence after the last epoch against the truth. AUROC, average precision and F1 (mismatched: confidence below 0.5) are of finding the mismatched training "
-        f"pairs; by chance AUROC is 0.5 and AP the noise ratio r; calling every pair mismatched has F1 2r / (1 + r), and a confidence that never falls below 0.5 has F1 0. ECE: expected calibration error as a belief that the pair matches ({BINS} bins); a constant 1 - r has 0 and tells nothing. Methods without a confidence are left out"
+        "Confidence after the last epoch against the truth. AUROC, average precision and F1 (mismatched: "
+        "confidence below 0.5) are of finding the mismatched training "
+        f"pairs; by chance AUROC is 0.5 and AP the noise ratio r; calling every pair mismatched has F1 2r "
+        f"/ (1 + r), and a confidence that never falls below 0.5 has F1 0. ECE: expected calibration error "
+        f"as a belief that the pair matches ({BINS} bins); a constant 1 - r has 0 and tells nothing. "
+        f"Methods without a confidence are left out"
     )
     return by_measure(frame, _SCORES, f"Noise detection: {where}", what)
 
 
-def confidence_figures(found: list[Belief], every: pd.DataFrame, frame: pd.DataFrame, where: str, folder: Path) -> list[Figure]:
-    """Histograms, reliability and means over epochs, as far as there is a confidence; all seeds together; `every` is their `means`."""
+def confidence_figures(
+    found: list[Belief], every: pd.DataFrame, frame: pd.DataFrame, where: str, folder: Path
+) -> list[Figure]:
+    """Histograms, reliability and means over epochs, as far as there is a confidence; all seeds together;
+    `every` is their `means`.
+    """
     pooled: dict[tuple[str, float], Calibration] = {}
     for belief in sorted(found, key=lambda b: b.noise_ratio):
         key = (belief.row, belief.noise_ratio)
@@ -75,10 +96,24 @@ def confidence_figures(found: list[Belief], every: pd.DataFrame, frame: pd.DataF
     figures.reliability(pooled, frame, where, folder / pictures["reliability"])
     figures.confidence_over_epochs(every, frame, where, folder / pictures["epochs"])
     told = (
-        ("Confidence of training pairs", pictures["confidence"], "After the last epoch, all seeds together; each kind's pairs add up to 1."),
-        ("Reliability of the confidence", pictures["reliability"],
-         "Share of pairs that match among those of like confidence, after the last epoch, all seeds together. Bins with less than 1 % of the pairs are left out. Above the dotted line a method trusts too little, below too much."),
-        ("Confidence over epochs", pictures["epochs"], "Mean confidence of matched (solid) and mismatched (dashed) training pairs, with a band of one sd over seeds."),
+        (
+            "Confidence of training pairs",
+            pictures["confidence"],
+            "After the last epoch, all seeds together; each kind's pairs add up to 1.",
+        ),
+        (
+            "Reliability of the confidence",
+            pictures["reliability"],
+            "Share of pairs that match among those of like confidence, after the last epoch, all seeds "
+            "together. Bins with less than 1 % of the pairs are left out. Above the dotted line a method "
+            "trusts too little, below too much.",
+        ),
+        (
+            "Confidence over epochs",
+            pictures["epochs"],
+            "Mean confidence of matched (solid) and mismatched (dashed) training pairs, with a band of one "
+            "sd over seeds.",
+        ),
     )
     return [Figure(f"{title}: {where}", file, caption) for title, file, caption in told]
 
@@ -92,12 +127,24 @@ def _together(a: Calibration, b: Calibration) -> Calibration:
 
 
 def means(found: list[Belief]) -> pd.DataFrame:
-    """Mean confidence of matched and of mismatched pairs (NaN without such) and AUROC (NaN without both) for each belief and epoch."""
-    return pd.DataFrame([
-        {"row": b.row, "noise_ratio": b.noise_ratio, "seed": b.seed, "epoch": epoch, "matched": _mean(confidence[b.matched]),
-         "mismatched": _mean(confidence[~b.matched]), "auroc": detection(confidence, b.matched).get("auroc", np.nan)}
-        for b in found for epoch, confidence in b.confidence.items()
-    ])
+    """Mean confidence of matched and of mismatched pairs (NaN without such) and AUROC (NaN without both) for
+    each belief and epoch.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "row": b.row,
+                "noise_ratio": b.noise_ratio,
+                "seed": b.seed,
+                "epoch": epoch,
+                "matched": _mean(confidence[b.matched]),
+                "mismatched": _mean(confidence[~b.matched]),
+                "auroc": detection(confidence, b.matched).get("auroc", np.nan),
+            }
+            for b in found
+            for epoch, confidence in b.confidence.items()
+        ]
+    )
 
 
 def _mean(values: NDArray[np.floating]) -> float:
@@ -107,19 +154,41 @@ def _mean(values: NDArray[np.floating]) -> float:
 def epochs_tables(every: pd.DataFrame, where: str) -> list[Table]:
     """`means` over seeds, for at most ten epochs: confidence of matched / mismatched pairs, and AUROC."""
     epochs = sorted(every["epoch"].unique())
-    shown = [epochs[i] for i in sorted({round(k) for k in np.linspace(0, len(epochs) - 1, min(_EPOCHS, len(epochs)))})]
-    caption = "after an epoch (from 1), mean over seeds; a dash: none yet (warm-up), or no pairs of that kind."
+    shown = [
+        epochs[i]
+        for i in sorted({round(k) for k in np.linspace(0, len(epochs) - 1, min(_EPOCHS, len(epochs)))})
+    ]
+    caption = (
+        "after an epoch (from 1), mean over seeds; a dash: none yet (warm-up), or no pairs of that kind."
+    )
     made = []
     for title, columns, digits, what in (
-        ("Confidence over epochs", ["matched", "mismatched"], 2, "Mean confidence of matched / mismatched training pairs"),
+        (
+            "Confidence over epochs",
+            ["matched", "mismatched"],
+            2,
+            "Mean confidence of matched / mismatched training pairs",
+        ),
         ("AUROC over epochs", ["auroc"], 3, "AUROC of the confidence for finding mismatched training pairs"),
     ):
         rows = []
         for (ratio, row), part in every.groupby(["noise_ratio", "row"], sort=False):
             of_epoch = part.groupby("epoch")[columns].mean()
-            texts = [" / ".join("–" if pd.isna(v) else f"{v:.{digits}f}" for v in of_epoch.loc[e]) if e in of_epoch.index else "–" for e in shown]
+            texts = [
+                " / ".join("–" if pd.isna(v) else f"{v:.{digits}f}" for v in of_epoch.loc[e])
+                if e in of_epoch.index
+                else "–"
+                for e in shown
+            ]
             if part[columns].notna().any(axis=None):
                 rows.append([Cell(f"{ratio:g}"), Cell(str(row)), *map(Cell, texts)])
         rows.sort(key=lambda r: float(r[0].text))
-        made.append(Table(f"{title}: {where}", f"{what} {caption}", ["noise", "method", *(f"epoch {e + 1}" for e in shown)], rows))
+        made.append(
+            Table(
+                f"{title}: {where}",
+                f"{what} {caption}",
+                ["noise", "method", *(f"epoch {e + 1}" for e in shown)],
+                rows,
+            )
+        )
     return [table for table in made if table.rows]

@@ -19,12 +19,23 @@ from harness.report.results import cells
 from methods import METHODS
 
 plt.switch_backend("Agg")
-matplotlib.rcParams.update({
-    "svg.hashsalt": "harness", "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6, "legend.frameon": False, "lines.markersize": 5,
-})
+matplotlib.rcParams.update(
+    {
+        "svg.hashsalt": "harness",
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "lines.markersize": 5,
+    }
+)
 
-# Okabe and Ito's palette and a wine red of Tol's, told apart by all common kinds of colour vision; markers say it a second time.
+# Okabe and Ito's palette and a wine red of Tol's, told apart by all common kinds of colour vision; markers
+# say it a second time.
 _COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#000000", "#D55E00", "#CC79A7", "#56B4E9", "#882255")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 BANDS = 8
@@ -36,7 +47,9 @@ Style = tuple[str, str]
 
 
 def styles(frame: pd.DataFrame) -> dict[str, Style]:
-    """Colour and marker of each row: those of its method, and for further rows of a method (by `label`) paler ones with other markers."""
+    """Colour and marker of each row: those of its method, and for further rows of a method (by `label`) paler
+    ones with other markers.
+    """
     methods = dict(zip(frame["row"], frame["method"], strict=True))
     colours = _of_methods(list(methods.values()))
     named = [row for row, label in zip(frame["row"], frame["label"], strict=True) if label in METHODS]
@@ -58,11 +71,15 @@ def _of_methods(methods: list[str]) -> dict[str, str]:
 
 def _paler(colour: str, share: float) -> str:
     """A colour with up to two thirds of white."""
-    return str(matplotlib.colors.to_hex([c + (1 - c) * share * 2 / 3 for c in matplotlib.colors.to_rgb(colour)]))
+    return str(
+        matplotlib.colors.to_hex([c + (1 - c) * share * 2 / 3 for c in matplotlib.colors.to_rgb(colour)])
+    )
 
 
 def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
-    """rSum over the noise ratio: mean line, band of one sd (of few rows: many would be one wedge), seeds as dots; the ceiling is dashed."""
+    """rSum over the noise ratio: mean line, band of one sd (of few rows: many would be one wedge), seeds as
+    dots; the ceiling is dashed.
+    """
     table = cells(frame, "rsum")
     wide = 1.0 if frame["row"].nunique() <= BANDS else 0.0
     with _figure(target, 7.2, 4.4) as axes:
@@ -72,44 +89,87 @@ def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
                 continue
             own = frame[frame["row"] == row]
             line = "--" if own["ground_truth"].any() else "-"
-            _band(axes, part.index.to_numpy(float), part["mean"], wide * part["sd"], colour, marker=marker, linestyle=line, label=row)
+            _band(
+                axes,
+                part.index.to_numpy(float),
+                part["mean"],
+                wide * part["sd"],
+                colour,
+                marker=marker,
+                linestyle=line,
+                label=row,
+            )
             axes.plot(own["noise_ratio"], own["rsum"], ".", color=colour, markersize=4, alpha=0.6)
         axes.set(xlabel="noise ratio (nominal)", ylabel="test rSum", title=title)
         axes.set_xticks(sorted(frame["noise_ratio"].unique()))
         _legend(axes)
 
 
-def scatter(frame: pd.DataFrame, points: pd.DataFrame, title: str, target: Path, *, log: bool = False) -> None:
-    """A point a row with whiskers: [row] with columns x, y and their `_low`, `_high`, and the names of the axes in `attrs`."""
+def scatter(
+    frame: pd.DataFrame, points: pd.DataFrame, title: str, target: Path, *, log: bool = False
+) -> None:
+    """A point a row with whiskers: [row] with columns x, y and their `_low`, `_high`, and the names of the
+    axes in `attrs`.
+    """
     with _figure(target, 6.4, 4.2) as axes:
         for row, (colour, marker) in styles(frame).items():
             if row in points.index and points.loc[row, ["x", "y"]].notna().all():
                 p = points.loc[row]
-                whiskers = {f"{a}err": [[p[a] - p[f"{a}_low"]], [p[f"{a}_high"] - p[a]]] for a in "xy" if pd.notna(p.get(f"{a}_low"))}
+                whiskers = {
+                    f"{a}err": [[p[a] - p[f"{a}_low"]], [p[f"{a}_high"] - p[a]]]
+                    for a in "xy"
+                    if pd.notna(p.get(f"{a}_low"))
+                }
                 face = "none" if frame.loc[frame["row"] == row, "ground_truth"].any() else colour
-                axes.errorbar(p["x"], p["y"], **whiskers, color=colour, marker=marker, markersize=8, markerfacecolor=face, linestyle="", elinewidth=1, label=row)
+                axes.errorbar(
+                    p["x"],
+                    p["y"],
+                    **whiskers,
+                    color=colour,
+                    marker=marker,
+                    markersize=8,
+                    markerfacecolor=face,
+                    linestyle="",
+                    elinewidth=1,
+                    label=row,
+                )
         if log:
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
-            axes.xaxis.set_minor_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else ""))
+            axes.xaxis.set_minor_formatter(
+                matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
+            )
         axes.set(xlabel=points.attrs["x"], ylabel=points.attrs["y"], title=title)
         _legend(axes)
 
 
-def ranks(frame: pd.DataFrame, average: Mapping[str, float], different: pd.DataFrame, title: str, target: Path) -> None:
-    """Critical-difference diagram (Demsar 2006): average ranks; a bar joins rows that do not differ. `different`: p values, rows x rows."""
+def ranks(
+    frame: pd.DataFrame, average: Mapping[str, float], different: pd.DataFrame, title: str, target: Path
+) -> None:
+    """Critical-difference diagram (Demsar 2006): average ranks; a bar joins rows that do not differ.
+    `different`: p values, rows x rows.
+    """
     import scikit_posthocs
 
     found = styles(frame)
     colours = {row: found[row][0] for row in average}
     with _figure(target, 7.2, 0.9 + 0.28 * len(average)) as axes:
         axes.grid(False)
-        scikit_posthocs.critical_difference_diagram(dict(average), different, ax=axes, color_palette=colours, label_fmt_left="{label} ({rank:.2f}) ", label_fmt_right=" ({rank:.2f}) {label}")
+        scikit_posthocs.critical_difference_diagram(
+            dict(average),
+            different,
+            ax=axes,
+            color_palette=colours,
+            label_fmt_left="{label} ({rank:.2f}) ",
+            label_fmt_right=" ({rank:.2f}) {label}",
+        )
         axes.set_title(title)
 
 
 def histograms(found: Mapping[tuple[str, float], Calibration], title: str, target: Path) -> None:
-    """Confidence of matched and mismatched training pairs, (row, noise ratio) -> counts: a row of panels each, shares of the kind's pairs."""
+    """Confidence of matched and mismatched training pairs, (row, noise ratio) -> counts: a row of panels
+    each, shares of the kind's pairs.
+    """
     rows, ratios = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
     edges = np.linspace(0, 1, BINS + 1)
     with _grid(target, len(rows), len(ratios), width=2.5, height=1.5, title=title) as panels:
@@ -119,12 +179,21 @@ def histograms(found: Mapping[tuple[str, float], Calibration], title: str, targe
                 counts = getattr(found[row, ratio], kind) if (row, ratio) in found else np.zeros(BINS, int)
                 if counts.sum():
                     axes.stairs(counts / counts.sum(), edges, fill=True, color=colour, alpha=0.5, label=kind)
-            axes.set(title=f"{row}, noise {ratio:g}", xlim=(0, 1), xlabel="confidence" if r == len(rows) - 1 else "", ylabel="share of pairs" if c == 0 else "")
+            axes.set(
+                title=f"{row}, noise {ratio:g}",
+                xlim=(0, 1),
+                xlabel="confidence" if r == len(rows) - 1 else "",
+                ylabel="share of pairs" if c == 0 else "",
+            )
         _shared_legend(panels)
 
 
-def reliability(found: Mapping[tuple[str, float], Calibration], frame: pd.DataFrame, title: str, target: Path) -> None:
-    """Share of matched pairs over mean confidence, a panel for each ratio; the diagonal is what a calibrated belief gives."""
+def reliability(
+    found: Mapping[tuple[str, float], Calibration], frame: pd.DataFrame, title: str, target: Path
+) -> None:
+    """Share of matched pairs over mean confidence, a panel for each ratio; the diagonal is what a calibrated
+    belief gives.
+    """
     ratios = list(dict.fromkeys(ratio for _, ratio in found))
     style = styles(frame)
     with _grid(target, 1, len(ratios), width=2.8, height=2.6, title=title) as panels:
@@ -134,13 +203,29 @@ def reliability(found: Mapping[tuple[str, float], Calibration], frame: pd.DataFr
                 if at == ratio:
                     count = c.matched + c.mismatched
                     some = count > 0.01 * count.sum()  # a share of a few pairs is noise
-                    axes.plot(c.confidence[some], c.share[some], color=style[row][0], marker=style[row][1], markersize=3.5, linewidth=1.2, label=row)
-            axes.set(title=f"noise {ratio:g}", xlabel="mean confidence", ylabel="share that matches" if axes is panels[0, 0] else "", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+                    axes.plot(
+                        c.confidence[some],
+                        c.share[some],
+                        color=style[row][0],
+                        marker=style[row][1],
+                        markersize=3.5,
+                        linewidth=1.2,
+                        label=row,
+                    )
+            axes.set(
+                title=f"noise {ratio:g}",
+                xlabel="mean confidence",
+                ylabel="share that matches" if axes is panels[0, 0] else "",
+                xlim=(-0.03, 1.03),
+                ylim=(-0.03, 1.03),
+            )
         _shared_legend(panels)
 
 
 def confidence_over_epochs(found: pd.DataFrame, frame: pd.DataFrame, title: str, target: Path) -> None:
-    """Mean confidence of matched (solid) and mismatched (dashed) pairs; columns row, noise_ratio, seed, epoch, matched, mismatched."""
+    """Mean confidence of matched (solid) and mismatched (dashed) pairs; columns row, noise_ratio, seed,
+    epoch, matched, mismatched.
+    """
     ratios = sorted(found["noise_ratio"].unique())
     style = styles(frame)
     with _grid(target, 1, len(ratios), width=3.0, height=2.6, title=title) as panels:
@@ -150,16 +235,37 @@ def confidence_over_epochs(found: pd.DataFrame, frame: pd.DataFrame, title: str,
                     of_epoch = part.groupby("epoch")[kind].agg(["mean", "std"]).dropna(subset=["mean"])
                     if len(of_epoch):
                         label = row if kind == "matched" else None
-                        _band(axes, of_epoch.index.to_numpy(float) + 1, of_epoch["mean"], of_epoch["std"], style[row][0], marker=style[row][1], linestyle=line, label=label)
-            axes.set(title=f"noise {ratio:g}", xlabel="epoch", ylabel="mean confidence" if axes is panels[0, 0] else "")
+                        _band(
+                            axes,
+                            of_epoch.index.to_numpy(float) + 1,
+                            of_epoch["mean"],
+                            of_epoch["std"],
+                            style[row][0],
+                            marker=style[row][1],
+                            linestyle=line,
+                            label=label,
+                        )
+            axes.set(
+                title=f"noise {ratio:g}",
+                xlabel="epoch",
+                ylabel="mean confidence" if axes is panels[0, 0] else "",
+            )
             axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         _shared_legend(panels)
 
 
-def axis(lines: Mapping[str, pd.DataFrame], level: Mapping[str, Mapping[float, float]], name: str, measure: str, title: str, target: Path) -> None:
+def axis(
+    lines: Mapping[str, pd.DataFrame],
+    level: Mapping[str, Mapping[float, float]],
+    name: str,
+    measure: str,
+    title: str,
+    target: Path,
+) -> None:
     """A measure over a hyper-parameter, a panel for each ratio.
 
-    `lines`: for each line its trials, with `value` and `number` (where the value stands on the axis); `level`: rows without that hyper-parameter, by ratio.
+    `lines`: for each line its trials, with `value` and `number` (where the value stands on the axis);
+        `level`: rows without that hyper-parameter, by ratio.
     """
     every = pd.concat(list(lines.values()))
     ratios, ticks = sorted(every["noise_ratio"].unique()), every.drop_duplicates("number")
@@ -176,7 +282,15 @@ def axis(lines: Mapping[str, pd.DataFrame], level: Mapping[str, Mapping[float, f
                 of_value = here.groupby("number")["y"].agg(["mean", "std"]).dropna(subset=["mean"])
                 colour, marker = of_line[line]
                 if len(of_value):
-                    _band(axes, of_value.index.to_numpy(float), of_value["mean"], of_value["std"], colour, marker=marker, label=line)
+                    _band(
+                        axes,
+                        of_value.index.to_numpy(float),
+                        of_value["mean"],
+                        of_value["std"],
+                        colour,
+                        marker=marker,
+                        label=line,
+                    )
                     axes.plot(here["number"], here["y"], ".", color=colour, markersize=4, alpha=0.6)
             for (row, by), dashes in zip(level.items(), itertools.cycle(_DASHES), strict=False):
                 if ratio in by:
@@ -202,7 +316,11 @@ def _shared_legend(panels: NDArray) -> None:
     """One legend for all panels, to their right."""
     named: dict[str, Any] = {}
     for axes in panels.flat:
-        named |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True) if label not in named}
+        named |= {
+            label: handle
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+            if label not in named
+        }
     if named:
         panels.flat[0].figure.legend(named.values(), named.keys(), loc="outside right center")
 
@@ -216,10 +334,14 @@ def _figure(target: Path, width: float, height: float) -> Iterator[Any]:
 
 
 @contextmanager
-def _grid(target: Path, rows: int, columns: int, *, width: float, height: float, title: str) -> Iterator[NDArray]:
+def _grid(
+    target: Path, rows: int, columns: int, *, width: float, height: float, title: str
+) -> Iterator[NDArray]:
     """Panels [rows, columns] of a size each, with room for a legend, written to `target`.png and .svg."""
     size = (width * columns + 1.8, height * rows + 0.4)
-    figure, panels = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharey=True)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", squeeze=False, sharey=True
+    )
     figure.suptitle(title, fontsize=10)
     yield panels
     _save(figure, target)

@@ -1,4 +1,6 @@
-"""Pictures to the numbers: what each method finds for a few test images, and what it believes of a few mismatched training pairs."""
+"""Pictures to the numbers: what each method finds for a few test images, and what it believes of a few
+mismatched training pairs.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ class Gallery:
 
 
 def galleries(source: Source, frame: pd.DataFrame) -> list[Gallery]:
-    """One for each data set and noise, at the highest ratio and the first seed that has finished trials; drawn, not picked."""
+    """One for each data set and noise, at the highest ratio and the first seed that has finished trials;
+    drawn, not picked.
+    """
     found = []
     for (dataset, noise), part in frame[frame["done"]].groupby(["dataset", "noise"], sort=False):
         ratio = part["noise_ratio"].max()
@@ -76,19 +80,34 @@ def _fill(gallery: Gallery, records: dict[str, TrialRecord], source: Source) -> 
             raise DataError("the data set has features in place of pictures")
         gallery.queries = list(_queries(data, records, source))
         gallery.mismatches = list(_mismatches(data, record.trial, records, source))
-    except Exception as error:  # whatever a user's data set raises: a report does without pictures, and says why
+    except (
+        Exception
+    ) as error:  # whatever a user's data set raises: a report does without pictures, and says why
         gallery.missing = str(error)
 
 
 def _queries(data: DataSet, records: dict[str, TrialRecord], source: Source) -> Iterator[Query]:
     test = data["test"]
-    best = {row: source.read(record.run_id, "test_rankings.npz")["i2t_top"] for row, record in records.items()}
+    best = {
+        row: source.read(record.run_id, "test_rankings.npz")["i2t_top"] for row, record in records.items()
+    }
     for image in _drawn(np.arange(len(test.images)), "queries"):
-        answers = [(row, [(test.captions[c], bool(test.caption_group[c] == test.image_group[image])) for c in top[image]]) for row, top in best.items()]
+        answers = [
+            (
+                row,
+                [
+                    (test.captions[c], bool(test.caption_group[c] == test.image_group[image]))
+                    for c in top[image]
+                ],
+            )
+            for row, top in best.items()
+        ]
         yield Query(_picture(test.images[image]), answers)
 
 
-def _mismatches(data: DataSet, trial: Trial, records: dict[str, TrialRecord], source: Source) -> Iterator[Mismatch]:
+def _mismatches(
+    data: DataSet, trial: Trial, records: dict[str, TrialRecord], source: Source
+) -> Iterator[Mismatch]:
     """Of the noise index that all these trials share: it hangs on data, ratio and seed alone."""
     noise = noise_of(trial, data)
     if noise.matched is None or noise.matched.all():

@@ -43,7 +43,13 @@ class Page:
 
     def write(self, folder: Path) -> None:
         """Write `report.html`, with the figures that lie in the folder inside it."""
-        environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
         markdown = MarkdownIt("commonmark", {"html": False})
         text = environment.get_template("page.html").render(
             page=self,
@@ -63,8 +69,13 @@ def trial_lines(frame: pd.DataFrame, link: Callable[[str], str]) -> list[TrialLi
     measure = "rsum" if "rsum" in frame else "dev_rsum"
     return [
         TrialLine(
-            t.row, f"{t.dataset}, {t.noise}", t.noise_ratio, t.seed, "done" if t.done else t.failure or t.status.lower(),
-            f"{getattr(t, measure):.1f}" if t.done else "–", link(t.run) if t.run else "",
+            t.row,
+            f"{t.dataset}, {t.noise}",
+            t.noise_ratio,
+            t.seed,
+            "done" if t.done else t.failure or t.status.lower(),
+            f"{getattr(t, measure):.1f}" if t.done else "–",
+            link(t.run) if t.run else "",
         )
         for t in frame.itertuples()
     ]
@@ -73,7 +84,9 @@ def trial_lines(frame: pd.DataFrame, link: Callable[[str], str]) -> list[TrialLi
 def _coded(text: str) -> Markup:
     """A caption with what stands between backticks as code."""
     parts = text.split("`")
-    return Markup("").join(Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts)
+    )
 
 
 def _address(file: Path) -> str:

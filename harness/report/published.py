@@ -1,7 +1,9 @@
-"""What papers reported, beside what we measured: joined by method, data set, protocol, backbone, granularity and ratio; never mixed into our rows.
+"""What papers reported, beside what we measured: joined by method, data set, protocol, backbone, granularity
+and ratio; never mixed into our rows.
 
-`published_results.csv` holds 646 rows of the field's tables with their sources; `flag` says what is wrong with a row (a copied column, a sum
-that its parts do not give, ...). Its rSum is the sum of the six printed recalls.
+`published_results.csv` holds 646 rows of the field's tables with their sources; `flag` says what is wrong
+with a row (a copied column, a sum that its parts do not give, ...). Its rSum is the sum of the six printed
+recalls.
 """
 
 from __future__ import annotations
@@ -17,7 +19,13 @@ from harness.evaluation.metrics import RECALLS
 from harness.report.tables import Cell, Table
 
 FILE = Path(__file__).parent / "published_results.csv"
-_DATA_SETS = {"f30k": "Flickr30K", "flickr": "Flickr30K", "coco": "MS-COCO", "cc152k": "CC152K", "cc120k": "CC120K"}
+_DATA_SETS = {
+    "f30k": "Flickr30K",
+    "flickr": "Flickr30K",
+    "coco": "MS-COCO",
+    "cc152k": "CC152K",
+    "cc120k": "CC120K",
+}
 
 
 @lru_cache
@@ -30,29 +38,47 @@ def published() -> pd.DataFrame:
 
 
 def papers_table(frame: pd.DataFrame, where: str) -> Table | None:
-    """Ours against published rows of the same method, data set, protocol and ratio; None where there are none.
+    """Ours against published rows of the same method, data set, protocol and ratio; None where there are
+    none.
 
-    The frame is of one data set and one kind of noise. A row that differs in backbone or granularity, or that is flagged, is shown with the reason,
-    and without a difference.
+    The frame is of one data set and one kind of noise. A row that differs in backbone or granularity, or that
+    is flagged, is shown with the reason, and without a difference.
     """
-    name = next((full for part, full in _DATA_SETS.items() if part in str(frame["dataset"].iloc[0]).lower()), None)
+    name = next(
+        (full for part, full in _DATA_SETS.items() if part in str(frame["dataset"].iloc[0]).lower()), None
+    )
     theirs = published()
     lines = []
     for (row, ratio), part in frame.groupby(["row", "noise_ratio"], sort=False):
         names = method_class(part["method"].iloc[0]).published
         natural = part["noise_model"].iloc[0] == "none"
-        same = theirs[(theirs["dataset"] == name) & theirs["method"].isin(names) & theirs["noise_ratio"].map(lambda r, x=ratio, n=natural: _is_ratio(r, x, n))]
+        same = theirs[
+            (theirs["dataset"] == name)
+            & theirs["method"].isin(names)
+            & theirs["noise_ratio"].map(lambda r, x=ratio, n=natural: _is_ratio(r, x, n))
+        ]
         for _, line in same.iterrows():
-            ours = part["1k_rsum" if line["protocol"] == "1K" else "rsum"] if line["protocol"] != "1K" or "1k_rsum" in part else pd.Series(dtype=float)
+            ours = (
+                part["1k_rsum" if line["protocol"] == "1K" else "rsum"]
+                if line["protocol"] != "1K" or "1k_rsum" in part
+                else pd.Series(dtype=float)
+            )
             if ours.notna().any():
                 lines.append(_line(str(row), float(ratio), part, ours.dropna(), line))
     if not lines:
         return None
     caption = (
-        "Test rSum, ours: mean ± sd over seeds. Published: the sum of the six printed recalls, one run unless its source says more. A difference stands only where "
-        "backbone, networks and granularity are the same and the published row is not flagged. The sources are in harness/report/published_results.csv."
+        "Test rSum, ours: mean ± sd over seeds. Published: the sum of the six printed recalls, one run "
+        "unless its source says more. A difference stands only where "
+        "backbone, networks and granularity are the same and the published row is not flagged. The sources "
+        "are in harness/report/published_results.csv."
     )
-    return Table(f"Against the papers: {where}", caption, ["method", "noise", "protocol", "ours", "published", "difference", "source", "remarks"], lines)
+    return Table(
+        f"Against the papers: {where}",
+        caption,
+        ["method", "noise", "protocol", "ours", "published", "difference", "source", "remarks"],
+        lines,
+    )
 
 
 def _is_ratio(text: str, ratio: float, natural: bool) -> bool:
@@ -69,7 +95,16 @@ def _line(row: str, ratio: float, part: pd.DataFrame, ours: pd.Series, line: pd.
     mean, sd = ours.mean(), ours.std(ddof=1)
     own = f"{mean:.1f}" + ("" if pd.isna(sd) else f" ± {sd:.1f}")
     gap = "–" if reasons else f"{mean - line['rsum']:+.1f}"
-    texts = (row, f"{ratio:g}", line["protocol"], own, f"{line['rsum']:.1f}", gap, f"{line['paper']}: {line['method']}", "; ".join(reasons))
+    texts = (
+        row,
+        f"{ratio:g}",
+        line["protocol"],
+        own,
+        f"{line['rsum']:.1f}",
+        gap,
+        f"{line['paper']}: {line['method']}",
+        "; ".join(reasons),
+    )
     return [Cell(str(t)) for t in texts]
 
 
@@ -90,4 +125,11 @@ def _differs(part: pd.DataFrame, ratio: float, line: pd.Series) -> list[str]:
 def _network(name: str) -> str:
     """Names of backbones as ours and the papers write them, made alike: `vit-b-32`, `sgr`, `saf`, ..."""
     plain = name.lower().replace("/", "-")
-    return next((n for n in ("vit-b-32", "vit-b-16", "vit-l-14", "sgraf sgr", "sgraf saf", "sgraf", "sgr", "saf") if n in plain), plain).removeprefix("sgraf ")
+    return next(
+        (
+            n
+            for n in ("vit-b-32", "vit-b-16", "vit-l-14", "sgraf sgr", "sgraf saf", "sgraf", "sgr", "saf")
+            if n in plain
+        ),
+        plain,
+    ).removeprefix("sgraf ")

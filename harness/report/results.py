@@ -19,22 +19,33 @@ _NOT_A_SETTING = ("noise_ratio", "seed", "noise_seed")
 _OF_THE_DATA = ("dataset", "dataset.", "noise", "noise.", "noise_granularity")
 MEASURES = (*RECALLS, "rsum")
 COSTS = {
-    "seconds": "cost/seconds", "train_seconds": "cost/train_seconds", "method_seconds": "cost/method_seconds",
-    "evaluation_seconds": "cost/evaluation_seconds", "pairs_per_second": "cost/pairs_per_second",
-    "train_pairs_per_second": "cost/train_pairs_per_second", "method_pairs_per_second": "cost/method_pairs_per_second",
-    "evaluation_pairs_per_second": "cost/evaluation_pairs_per_second", "forward_passes": "cost/forward_passes", "joules": "cost/joules",
-    "networks": "cost/networks_at_test", "parameters": "cost/parameters",
+    "seconds": "cost/seconds",
+    "train_seconds": "cost/train_seconds",
+    "method_seconds": "cost/method_seconds",
+    "evaluation_seconds": "cost/evaluation_seconds",
+    "pairs_per_second": "cost/pairs_per_second",
+    "train_pairs_per_second": "cost/train_pairs_per_second",
+    "method_pairs_per_second": "cost/method_pairs_per_second",
+    "evaluation_pairs_per_second": "cost/evaluation_pairs_per_second",
+    "forward_passes": "cost/forward_passes",
+    "joules": "cost/joules",
+    "networks": "cost/networks_at_test",
+    "parameters": "cost/parameters",
 }
 COLLAPSED = 0.02
-"""A trial whose rSum makes at most this share of the way from that of a random order to a perfect one has collapsed."""
+"""A trial whose rSum makes at most this share of the way from that of a random order to a perfect one has
+collapsed.
+"""
 
 
 def tidy(sweep: SweepRecord) -> pd.DataFrame:
     """One line for each planned trial, finished or not.
 
-    Columns: trial, run, status, done, method, row (method and what else varies), data set, noise (in words), granularity, noise model, backbone, noise_ratio,
-    seed, noise_seed, the recalls and rsum of the best dev epoch (of MS-COCO also `1k_` and `eccv_` ones), the same with `last_` of the last epoch, dev_rsum,
-    best_epoch, detection scores (last epoch), realised ratio, costs, and whether the method uses clean data or the truth.
+    Columns: trial, run, status, done, method, row (method and what else varies), data set, noise (in words),
+        granularity, noise model, backbone, noise_ratio,
+    seed, noise_seed, the recalls and rsum of the best dev epoch (of MS-COCO also `1k_` and `eccv_` ones), the
+    same with `last_` of the last epoch, dev_rsum, best_epoch, detection scores (last epoch), realised ratio,
+    costs, and whether the method uses clean data or the truth.
     """
     labels = row_labels(sweep.planned, full=sweep.select)
     data = _told_apart({t.id: (t.dataset_label, t.dataset_options) for t in sweep.planned})
@@ -66,7 +77,10 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
         line |= {m: found.get(f"test/{m}", np.nan) for m in MEASURES}
         line |= {m: found[f"test/{m}"] for m in (*FOLD_MEASURES, *ECCV_MEASURES) if f"test/{m}" in found}
         line |= {f"last_{m}": found.get(f"last/{m}", np.nan) for m in MEASURES}
-        line |= {"dev_rsum": found.get("dev/best_rsum", np.nan), "best_epoch": found.get("dev/best_epoch", np.nan)}
+        line |= {
+            "dev_rsum": found.get("dev/best_rsum", np.nan),
+            "best_epoch": found.get("dev/best_epoch", np.nan),
+        }
         line |= {m: found.get(f"detection/{m}", np.nan) for m in DETECTION}
         line |= {"realised_ratio": found.get("noise/realised_ratio", np.nan)}
         line |= {name: found.get(metric, np.nan) for name, metric in COSTS.items()}
@@ -80,7 +94,9 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
 
 
 def _told_apart(given: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
-    """Labels by trial: where two that differ in their settings would be called the same (and pooled as seeds), with what differs."""
+    """Labels by trial: where two that differ in their settings would be called the same (and pooled as
+    seeds), with what differs.
+    """
     of_label: dict[str, list[Mapping[str, Any]]] = {}
     for label, settings in given.values():
         of_label.setdefault(label, []).append(settings)
@@ -89,17 +105,23 @@ def _told_apart(given: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str,
         keys = sorted({k for settings in members for k in settings})
         differing[label] = [k for k in keys if len({repr(settings.get(k)) for settings in members}) > 1]
     return {
-        trial: f"{label} ({', '.join(f'{k}={settings.get(k)}' for k in differing[label])})" if differing[label] else label
+        trial: f"{label} ({', '.join(f'{k}={settings.get(k)}' for k in differing[label])})"
+        if differing[label]
+        else label
         for trial, (label, settings) in given.items()
     }
 
 
 def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
-    """The frame with `chance` (rSum of a random order of the test split, as far as the runs tell) and `collapsed` (finished, and hardly better)."""
+    """The frame with `chance` (rSum of a random order of the test split, as far as the runs tell) and
+    `collapsed` (finished, and hardly better).
+    """
     found = {}
     for name, part in frame[frame["done"]].groupby("dataset"):
         for run in part["run"]:
-            with contextlib.suppress(StoreError, KeyError):  # a lost artifact, or a record from before the groups were kept
+            with contextlib.suppress(
+                StoreError, KeyError
+            ):  # a lost artifact, or a record from before the groups were kept
                 rankings = source.read(run, "test_rankings.npz")
                 found[name] = chance_rsum(rankings["i2t_group"], rankings["t2i_group"])
                 break
@@ -113,9 +135,13 @@ def collapsed(frame: pd.DataFrame, measure: str) -> pd.Series:
 
 
 def settings(trial: Trial) -> dict[str, str]:
-    """What defines a table row: all parameters but ratio and seeds; hyper-parameters without the method's name."""
+    """What defines a table row: all parameters but ratio and seeds; hyper-parameters without the method's
+    name.
+    """
     short = trial.method.rpartition(":")[2]
-    return {k.removeprefix(f"{short}."): str(v) for k, v in parameters(trial).items() if k not in _NOT_A_SETTING}
+    return {
+        k.removeprefix(f"{short}."): str(v) for k, v in parameters(trial).items() if k not in _NOT_A_SETTING
+    }
 
 
 def of_the_data(key: str) -> bool:
@@ -126,7 +152,8 @@ def of_the_data(key: str) -> bool:
 def row_labels(trials: Sequence[Trial], *, full: bool = False) -> dict[str, str]:
     """A short label for each trial's row: the method, and the settings that vary among the method's trials.
 
-    A setting that has one value in at least half of the method's rows is named where it has another; with `full` everywhere.
+    A setting that has one value in at least half of the method's rows is named where it has another; with
+    `full` everywhere.
     """
     by_method: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -138,15 +165,25 @@ def row_labels(trials: Sequence[Trial], *, full: bool = False) -> dict[str, str]
         own = [settings(t) for t in members]
         keys, usual = varied(own), {} if full else _usual(own)
         for trial, values in zip(members, own, strict=True):
-            extra = ", ".join(f"{k.removeprefix('backbone.')}={values.get(k, 'default')}" for k in keys if values.get(k, "default") != usual.get(k))
+            extra = ", ".join(
+                f"{k.removeprefix('backbone.')}={values.get(k, 'default')}"
+                for k in keys
+                if values.get(k, "default") != usual.get(k)
+            )
             labels[trial.id] = f"{names[method]} ({extra})" if extra else names[method]
     return labels
 
 
 def varied(rows: Sequence[dict[str, str]]) -> list[str]:
-    """The settings that differ among rows, but for those of the data; a backbone is told by its parts where these differ."""
+    """The settings that differ among rows, but for those of the data; a backbone is told by its parts where
+    these differ.
+    """
     keys = dict.fromkeys(k for row in rows for k in row)
-    found = [k for k in keys if len({row.get(k) for row in rows}) > 1 and (k.startswith("dataset.") or not of_the_data(k))]
+    found = [
+        k
+        for k in keys
+        if len({row.get(k) for row in rows}) > 1 and (k.startswith("dataset.") or not of_the_data(k))
+    ]
     return [k for k in found if not (k == "backbone" and any(v.startswith("backbone.") for v in found))]
 
 
@@ -163,8 +200,12 @@ def _usual(rows: Sequence[dict[str, str]]) -> dict[str, str]:
     return found
 
 
-def shared_and_own_settings(trials: Sequence[Trial], *, full: bool = False) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Settings that most rows share, and for each row those in which it differs (and its hyper-parameters)."""
+def shared_and_own_settings(
+    trials: Sequence[Trial], *, full: bool = False
+) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Settings that most rows share, and for each row those in which it differs (and its
+    hyper-parameters).
+    """
     labels = row_labels(trials, full=full)
     rows = {labels[t.id]: settings(t) for t in trials}
     keys = list(dict.fromkeys(k for values in rows.values() for k in values))
@@ -173,14 +214,21 @@ def shared_and_own_settings(trials: Sequence[Trial], *, full: bool = False) -> t
         values = [v[key] for v in rows.values() if key in v]
         if key not in ("method",) and len(values) == len(rows):
             shared[key] = max(dict.fromkeys(values), key=values.count)
-    own = {row: {k: v for k, v in values.items() if k != "method" and shared.get(k) != v} for row, values in rows.items()}
+    own = {
+        row: {k: v for k, v in values.items() if k != "method" and shared.get(k) != v}
+        for row, values in rows.items()
+    }
     return shared, own
 
 
 def cells(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """mean, sd (ddof 1), n and planned of a measure for each (row, noise_ratio); planned 0 where a row has no such ratio."""
+    """mean, sd (ddof 1), n and planned of a measure for each (row, noise_ratio); planned 0 where a row has no
+    such ratio.
+    """
     grouped = frame.groupby(["row", "noise_ratio"], sort=False)[measure]
     found = grouped.agg(mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size")
-    every = pd.MultiIndex.from_product([frame["row"].unique(), frame["noise_ratio"].unique()], names=found.index.names)
+    every = pd.MultiIndex.from_product(
+        [frame["row"].unique(), frame["noise_ratio"].unique()], names=found.index.names
+    )
     found = found.reindex(every)
     return found.fillna({"n": 0, "planned": 0}).astype({"n": int, "planned": int})

@@ -1,4 +1,6 @@
-"""How a row holds up: as noise grows, and over seeds. Each figure is taken for each seed and then has an interval over seeds."""
+"""How a row holds up: as noise grows, and over seeds. Each figure is taken for each seed and then has an
+interval over seeds.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,17 @@ _COLUMNS = (  # name, heading, digits, whether high is good
 def by_seed(part: pd.DataFrame) -> pd.DataFrame:
     """Figures of one row for each seed that has all of the row's ratios; columns `BY_SEED`.
 
-    `var_...`: population variance (ddof 0) of R@1 over noise ratios (NPC, figure 1). `slope_...`: least-squares slope over the ratio, per 10
-    points of noise (0.1). `area`: area under rSum over the ratio relative to that at the lowest ratio, 1 for a row that loses nothing
-    (trapezoids, divided by the range of ratios).
+    `var_...`: population variance (ddof 0) of R@1 over noise ratios (NPC, figure 1). `slope_...`:
+        least-squares slope over the ratio, per 10
+    points of noise (0.1). `area`: area under rSum over the ratio relative to that at the lowest ratio, 1 for
+    a row that loses nothing (trapezoids, divided by the range of ratios).
     """
-    tables = {m: part.pivot_table(index=["seed", "noise_seed"], columns="noise_ratio", values=m, dropna=False).dropna() for m in ("i2t_r1", "t2i_r1", "rsum")}
+    tables = {
+        m: part.pivot_table(
+            index=["seed", "noise_seed"], columns="noise_ratio", values=m, dropna=False
+        ).dropna()
+        for m in ("i2t_r1", "t2i_r1", "rsum")
+    }
     ratios = np.array(tables["rsum"].columns, float)
     found = pd.DataFrame(index=tables["rsum"].index)
     for name in ("i2t_r1", "t2i_r1"):
@@ -47,11 +55,13 @@ def by_seed(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def stability(frame: pd.DataFrame) -> pd.DataFrame:
-    """How each row holds up, from its finished trials; a row that was not planned at all ratios of the frame has no line.
+    """How each row holds up, from its finished trials; a row that was not planned at all ratios of the frame
+    has no line.
 
-    Columns: those of `by_seed`, means over seeds, with `_low` and `_high` of a 95 % t interval; `drop`, mean rSum at the lowest ratio less that
-    at the highest; `sd_seeds`, the sd over seeds (ddof 1) of rSum, averaged over ratios; `worst`, the lowest rSum of any seed at the
-    highest ratio; `n` and `planned` trials.
+    Columns: those of `by_seed`, means over seeds, with `_low` and `_high` of a 95 % t interval; `drop`, mean
+        rSum at the lowest ratio less that
+    at the highest; `sd_seeds`, the sd over seeds (ddof 1) of rSum, averaged over ratios; `worst`, the lowest
+    rSum of any seed at the highest ratio; `n` and `planned` trials.
     """
     ratios = set(frame["noise_ratio"])
     lines = {}
@@ -79,31 +89,51 @@ def stability_table(frame: pd.DataFrame, where: str, legend: str) -> Table:
     for row, line in found.iterrows():
         own = [Cell(str(row))]
         for name, _, digits, high in _COLUMNS:
-            best = row in candidates.index and pd.notna(line[name]) and line[name] == (candidates[name].max() if high else candidates[name].min())
+            best = (
+                row in candidates.index
+                and pd.notna(line[name])
+                and line[name] == (candidates[name].max() if high else candidates[name].min())
+            )
             own.append(Cell(_with_interval(line, name, digits), best=bool(best)))
         count = f"{line['n']:g}" if line["n"] == line["planned"] else f"{line['n']:g} of {line['planned']:g}!"
         rows.append([*own, Cell(count)])
     caption = (
-        "Taken for each seed over its noise ratios, then mean and 95 % t interval over seeds. Variance of R@1 (population, as NPC defines it) says nothing "
-        "about seeds, and a method that is bad everywhere scores well. Per 10 points: least-squares slope. Area: under rSum relative to that at the "
+        "Taken for each seed over its noise ratios, then mean and 95 % t interval over seeds. Variance of "
+        "R@1 (population, as NPC defines it) says nothing "
+        "about seeds, and a method that is bad everywhere scores well. Per 10 points: least-squares slope. "
+        "Area: under rSum relative to that at the "
         "lowest ratio, 1 loses nothing. Drop: mean rSum at the lowest ratio less that at the highest. "
-        f"Sd over seeds: of rSum (ddof 1), averaged over ratios. Worst seed: lowest rSum at the highest ratio. n: trials. {legend}"
+        f"Sd over seeds: of rSum (ddof 1), averaged over ratios. Worst seed: lowest rSum at the highest "
+        f"ratio. n: trials. {legend}"
     )
-    return Table(f"Stability: {where}", caption, ["method", *(heading for _, heading, _, _ in _COLUMNS), "n"], rows)
+    return Table(
+        f"Stability: {where}", caption, ["method", *(heading for _, heading, _, _ in _COLUMNS), "n"], rows
+    )
 
 
 def stability_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | None:
-    """Area under the degradation curve against mean rSum, for rows whose trials are all done; None with fewer than two."""
+    """Area under the degradation curve against mean rSum, for rows whose trials are all done; None with fewer
+    than two.
+    """
     found = stability(frame)
     found = found[(found["n"] == found["planned"]) & found["area"].notna()] if len(found) else found
     if len(found) < 2:
         return None
-    points = pd.DataFrame({"x": frame.groupby(["row", "noise_ratio"])["rsum"].mean().groupby("row").mean()}).loc[found.index]
+    points = pd.DataFrame(
+        {"x": frame.groupby(["row", "noise_ratio"])["rsum"].mean().groupby("row").mean()}
+    ).loc[found.index]
     points = points.assign(y=found["area"], y_low=found["area_low"], y_high=found["area_high"])
-    points.attrs = {"x": "test rSum, mean over noise ratios", "y": "area under rSum over the ratio\n(1 loses nothing)"}
+    points.attrs = {
+        "x": "test rSum, mean over noise ratios",
+        "y": "area under rSum over the ratio\n(1 loses nothing)",
+    }
     file = slug("stability", where)
     figures.scatter(frame, points, where, folder / file)
-    return Figure(f"Stability against accuracy: {where}", file, "Up and to the right is better. Whiskers: 95 % t interval over seeds. Hollow: knows the truth.")
+    return Figure(
+        f"Stability against accuracy: {where}",
+        file,
+        "Up and to the right is better. Whiskers: 95 % t interval over seeds. Hollow: knows the truth.",
+    )
 
 
 def _with_interval(line: pd.Series, name: str, digits: int) -> str:
@@ -112,7 +142,9 @@ def _with_interval(line: pd.Series, name: str, digits: int) -> str:
     if pd.isna(line.get(f"{name}_low", np.nan)):
         return f"{line[name]:.{digits}f}"
     low = max(0.0, line[f"{name}_low"]) if name.startswith("var_") else line[f"{name}_low"]
-    return " ".join([_number(line[name], digits), f"[{_number(low, digits)}, {_number(line[f'{name}_high'], digits)}]"])
+    return " ".join(
+        [_number(line[name], digits), f"[{_number(low, digits)}, {_number(line[f'{name}_high'], digits)}]"]
+    )
 
 
 def _number(value: float, digits: int) -> str:
@@ -120,7 +152,9 @@ def _number(value: float, digits: int) -> str:
 
 
 def seeds_table(frame: pd.DataFrame, where: str) -> Table:
-    """Spread over seeds at each ratio, with chi-square intervals, and the ratio at which the mean is worst."""
+    """Spread over seeds at each ratio, with chi-square intervals, and the ratio at which the mean
+    is worst.
+    """
     ratios = sorted(frame["noise_ratio"].unique())
     means = cells(frame, "rsum")["mean"]
     rows = []
@@ -130,27 +164,62 @@ def seeds_table(frame: pd.DataFrame, where: str) -> Table:
         at = means.loc[row].dropna()
         worst: float | None = at.idxmin() if len(at) else None
         mean = mean_interval(own.loc[own["noise_ratio"] == worst, "rsum"]) if worst is not None else None
-        rows.append([Cell(row), *(Cell(_estimate(s)) for s in spread), Cell("–" if mean is None else f"{worst:g}: {_estimate(mean)}")])
-    caption = "Sd of test rSum over seeds (ddof 1) with 95 % chi-square interval; worst ratio: the one with the lowest mean, with its 95 % t interval."
-    return Table(f"Spread over seeds: {where}", caption, ["method", *(f"sd at {r:g}" for r in ratios), "worst ratio"], rows)
+        rows.append(
+            [
+                Cell(row),
+                *(Cell(_estimate(s)) for s in spread),
+                Cell("–" if mean is None else f"{worst:g}: {_estimate(mean)}"),
+            ]
+        )
+    caption = (
+        "Sd of test rSum over seeds (ddof 1) with 95 % chi-square interval; worst ratio: the one "
+        "with the lowest mean, with its 95 % t interval."
+    )
+    return Table(
+        f"Spread over seeds: {where}",
+        caption,
+        ["method", *(f"sd at {r:g}" for r in ratios), "worst ratio"],
+        rows,
+    )
 
 
 def _estimate(found: Estimate) -> str:
     if np.isnan(found.value):
         return "–"
-    return f"{found.value:.1f}" if np.isnan(found.low) else f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
+    return (
+        f"{found.value:.1f}"
+        if np.isnan(found.low)
+        else f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
+    )
 
 
 def shares_table(frame: pd.DataFrame, where: str) -> Table | None:
-    """Variance of rSum due to the noise index and to the model's seed, at each ratio, where a sweep varies both; else None."""
+    """Variance of rSum due to the noise index and to the model's seed, at each ratio, where a sweep varies
+    both; else None.
+    """
     found = []
     for (row, ratio), part in frame.groupby(["row", "noise_ratio"], sort=False):
         table = part.pivot_table(index="noise_seed", columns="seed", values="rsum", dropna=False)
         if min(table.shape) > 1 and len(part) == table.size:  # every noise seed with every model seed
             shares = variance_shares(table.to_numpy())
             texts = ["–" if np.isnan(v) else f"{100 * v:.0f} %" for v in shares.values()]
-            found.append([Cell(f"{ratio:g}"), Cell(str(row)), *map(Cell, texts), Cell(f"{table.shape[0]} x {table.shape[1]}")])
+            found.append(
+                [
+                    Cell(f"{ratio:g}"),
+                    Cell(str(row)),
+                    *map(Cell, texts),
+                    Cell(f"{table.shape[0]} x {table.shape[1]}"),
+                ]
+            )
     if not found:
         return None
-    caption = "Two-way random effects without replication, by the method of moments; negative components count as zero. Few seeds: rough figures."
-    return Table(f"Where the variance comes from: {where}", caption, ["noise", "method", "noise index", "model seed", "rest", "noise x model seeds"], found)
+    caption = (
+        "Two-way random effects without replication, by the method of moments; negative components "
+        "count as zero. Few seeds: rough figures."
+    )
+    return Table(
+        f"Where the variance comes from: {where}",
+        caption,
+        ["noise", "method", "noise index", "model seed", "rest", "noise x model seeds"],
+        found,
+    )

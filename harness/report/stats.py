@@ -1,7 +1,9 @@
 """What a difference is worth: intervals, paired tests, and what is said over many blocks.
 
-Everything takes plain arrays, is seeded where it draws, and says in its docstring what it is defined by. With few seeds an interval of
-the mean is a t interval: a percentile bootstrap of five values covers 83 % where it says 95 %, so bootstraps are for many blocks or queries.
+Everything takes plain arrays, is seeded where it draws, and says in its docstring what it is defined by. With
+few seeds an interval of
+the mean is a t interval: a percentile bootstrap of five values covers 83 % where it says 95 %, so bootstraps
+are for many blocks or queries.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """A paired difference with the p value that it is zero; `holm` is that corrected over its family, where there is one."""
+    """A paired difference with the p value that it is zero; `holm` is that corrected over its family, where
+    there is one.
+    """
 
     p: float
     holm: float = float("nan")
@@ -47,9 +51,11 @@ class Difference(Estimate):
 
 
 def mean_interval(values: ArrayLike, *, level: float = LEVEL) -> Estimate:
-    """Mean with Student's t interval: mean ± t(n - 1) * sd / sqrt(n), sd with ddof 1. NaN values are left out.
+    """Mean with Student's t interval: mean ± t(n - 1) * sd / sqrt(n), sd with ddof 1. NaN values are left
+    out.
 
-    Exact for normal values; five seeds of a recall are near enough (tests/test_stats.py measures the coverage).
+    Exact for normal values; five seeds of a recall are near enough (tests/test_stats.py measures the
+    coverage).
     """
     x = _finite(values)
     if len(x) < 2:
@@ -59,7 +65,9 @@ def mean_interval(values: ArrayLike, *, level: float = LEVEL) -> Estimate:
 
 
 def sd_interval(values: ArrayLike, *, level: float = LEVEL) -> Estimate:
-    """Standard deviation (ddof 1) with the chi-square interval of normal values: sd * sqrt((n - 1) / chi2)."""
+    """Standard deviation (ddof 1) with the chi-square interval of normal values: sd * sqrt((n - 1)
+    / chi2).
+    """
     x = _finite(values)
     if len(x) < 2:
         return Estimate(np.nan, np.nan, np.nan, len(x))
@@ -69,9 +77,11 @@ def sd_interval(values: ArrayLike, *, level: float = LEVEL) -> Estimate:
 
 
 def paired_difference(ours: ArrayLike, reference: ArrayLike, *, level: float = LEVEL) -> Difference:
-    """Mean of ours less reference over seeds that both have, with t interval and the p value of the paired t test.
+    """Mean of ours less reference over seeds that both have, with t interval and the p value of the paired t
+    test.
 
-    (A signed-rank test over five seeds cannot fall below p = 0.06.) Without spread nothing can be tested: no interval, and p is 1.
+    (A signed-rank test over five seeds cannot fall below p = 0.06.) Without spread nothing can be tested: no
+    interval, and p is 1.
     """
     difference = _finite(np.asarray(ours, float) - np.asarray(reference, float))
     found = mean_interval(difference, level=level)
@@ -79,11 +89,15 @@ def paired_difference(ours: ArrayLike, reference: ArrayLike, *, level: float = L
         return Difference(found.value, found.low, found.high, found.n, np.nan)
     if np.isclose(difference.std(ddof=1), 0, atol=1e-9):  # recalls are steps: equal by chance
         return Difference(found.value, np.nan, np.nan, found.n, 1.0)
-    return Difference(found.value, found.low, found.high, found.n, float(stats.ttest_1samp(difference, 0).pvalue))
+    return Difference(
+        found.value, found.low, found.high, found.n, float(stats.ttest_1samp(difference, 0).pvalue)
+    )
 
 
 def holm(p: ArrayLike) -> Floats:
-    """p values corrected for a family (Holm 1979, step-down): sorted, the k-th smallest of m times m - k + 1, never falling. NaN stays out."""
+    """p values corrected for a family (Holm 1979, step-down): sorted, the k-th smallest of m times m - k + 1,
+    never falling. NaN stays out.
+    """
     given = np.asarray(p, float)
     out = np.full(given.shape, np.nan)
     kept = np.flatnonzero(np.isfinite(given))
@@ -102,12 +116,19 @@ def inter_quartile_mean(scores: ArrayLike) -> float:
 
 
 def stratified_bootstrap(
-    scores: Sequence[ArrayLike], statistic: Callable[[list[Floats]], float], *, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
+    scores: Sequence[ArrayLike],
+    statistic: Callable[[list[Floats]], float],
+    *,
+    level: float = LEVEL,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> Estimate:
-    """A statistic of scores [block][seed], with the percentile interval of resampling seeds within each block (Agarwal et al. 2021).
+    """A statistic of scores [block][seed], with the percentile interval of resampling seeds within each block
+    (Agarwal et al. 2021).
 
-    A resample of n seeds has (n - 1) / n of their variance, a fifth too little at five. Ours: resamples are spread around their block's mean
-    by sqrt(n / (n - 1)), which brings the coverage of a 95 % interval from 88 to 95 % at twelve blocks of five (tests/test_stats.py).
+    A resample of n seeds has (n - 1) / n of their variance, a fifth too little at five. Ours: resamples are
+    spread around their block's mean by sqrt(n / (n - 1)), which brings the coverage of a 95 % interval from
+    88 to 95 % at twelve blocks of five (tests/test_stats.py).
     """
     blocks = [np.asarray(b, float) for b in scores]
     draw = numpy_generator("stratified bootstrap", seed)
@@ -123,7 +144,9 @@ def _resample(block: Floats, draw: np.random.Generator) -> Floats:
 
 
 def probability_of_improvement(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike]) -> float:
-    """How often a run of ours beats one of theirs, a tie counting half, averaged over blocks (Mann-Whitney U over n * m; Agarwal et al. 2021)."""
+    """How often a run of ours beats one of theirs, a tie counting half, averaged over blocks (Mann-Whitney U
+    over n * m; Agarwal et al. 2021).
+    """
     found = []
     for a, b in zip(ours, theirs, strict=True):
         x, y = np.asarray(a, float)[:, None], np.asarray(b, float)[None, :]
@@ -132,13 +155,17 @@ def probability_of_improvement(ours: Sequence[ArrayLike], theirs: Sequence[Array
 
 
 def average_ranks(scores: ArrayLike) -> Floats:
-    """Mean rank of each column of scores [blocks, methods]: 1 is the best (highest), ties share (Demsar 2006)."""
+    """Mean rank of each column of scores [blocks, methods]: 1 is the best (highest), ties share (Demsar
+    2006).
+    """
     ranks: Floats = stats.rankdata(-np.asarray(scores, float), axis=1).mean(0)
     return ranks
 
 
 def critical_difference(methods: int, blocks: int, *, level: float = LEVEL) -> float:
-    """Nemenyi's critical difference of average ranks: q * sqrt(k (k + 1) / (6 N)), q of the studentized range over sqrt(2) (Demsar 2006)."""
+    """Nemenyi's critical difference of average ranks: q * sqrt(k (k + 1) / (6 N)), q of the studentized range
+    over sqrt(2) (Demsar 2006).
+    """
     q = float(stats.studentized_range.ppf(level, methods, np.inf)) / np.sqrt(2)
     return float(q * np.sqrt(methods * (methods + 1) / (6 * blocks)))
 
@@ -147,16 +174,24 @@ def critical_difference(methods: int, blocks: int, *, level: float = LEVEL) -> f
 
 
 def clustered_difference(
-    ours: ArrayLike, theirs: ArrayLike, cluster: ArrayLike, *, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
+    ours: ArrayLike,
+    theirs: ArrayLike,
+    cluster: ArrayLike,
+    *,
+    level: float = LEVEL,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> Difference:
-    """Difference of two trials' mean over the same test queries, resampling whole clusters (images with all their captions).
+    """Difference of two trials' mean over the same test queries, resampling whole clusters (images with all
+    their captions).
 
     Args:
         ours, theirs: [Q], what each query scored (1 for a hit).
         cluster: [Q], image group of each query: captions of one image are not independent.
 
-    The interval is the percentile one over clusters and says how far the test set decides between these two trained models; it says nothing
-    about other seeds. p is twice the smaller share of resamples on either side of zero.
+    The interval is the percentile one over clusters and says how far the test set decides between these two
+    trained models; it says nothing about other seeds. p is twice the smaller share of resamples on either
+    side of zero.
     """
     difference = np.asarray(ours, float) - np.asarray(theirs, float)
     _, place = np.unique(np.asarray(cluster), return_inverse=True)
@@ -174,21 +209,28 @@ def clustered_difference(
 
 
 def variance_shares(values: Any) -> dict[str, float]:
-    """Shares of the variance due to noise index, model seed and what is left, from a table [noise seeds, seeds] without holes.
+    """Shares of the variance due to noise index, model seed and what is left, from a table [noise seeds,
+    seeds] without holes.
 
-    Method of moments of the two-way random-effects model without replication (Searle, Casella and McCulloch 1992, section 4.3): negative
-    components count as zero.
+    Method of moments of the two-way random-effects model without replication (Searle, Casella and McCulloch
+    1992, section 4.3): negative components count as zero.
     """
     x = np.asarray(values, float)
     rows, columns = x.shape
     if rows < 2 or columns < 2 or not np.isfinite(x).all():
         return {"noise": np.nan, "seed": np.nan, "rest": np.nan}
     grand, by_row, by_column = x.mean(), x.mean(1), x.mean(0)
-    rest = float(((x - by_row[:, None] - by_column[None, :] + grand) ** 2).sum() / ((rows - 1) * (columns - 1)))
+    rest = float(
+        ((x - by_row[:, None] - by_column[None, :] + grand) ** 2).sum() / ((rows - 1) * (columns - 1))
+    )
     noise = max(0.0, float(columns * by_row.var(ddof=1) - rest) / columns)
     model = max(0.0, float(rows * by_column.var(ddof=1) - rest) / rows)
     total = noise + model + rest
-    return {"noise": noise / total, "seed": model / total, "rest": rest / total} if total else {"noise": np.nan, "seed": np.nan, "rest": np.nan}
+    return (
+        {"noise": noise / total, "seed": model / total, "rest": rest / total}
+        if total
+        else {"noise": np.nan, "seed": np.nan, "rest": np.nan}
+    )
 
 
 def _finite(values: ArrayLike) -> Floats:

@@ -16,8 +16,23 @@ from harness.report.stats import paired_difference
 from harness.report.tables import Block, Cell, Table
 from harness.report.write import begin, save
 
-_PROVENANCE = ("git_commit", "data_fingerprint", "backbone_digest", "device", "precision", "processes", "threads", "torch", "open_clip_torch",
-               "accelerate", "transformers", "timm", "numpy", "scikit-learn", "python")
+_PROVENANCE = (
+    "git_commit",
+    "data_fingerprint",
+    "backbone_digest",
+    "device",
+    "precision",
+    "processes",
+    "threads",
+    "torch",
+    "open_clip_torch",
+    "accelerate",
+    "transformers",
+    "timm",
+    "numpy",
+    "scikit-learn",
+    "python",
+)
 
 
 def write_versus(a: Source, b: Source, folder: Path) -> Path:
@@ -27,14 +42,21 @@ def write_versus(a: Source, b: Source, folder: Path) -> Path:
         StoreError: one is a search, whose tests stay closed.
     """
     for searched in (s.sweep.name for s in (a, b) if s.sweep.select):
-        raise StoreError(f"sweep {searched!r} is a search (select: true): test plays no part in it, so there is nothing to compare")
+        raise StoreError(
+            f"sweep {searched!r} is a search (select: true): test plays no part in it, so there is nothing "
+            f"to compare"
+        )
     begin(folder)
     frames = {s.sweep.name: with_chance(tidy(s.sweep), s) for s in (a, b)}
-    pd.concat([f.assign(sweep=name) for name, f in frames.items()]).to_csv(folder / "results.csv", index=False, float_format="%.6g")
+    pd.concat([f.assign(sweep=name) for name, f in frames.items()]).to_csv(
+        folder / "results.csv", index=False, float_format="%.6g"
+    )
     one, other = a.sweep.name, b.sweep.name
     blocks = [*_tables(a, b, frames[one], frames[other]), Block("changes", "", _changes(a.sweep, b.sweep))]
     title, description = f"{one} against {other}", f"{other} less {one}: positive is better in {other}."
-    state = "\n".join(f"- {name}: {int(f['done'].sum())} of {len(f)} planned trials are done" for name, f in frames.items())
+    state = "\n".join(
+        f"- {name}: {int(f['done'].sum())} of {len(f)} planned trials are done" for name, f in frames.items()
+    )
     save(folder, title, [description, state], blocks, [])
     Page(title, description, state, blocks, []).write(folder)
     return folder
@@ -42,16 +64,31 @@ def write_versus(a: Source, b: Source, folder: Path) -> Path:
 
 def _tables(a: Source, b: Source, one: pd.DataFrame, other: pd.DataFrame) -> Iterator[Block]:
     names = a.sweep.name, b.sweep.name
-    places = list(dict.fromkeys([*one[["dataset", "noise"]].itertuples(index=False, name=None), *other[["dataset", "noise"]].itertuples(index=False, name=None)]))
+    places = list(
+        dict.fromkeys(
+            [
+                *one[["dataset", "noise"]].itertuples(index=False, name=None),
+                *other[["dataset", "noise"]].itertuples(index=False, name=None),
+            ]
+        )
+    )
     for place in places:
         here = [f[(f["dataset"] == place[0]) & (f["noise"] == place[1])] for f in (one, other)]
         where = ", ".join(place)
         rows = [_line(keys, *here) for keys in _cells(*here)]
         caption = (
-            "Test rSum: mean ± sd over seeds (n). Difference: paired over the seeds that both have, with a 95 % t interval. Trials: `same` have one id in both, so their "
-            "numbers should agree but for machine and versions; `other` have other settings. A dash: not there."
+            "Test rSum: mean ± sd over seeds (n). Difference: paired over the seeds that both have, with a "
+            "95 % t interval. Trials: `same` have one id in both, so their "
+            "numbers should agree but for machine and versions; `other` have other settings. A dash: not "
+            "there."
         )
-        yield Block("rSum", where, Table(f"Side by side: {where}", caption, ["noise", "method", *names, "difference", "trials"], rows))
+        yield Block(
+            "rSum",
+            where,
+            Table(
+                f"Side by side: {where}", caption, ["noise", "method", *names, "difference", "trials"], rows
+            ),
+        )
 
 
 def _cells(one: pd.DataFrame, other: pd.DataFrame) -> list[tuple[float, str]]:
@@ -69,7 +106,14 @@ def _line(cell: tuple[float, str], one: pd.DataFrame, other: pd.DataFrame) -> li
         interval = f" [{found.low:+.1f}, {found.high:+.1f}]" if np.isfinite(found.low) else f" (n={found.n})"
         difference = f"{found.value:+.1f}{interval}"
     trials = "–" if both.empty else "same" if (both["trial"] == both["trial_other"]).all() else "other"
-    return [Cell(f"{ratio:g}"), Cell(row), Cell(_summary(ours)), Cell(_summary(theirs)), Cell(difference), Cell(trials)]
+    return [
+        Cell(f"{ratio:g}"),
+        Cell(row),
+        Cell(_summary(ours)),
+        Cell(_summary(theirs)),
+        Cell(difference),
+        Cell(trials),
+    ]
 
 
 def _summary(part: pd.DataFrame) -> str:
@@ -84,7 +128,13 @@ def _changes(a: SweepRecord, b: SweepRecord) -> Table:
     """Settings, rows, seeds, ratios and provenance that differ."""
     rows: list[tuple[str, ...]] = []
     for what, of in (("noise ratios", "noise_ratio"), ("seeds", "seed"), ("noise seeds", "noise_seed")):
-        rows.append(("all", what, *(", ".join(f"{v:g}" for v in sorted({getattr(t, of) for t in s.planned})) for s in (a, b))))
+        rows.append(
+            (
+                "all",
+                what,
+                *(", ".join(f"{v:g}" for v in sorted({getattr(t, of) for t in s.planned})) for s in (a, b)),
+            )
+        )
     one, other = _settings(a), _settings(b)
     for row in dict.fromkeys([*one, *other]):
         if row not in one or row not in other:
@@ -93,11 +143,25 @@ def _changes(a: SweepRecord, b: SweepRecord) -> Table:
         for key in dict.fromkeys([*one[row], *other[row]]):
             rows.append((row, key, one[row].get(key, "–"), other[row].get(key, "–")))
     for key in _PROVENANCE:
-        rows.append(("all", key, *(", ".join(sorted({r.tags.get(key, "?") for r in s.records.values() if r.done})) or "–" for s in (a, b))))
+        rows.append(
+            (
+                "all",
+                key,
+                *(
+                    ", ".join(sorted({r.tags.get(key, "?") for r in s.records.values() if r.done})) or "–"
+                    for s in (a, b)
+                ),
+            )
+        )
     rows.append(("all", "noise index digests", *(_digests(s) for s in (a, b))))
     changed = [[Cell(text) for text in row] for row in rows if row[2] != row[3]]
     caption = "Settings, rows and provenance that differ between the two; what is not here is the same."
-    return Table("What changed", caption, ["method", "setting", a.name, b.name], changed or [[Cell("–"), Cell("nothing"), Cell("–"), Cell("–")]])
+    return Table(
+        "What changed",
+        caption,
+        ["method", "setting", a.name, b.name],
+        changed or [[Cell("–"), Cell("nothing"), Cell("–"), Cell("–")]],
+    )
 
 
 def _settings(sweep: SweepRecord) -> dict[str, dict[str, str]]:
@@ -113,5 +177,11 @@ def _settings(sweep: SweepRecord) -> dict[str, dict[str, str]]:
 
 
 def _digests(sweep: SweepRecord) -> str:
-    found = {(r.trial.noise_ratio, r.trial.noise_seed): r.tags.get("noise_digest", "?") for r in sweep.records.values() if r.done}
-    return "; ".join(f"{ratio:g}/{seed}: {digest[:8]}" for (ratio, seed), digest in sorted(found.items())) or "–"
+    found = {
+        (r.trial.noise_ratio, r.trial.noise_seed): r.tags.get("noise_digest", "?")
+        for r in sweep.records.values()
+        if r.done
+    }
+    return (
+        "; ".join(f"{ratio:g}/{seed}: {digest[:8]}" for (ratio, seed), digest in sorted(found.items())) or "–"
+    )

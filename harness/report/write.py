@@ -14,7 +14,13 @@ from harness.lib.console import console
 from harness.record.store import Store, SweepRecord
 from harness.report import ablation, detection
 from harness.report.accuracy import by_ratio, coco_tables, legend, recalls_table, search_table, with_marks
-from harness.report.comparison import blocks_table, differences_table, queries_table, ranks_figure, reference_row
+from harness.report.comparison import (
+    blocks_table,
+    differences_table,
+    queries_table,
+    ranks_figure,
+    reference_row,
+)
 from harness.report.cost import cost_figure, cost_tables
 from harness.report.figures import BANDS, degradation
 from harness.report.gallery import galleries
@@ -38,11 +44,17 @@ def write_report(store: Store, name: str, folder: Path) -> Path:
 
 
 def write(source: Source, folder: Path) -> Path:
-    """`report.md`, `report.html`, `tables.tex`, `results.csv` (one line a trial) and the figures of a sweep. Older figures in the folder go."""
+    """`report.md`, `report.html`, `tables.tex`, `results.csv` (one line a trial) and the figures of a sweep.
+    Older figures in the folder go.
+    """
     sweep = source.sweep
     frame = with_chance(tidy(sweep), source)
     if sweep.select:  # test plays no part in a search
-        frame = frame.drop(columns=[c for c in frame if c.removeprefix("last_") in MEASURES or c.startswith(("1k_", "eccv_"))]).assign(collapsed=False)
+        frame = frame.drop(
+            columns=[
+                c for c in frame if c.removeprefix("last_") in MEASURES or c.startswith(("1k_", "eccv_"))
+            ]
+        ).assign(collapsed=False)
     frame["in_warmup"] = (frame["best_epoch"] < frame["warmup_epochs"]) & (not sweep.select)
     marked = with_marks(frame)
     begin(folder)
@@ -73,7 +85,11 @@ def save(folder: Path, title: str, heads: list[str], blocks: list[Block], ends: 
         text += [head, ""]
     text += [block.content.markdown() for block in blocks]
     (folder / "report.md").write_text("\n".join([*text, *ends]), encoding="utf-8")
-    latex = [block.content.latex(f"{slug(title)}-{i}") for i, block in enumerate(blocks) if isinstance(block.content, Table)]
+    latex = [
+        block.content.latex(f"{slug(title)}-{i}")
+        for i, block in enumerate(blocks)
+        if isinstance(block.content, Table)
+    ]
     head = "% needs \\usepackage{booktabs,graphicx}; made by python -m harness.report\n"
     (folder / "tables.tex").write_text(head + "\n".join(latex), encoding="utf-8")
 
@@ -106,7 +122,9 @@ def _comparison(source: Source, frame: pd.DataFrame, folder: Path) -> Iterator[B
             yield Block("all blocks", "", drawn)
 
 
-def _of_one(source: Source, part: pd.DataFrame, reference: str, where: str, folder: Path) -> Iterator[tuple[str, Table | Figure | None]]:
+def _of_one(
+    source: Source, part: pd.DataFrame, reference: str, where: str, folder: Path
+) -> Iterator[tuple[str, Table | Figure | None]]:
     """What there is to say of one data set and noise: topics with tables and figures (None: nothing)."""
     several = part["row"].nunique() > 1
     done = part["done"].any()
@@ -114,8 +132,18 @@ def _of_one(source: Source, part: pd.DataFrame, reference: str, where: str, fold
         file = slug("degradation", where)
         band = "a band of one sd over seeds, " if part["row"].nunique() <= BANDS else ""
         degradation(part, where, folder / file)
-        yield "rSum", Figure(f"rSum over the noise ratio: {where}", file, f"Test rSum of the epoch that is best on dev: mean, {band}and the seeds as dots.")
-    yield "rSum", by_ratio(part, "rsum", f"rSum by noise ratio: {where}", "Test rSum of the epoch that is best on dev")
+        yield (
+            "rSum",
+            Figure(
+                f"rSum over the noise ratio: {where}",
+                file,
+                f"Test rSum of the epoch that is best on dev: mean, {band}and the seeds as dots.",
+            ),
+        )
+    yield (
+        "rSum",
+        by_ratio(part, "rsum", f"rSum by noise ratio: {where}", "Test rSum of the epoch that is best on dev"),
+    )
     if several:
         yield "differences", differences_table(part, reference, where)
     yield "differences", queries_table(part, reference, source.read, where)
@@ -135,7 +163,15 @@ def _of_one(source: Source, part: pd.DataFrame, reference: str, where: str, fold
     if part["seed"].nunique() > 1:
         yield "stability", seeds_table(part, where)
     yield "stability", shares_table(part, where)
-    yield "last epoch", by_ratio(part, "last_rsum", f"rSum of the last epoch: {where}", "Test rSum after the last epoch, nothing selected")
+    yield (
+        "last epoch",
+        by_ratio(
+            part,
+            "last_rsum",
+            f"rSum of the last epoch: {where}",
+            "Test rSum after the last epoch, nothing selected",
+        ),
+    )
     beliefs = detection.beliefs(source, part)
     if part["ece"].notna().any() or part["auroc"].notna().any():
         yield "noise detection", detection.scores_table(part, where)
@@ -155,7 +191,9 @@ def _measures(frame: pd.DataFrame) -> Iterator[Block]:
     """Each recall by noise ratio: for the page, where one is picked at a time."""
     for (dataset, noise), part in frame.groupby(["dataset", "noise"], sort=False):
         for measure, name in _HEADINGS.items():
-            table = by_ratio(part, measure, f"{name}: {dataset}, {noise}", f"Test {name} in percent, epoch best on dev")
+            table = by_ratio(
+                part, measure, f"{name}: {dataset}, {noise}", f"Test {name} in percent, epoch best on dev"
+            )
             yield Block(name, f"{dataset}, {noise}", table, picked=True)
 
 
@@ -166,30 +204,54 @@ def _search(source: Source, frame: pd.DataFrame, folder: Path) -> Iterator[Block
         where = f"{dataset}, {noise}"
         for axis in ablation.axes(source.sweep.planned, part):
             if part["done"].any():
-                yield Block("hyper-parameters", where, ablation.axis_figure(axis, part, "dev_rsum", where, folder))
+                yield Block(
+                    "hyper-parameters", where, ablation.axis_figure(axis, part, "dev_rsum", where, folder)
+                )
             yield Block("hyper-parameters", where, ablation.axis_table(axis, part, "dev_rsum", where))
 
 
 def _state(frame: pd.DataFrame) -> str:
     done = int(frame["done"].sum())
-    lines = [f"{done} of {len(frame)} planned trials are done." + ("" if done == len(frame) else " **Cells with fewer seeds are marked.**")]
+    lines = [
+        f"{done} of {len(frame)} planned trials are done."
+        + ("" if done == len(frame) else " **Cells with fewer seeds are marked.**")
+    ]
     for line in frame[frame["failure"] != ""].itertuples():
         lines.append(f"- failed: {line.row} noise {line.noise_ratio:g} seed {line.seed}: `{line.failure}`")
     for (row, ratio), part in frame[frame["collapsed"]].groupby(["row", "noise_ratio"], sort=False):
-        scores = ", ".join(f"{rsum:.1f} (seed {seed})" for rsum, seed in zip(part["rsum"], part["seed"], strict=True))
-        lines.append(f"- collapsed: {row} noise {ratio:g}: rSum {scores}; a random order has {part['chance'].iloc[0]:.1f}, and ° marks what makes at most "
-                     f"{COLLAPSED:.0%} of the way from there to {PERFECT:g}")
+        scores = ", ".join(
+            f"{rsum:.1f} (seed {seed})" for rsum, seed in zip(part["rsum"], part["seed"], strict=True)
+        )
+        lines.append(
+            f"- collapsed: {row} noise {ratio:g}: rSum {scores}; a random order has "
+            f"{part['chance'].iloc[0]:.1f}, and ° marks what makes at most "
+            f"{COLLAPSED:.0%} of the way from there to {PERFECT:g}"
+        )
     for (row, ratio), part in frame[frame["in_warmup"]].groupby(["row", "noise_ratio"], sort=False):
         seeds = ", ".join(str(s) for s in part["seed"])
-        lines.append(f"- best on dev within the warm-up: {row} noise {ratio:g} (seeds {seeds}): the rSum is of before the method's own stage; the last epoch's is of after it")
+        lines.append(
+            f"- best on dev within the warm-up: {row} noise {ratio:g} (seeds {seeds}): the rSum is of "
+            f"before the method's own stage; the last epoch's is of after it"
+        )
     return "\n".join(lines)
 
 
 def _settings(sweep: SweepRecord) -> str:
     shared, own = shared_and_own_settings(sweep.planned, full=sweep.select)
     hidden = ("dataset", "noise_granularity", "precision", "backbone")
-    lines = ["### Settings", "", "Unless a row says otherwise: " + ", ".join(f"{k} = {v}" for k, v in shared.items() if k not in hidden) + ".", ""]
-    lines += [f"- {row}: " + ", ".join(f"{k} = {v}" for k, v in values.items()) for row, values in own.items() if values]
+    lines = [
+        "### Settings",
+        "",
+        "Unless a row says otherwise: "
+        + ", ".join(f"{k} = {v}" for k, v in shared.items() if k not in hidden)
+        + ".",
+        "",
+    ]
+    lines += [
+        f"- {row}: " + ", ".join(f"{k} = {v}" for k, v in values.items())
+        for row, values in own.items()
+        if values
+    ]
     return "\n".join([*lines, ""]).replace("_", "\\_")
 
 
@@ -201,11 +263,28 @@ def _realised(part: pd.DataFrame) -> str:
 def _provenance(sweep: SweepRecord, frame: pd.DataFrame) -> str:
     """What is needed to repeat the numbers; each run in the store carries all of it."""
     tags = [r.tags for r in sweep.records.values() if r.done]
-    shown = ("git_commit", "data_fingerprint", "device", "precision", "processes", "threads", "torch", "open_clip_torch", "accelerate", "scikit-learn", "python")
+    shown = (
+        "git_commit",
+        "data_fingerprint",
+        "device",
+        "precision",
+        "processes",
+        "threads",
+        "torch",
+        "open_clip_torch",
+        "accelerate",
+        "scikit-learn",
+        "python",
+    )
     lines = ["### Provenance", "", f"- protocol version {PROTOCOL_VERSION}"]
     lines += [f"- {key}: {', '.join(sorted({t.get(key, '?') for t in tags}))}" for key in shown if tags]
     digests = frame[frame["noise_digest"] != ""].groupby(["noise", "noise_ratio", "noise_seed"])
-    index = [f"{ratio:g}/{seed}: {', '.join(sorted(set(part['noise_digest'])))} ({_realised(part)})"
-             for (_, ratio, seed), part in digests]
-    lines += ["- noise index (ratio/seed: digest): " + "; ".join(index), f"- six recalls: {', '.join(RECALLS)}; every line of `results.csv` names its run"]
+    index = [
+        f"{ratio:g}/{seed}: {', '.join(sorted(set(part['noise_digest'])))} ({_realised(part)})"
+        for (_, ratio, seed), part in digests
+    ]
+    lines += [
+        "- noise index (ratio/seed: digest): " + "; ".join(index),
+        f"- six recalls: {', '.join(RECALLS)}; every line of `results.csv` names its run",
+    ]
     return "\n".join([*lines, ""])

@@ -1,6 +1,7 @@
 """`python -m harness.sweep FILE`: run a sweep, continue it, or grow it; then report.
 
-Exit code 0: all trials done; 1: some failed, or the tracking store was lost; 2: bad input, nothing was started; 130: stopped by Ctrl-C (or SIGTERM).
+Exit code 0: all trials done; 1: some failed, or the tracking store was lost; 2: bad input, nothing was
+started; 130: stopped by Ctrl-C (or SIGTERM).
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from harness.lib.locks import claim, claimed, holder
 from harness.record.store import Store, StoreError
 from harness.report.write import print_summary, write_report
 from harness.sweep.plan import label, show_plan
-from harness.sweep.preflight import check_address, check_devices, check_same_data, check_sweep, data_key, prepare_features
+from harness.sweep.preflight import (
+    check_address,
+    check_devices,
+    check_same_data,
+    check_sweep,
+    data_key,
+    prepare_features,
+)
 from harness.sweep.schedule import (
     BUSY,
     DONE,
@@ -55,7 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
         _refuse(check_same_data(sweep.trials, known, fingerprints))
         if options.dry_run:
             failed = {i for i, r in known.items() if r.status == "FAILED"}
-            show_plan(sweep, data, store.speeds(), done={i for i, r in known.items() if r.done}, failed=failed)
+            show_plan(
+                sweep, data, store.speeds(), done={i for i, r in known.items() if r.done}, failed=failed
+            )
             return 0
         prepare_features(sweep.trials, data)
         start_ray(sweep.file.resources, options.address)
@@ -67,11 +77,25 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with claim(options.storage / "opening", wait=True):
             place = store.open_sweep(sweep)
-        task = Task(place, sweep.file.resources, fingerprints, options.storage, os.getcwd(), since=time.time(), address=options.address, again=options.verify is not None)
+        task = Task(
+            place,
+            sweep.file.resources,
+            fingerprints,
+            options.storage,
+            os.getcwd(),
+            since=time.time(),
+            address=options.address,
+            again=options.verify is not None,
+        )
         return _verify(sweep, store, task, options.verify) if task.again else _run(sweep, store, task)
     except (StoreGone, StoreError) as error:
         stop_ray()
-        console.print(f"{error}. What is recorded stays, and trials that are not keep their checkpoints in {options.storage}: start it again, and run the same command", style="bold red", markup=False)
+        console.print(
+            f"{error}. What is recorded stays, and trials that are not keep their checkpoints in "
+            f"{options.storage}: start it again, and run the same command",
+            style="bold red",
+            markup=False,
+        )
         return 1
 
 
@@ -81,12 +105,24 @@ def _run(sweep: Sweep, store: Store, task: Task) -> int:
     done = {i for i, r in known.items() if r.done}
     # Seed by seed, so that an early look at the table shows every row.
     todo = sorted((t for t in sweep.trials if t.id not in done), key=lambda t: (t.seed, t.noise_seed))
-    console.print(f"sweep [bold]{sweep.name}[/]: {len(sweep.trials)} trials, {len(done)} done before, {len(todo)} to run; record: {store.uri}")
-    elsewhere = [t for t in todo if t.id in known and known[t.id].status == "RUNNING" and not task.place.folder(task.storage, t).is_dir()]
+    console.print(
+        f"sweep [bold]{sweep.name}[/]: {len(sweep.trials)} trials, {len(done)} done before, {len(todo)} to "
+        f"run; record: {store.uri}"
+    )
+    elsewhere = [
+        t
+        for t in todo
+        if t.id in known
+        and known[t.id].status == "RUNNING"
+        and not task.place.folder(task.storage, t).is_dir()
+    ]
     if elsewhere:
         console.print(
-            f"note: {len(elsewhere)} trials are on record as running, and their checkpoints are not in {task.storage}. If another sweep is running them, "
-            "stop this one and start it with that one's --storage, so that each trial runs once; if none is, they begin anew", markup=False,
+            f"note: {len(elsewhere)} trials are on record as running, and their checkpoints are not in "
+            f"{task.storage}. If another sweep is running them, "
+            "stop this one and start it with that one's --storage, so that each trial runs once; if none "
+            "is, they begin anew",
+            markup=False,
         )
     shown = _Progress(len(sweep.trials), len(done))
     try:
@@ -109,11 +145,17 @@ def _wait_for_others(shown: _Progress, store: Store, task: Task) -> list[Trial]:
     if not shown.busy:
         return []
     folders = {t.id: task.place.folder(task.storage, t) for t in shown.busy}
-    console.print(f"{len(folders)} trials are being run by another sweep ({holder(next(iter(folders.values()))) or 'it has just ended'}); waiting for them", markup=False)
+    console.print(
+        f"{len(folders)} trials are being run by another sweep "
+        f"({holder(next(iter(folders.values()))) or 'it has just ended'}); waiting for them",
+        markup=False,
+    )
     while any(claimed(f) for f in folders.values()):
         time.sleep(1)
     known = store.records(task.place, shown.busy)
-    left = [t for t in shown.busy if t.id not in known or not (known[t.id].done or known[t.id].status == "FAILED")]
+    left = [
+        t for t in shown.busy if t.id not in known or not (known[t.id].done or known[t.id].status == "FAILED")
+    ]
     shown.leave(sum(r.done for r in known.values()))
     return left
 
@@ -128,10 +170,16 @@ def _stop(shown: _Progress, store: Store, task: Task) -> int:
             store.stop(task.place, trial, "stopped by Ctrl-C or SIGTERM")
         store.close_sweep(task.place, "KILLED")
     except Exception as error:  # the store may be what the user lost patience with
-        console.print(f"the record does not say so, for the store does not answer: {str(error).splitlines()[0][:200]}", markup=False)
+        console.print(
+            f"the record does not say so, for the store does not answer: {str(error).splitlines()[0][:200]}",
+            markup=False,
+        )
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    console.print(f"[bold]stopped[/]: {shown.done} of {shown.total} trials are done; run the same command to go on: what was running ({len(shown.running)}) goes on from its last epoch")
+    console.print(
+        f"[bold]stopped[/]: {shown.done} of {shown.total} trials are done; run the same command to go on: "
+        f"what was running ({len(shown.running)}) goes on from its last epoch"
+    )
     return 130
 
 
@@ -147,7 +195,10 @@ def _finish(store: Store, task: Task, sweep: Sweep) -> int:
     store.close_sweep(task.place, "FAILED" if missing else "FINISHED", done=len(done), failed=missing)
     print_summary(write_report(store, sweep.name, Path.cwd() / "reports" / sweep.name))
     if missing:
-        console.print(f"[bold red]{missing} of {len(sweep.trials)} trials failed[/]; run the same command to take up just those")
+        console.print(
+            f"[bold red]{missing} of {len(sweep.trials)} trials failed[/]; run the same command to take up "
+            f"just those"
+        )
     return 1 if missing else 0
 
 
@@ -156,7 +207,9 @@ def _verify(sweep: Sweep, store: Store, task: Task, sample: int) -> int:
     known = store.records(task.place, sweep.trials)
     done = [t for t in sweep.trials if t.id in known and known[t.id].done]
     # Spread over the grid, whose order goes by method.
-    chosen = [done[i * len(done) // sample] for i in range(min(sample, len(done)))] if sample < len(done) else done
+    chosen = (
+        [done[i * len(done) // sample] for i in range(min(sample, len(done)))] if sample < len(done) else done
+    )
     outcomes: list[Finished] = []
     if chosen:
         console.print(f"running {len(chosen)} of {len(done)} finished trials again ...")
@@ -207,15 +260,41 @@ def _refuse(errors: list[str]) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m harness.sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("file", help="the sweep file (YAML)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="check everything, show the plan, run nothing")
-    what.add_argument("--status", action="store_true", help="show what is done, running, interrupted and failed, and why; run nothing")
-    what.add_argument("--verify", nargs="?", type=int, const=_SAMPLE, metavar="N", help=f"look whether every finished record is whole, and run N of them again (default: {_SAMPLE}) to see whether they give the same numbers")
-    parser.add_argument("--tracking-uri", help="MLflow store: sqlite:///FILE or http(s)://... (default: mlflow.db here)")
-    parser.add_argument("--address", help="address of a running Ray cluster, or 'auto' (default: start Ray here)")
-    parser.add_argument("--storage", type=Path, default=STORAGE, help="folder for checkpoints of running trials, which all nodes must see (default: .harness/trials here)")
+    what.add_argument(
+        "--status",
+        action="store_true",
+        help="show what is done, running, interrupted and failed, and why; run nothing",
+    )
+    what.add_argument(
+        "--verify",
+        nargs="?",
+        type=int,
+        const=_SAMPLE,
+        metavar="N",
+        help=f"look whether every finished record is whole, and run N of them again (default: {_SAMPLE}) "
+        f"to see whether they give the same numbers",
+    )
+    parser.add_argument(
+        "--tracking-uri", help="MLflow store: sqlite:///FILE or http(s)://... (default: mlflow.db here)"
+    )
+    parser.add_argument(
+        "--address", help="address of a running Ray cluster, or 'auto' (default: start Ray here)"
+    )
+    parser.add_argument(
+        "--storage",
+        type=Path,
+        default=STORAGE,
+        help="folder for checkpoints of running trials, which all nodes must see (default: "
+        ".harness/trials here)",
+    )
     options = parser.parse_args(arguments)
     options.storage = options.storage.absolute()
     return options
@@ -271,7 +350,11 @@ class _Progress:
         self._show()
         if not self.bar:
             outcome = "done" if finished.outcome == DONE else f"FAILED ({finished.reason})"
-            console.out(f"{self._text()}, {self._left()}: {label(finished.trial)} {outcome} in {finished.seconds:.0f} s", highlight=False)
+            console.out(
+                f"{self._text()}, {self._left()}: {label(finished.trial)} {outcome} in "
+                f"{finished.seconds:.0f} s",
+                highlight=False,
+            )
         return None
 
     def leave(self, done: int) -> None:

@@ -36,11 +36,16 @@ def check_sweep(sweep: Sweep, *, elsewhere: bool = False) -> tuple[list[str], di
             errors += found
     for key, size in sorted({(data_key(t), largest_batch(t)) for t in sweep.trials}):
         errors += _check_batch(data[key], size) if data[key] else []
-    for trial in {(data_key(t), repr(t.backbone), t.hyper.get("n_networks", 1)): t for t in sweep.trials}.values():
+    for trial in {
+        (data_key(t), repr(t.backbone), t.hyper.get("n_networks", 1)): t for t in sweep.trials
+    }.values():
         errors += _check_backbone(trial, data[data_key(trial)]) if data[data_key(trial)] else []
     for key, method in sorted({(data_key(t), t.method) for t in sweep.trials}):
         errors += _check_clean(method, data[key]) if data[key] else []
-    for trial in {(data_key(t), repr(t.noise), t.noise_ratio, t.noise_granularity, t.noise_seed, t.method): t for t in sweep.trials}.values():
+    for trial in {
+        (data_key(t), repr(t.noise), t.noise_ratio, t.noise_granularity, t.noise_seed, t.method): t
+        for t in sweep.trials
+    }.values():
         errors += _check_noise(trial, data[data_key(trial)]) if data[data_key(trial)] else []
     return errors, data
 
@@ -56,14 +61,22 @@ def _load(trial: Trial) -> tuple[DataSet, list[str]]:
 
 def _check_clean(method: str, data: DataSet) -> list[str]:
     if method_class(method).uses_clean_data and "meta" not in data.splits:
-        return [f"method {method!r} needs a clean set, and data set {data.name!r} has no split 'meta' (data set scan makes one from dev: dataset_options.meta_share)"]
+        return [
+            f"method {method!r} needs a clean set, and data set {data.name!r} has no split 'meta' (data "
+            f"set scan makes one from dev: dataset_options.meta_share)"
+        ]
     return []
 
 
 def _check_noise(trial: Trial, data: DataSet) -> list[str]:
-    """Whether the noise can be made: what comes from a file is looked at, and one group may be too large for a derangement."""
+    """Whether the noise can be made: what comes from a file is looked at, and one group may be too large for
+    a derangement.
+    """
     if isinstance(trial.noise, Natural) and method_class(trial.method).uses_ground_truth:
-        return [f"method {trial.method!r} needs to know which pairs match, and of noise 'none' (data that is noisy by nature) nobody does"]
+        return [
+            f"method {trial.method!r} needs to know which pairs match, and of noise 'none' (data that is "
+            f"noisy by nature) nobody does"
+        ]
     if not trial.noise_ratio:
         return []
     try:
@@ -83,7 +96,12 @@ def check_trial(trial: Trial) -> list[str]:
     data, errors = _load(trial)
     if errors:
         return errors
-    return _check_batch(data, largest_batch(trial)) + _check_clean(trial.method, data) + _check_backbone(trial, data) + _check_noise(trial, data)
+    return (
+        _check_batch(data, largest_batch(trial))
+        + _check_clean(trial.method, data)
+        + _check_backbone(trial, data)
+        + _check_noise(trial, data)
+    )
 
 
 def largest_batch(trial: Trial) -> int:
@@ -94,7 +112,9 @@ def largest_batch(trial: Trial) -> int:
 def _check_backbone(trial: Trial, data: DataSet) -> list[str]:
     """Whether the backbone takes such data."""
     kind = resolve("backbone", trial.backbone["kind"], BACKBONES)
-    fault = kind(kind.Config.model_validate(trial.backbone)).check_data(data, trial.hyper.get("n_networks", 1))
+    fault = kind(kind.Config.model_validate(trial.backbone)).check_data(
+        data, trial.hyper.get("n_networks", 1)
+    )
     return [fault] if fault else []
 
 
@@ -106,10 +126,15 @@ def _check_batch(data: DataSet, size: int) -> list[str]:
         return []
     groups = make_noise(train, ratio=0, granularity="caption", seed=0)
     try:
-        epoch_batches(np.arange(len(groups.image)), train.image_group[groups.image], size=size, steps=1, seed=(0,))
+        epoch_batches(
+            np.arange(len(groups.image)), train.image_group[groups.image], size=size, steps=1, seed=(0,)
+        )
     except PoolTooNarrow:
         count = len(np.unique(train.image_group))
-        return [f"batch_size = {size}: {data.name!r} allows one pair of a group in a batch and has {count} groups, so at most {count}"]
+        return [
+            f"batch_size = {size}: {data.name!r} allows one pair of a group in a batch and has {count} "
+            f"groups, so at most {count}"
+        ]
     return []
 
 
@@ -119,28 +144,45 @@ def check_devices(resources: Resources) -> list[str]:
     have = torch.cuda.device_count()
     wanted = resources.gpus * resources.processes
     if wanted > have:
-        errors.append(f"resources.gpus = {resources.gpus:g} for {resources.processes} process(es): this machine has {have} GPUs")
+        errors.append(
+            f"resources.gpus = {resources.gpus:g} for {resources.processes} process(es): this machine has "
+            f"{have} GPUs"
+        )
     if resources.processes > 1 and 0 < resources.gpus < 1:
-        errors.append(f"resources.gpus = {resources.gpus:g}: a share of a GPU works with one process only, not {resources.processes}")
+        errors.append(
+            f"resources.gpus = {resources.gpus:g}: a share of a GPU works with one process only, not "
+            f"{resources.processes}"
+        )
     return errors
 
 
 def check_address(address: str) -> list[str]:
-    """Whether something answers at a Ray cluster's address: Ray itself ends the process where nothing does."""
+    """Whether something answers at a Ray cluster's address: Ray itself ends the process where
+    nothing does.
+    """
     if address == "auto":
         return []
-    if address.startswith("ray://"):  # Ray's client runs Tune on the cluster, where our progress and records are not
-        return [f"--address {address!r}: a sweep is started on a node of the cluster, with HOST:PORT or 'auto'"]
+    if address.startswith(
+        "ray://"
+    ):  # Ray's client runs Tune on the cluster, where our progress and records are not
+        return [
+            f"--address {address!r}: a sweep is started on a node of the cluster, with HOST:PORT or 'auto'"
+        ]
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
-        return [f"--address {address!r}: no Ray cluster answers there ({error}); expected HOST:PORT or 'auto'"]
+        return [
+            f"--address {address!r}: no Ray cluster answers there ({error}); expected HOST:PORT or 'auto'"
+        ]
     return []
 
 
-def check_same_data(trials: Iterable[Trial], records: Mapping[str, TrialRecord], now: Mapping[str, str]) -> list[str]:
-    """Which data are not those that records were made on: a table over two states of a data set would be wrong without anybody seeing it.
+def check_same_data(
+    trials: Iterable[Trial], records: Mapping[str, TrialRecord], now: Mapping[str, str]
+) -> list[str]:
+    """Which data are not those that records were made on: a table over two states of a data set would be
+    wrong without anybody seeing it.
 
     `records` and `now` (fingerprints) by trial id.
     """
@@ -149,14 +191,17 @@ def check_same_data(trials: Iterable[Trial], records: Mapping[str, TrialRecord],
         known = records[trial.id].tags.get("data_fingerprint") if trial.id in records else None
         if known and known != now[trial.id]:
             errors[data_key(trial), known] = (
-                f"the data of {trial.dataset_label!r} (or its noise files) have changed since the sweep was begun: fingerprint {known} then, "
-                f"{now[trial.id]} now. Put them back as they were, or give the sweep another `name` to run it on what is there now"
+                f"the data of {trial.dataset_label!r} (or its noise files) have changed since the sweep "
+                f"was begun: fingerprint {known} then, "
+                f"{now[trial.id]} now. Put them back as they were, or give the sweep another `name` to run "
+                f"it on what is there now"
             )
     return list(errors.values())
 
 
 def prepare_features(trials: Iterable[Trial], data: dict[str, DataSet]) -> None:
-    """Compute the features that the trials will read, before they are scheduled; nothing where they are cached.
+    """Compute the features that the trials will read, before they are scheduled; nothing where they are
+    cached.
 
     Raises:
         DataError: weights, model config or a picture cannot be read.
@@ -175,6 +220,9 @@ def prepare_features(trials: Iterable[Trial], data: dict[str, DataSet]) -> None:
                 for split in data[data_key(trial)].splits:
                     backbone.inputs(data[data_key(trial)], split, device=device, quiet=False)
             except Exception as error:  # a checkpoint, a model config or a picture that cannot be read
-                raise DataError(f"features of {trial.dataset!r} under {trial.backbone_label}: {type(error).__name__}: {error}") from error
+                raise DataError(
+                    f"features of {trial.dataset!r} under {trial.backbone_label}: {type(error).__name__}: "
+                    f"{error}"
+                ) from error
         if trial.backbone.get("pretrained") == "none":
             console.print(f"backbone {trial.backbone_label}: random weights, as asked for (pretrained: none)")

@@ -1,4 +1,6 @@
-"""What is asked of each node of a cluster before a sweep starts. (It imports little, so that the answer comes at once.)"""
+"""What is asked of each node of a cluster before a sweep starts. (It imports little, so that the answer comes
+at once.)
+"""
 
 from __future__ import annotations
 
@@ -26,16 +28,30 @@ def probe(node: str, folder: Path, working: str, uri: str, code: str) -> list[st
             raise OSError("it holds something else")
         (folder / node).write_text(node)
         if not claimed(folder):
-            faults.append(f"locks in {folder.parent} are not seen by other nodes: mount it with locking (NFS: not `nolock`), or name another folder with --storage")
+            faults.append(
+                f"locks in {folder.parent} are not seen by other nodes: mount it with locking (NFS: not "
+                f"`nolock`), or name another folder with --storage"
+            )
     except OSError as error:
-        faults.append(f"does not share the folder {folder.parent} with this machine ({error.strerror or error}): name one on storage that all nodes see with --storage")
+        faults.append(
+            f"does not share the folder {folder.parent} with this machine ({error.strerror or error}): "
+            f"name one on storage that all nodes see with --storage"
+        )
     if not os.path.isdir(working):
-        faults.append(f"has no folder {working}, to which the paths in the sweep file are relative: start the sweep in one that all nodes see")
+        faults.append(
+            f"has no folder {working}, to which the paths in the sweep file are relative: start the sweep "
+            f"in one that all nodes see"
+        )
     if source_digest() != code:
         faults.append("has another version of this code: install the same on all nodes")
     place = urlsplit(uri)
     try:
-        socket.create_connection((place.hostname or "", place.port or (443 if place.scheme == "https" else 80)), timeout=10).close()
+        socket.create_connection(
+            (place.hostname or "", place.port or (443 if place.scheme == "https" else 80)), timeout=10
+        ).close()
     except OSError as error:
-        faults.append(f"does not reach the tracking server {uri} ({error.strerror or error}): start `mlflow server --host 0.0.0.0`, and name it by an address that all nodes know with --tracking-uri")
+        faults.append(
+            f"does not reach the tracking server {uri} ({error.strerror or error}): start `mlflow server "
+            f"--host 0.0.0.0`, and name it by an address that all nodes know with --tracking-uri"
+        )
     return faults

@@ -1,10 +1,11 @@
-"""Ray Tune runs the trials: how many at once, with what, and again where a machine failed. No other module imports Ray.
+"""Ray Tune runs the trials: how many at once, with what, and again where a machine failed. No other module
+imports Ray.
 
 One process: the trial runs in a Tune actor that is used again for the next one. More: a Tune function that
 drives Ray Train's TorchTrainer. Our own trial code sees neither.
 
-What a trial raises ends it as failed. A process that dies (killed, out of memory, its machine gone, hung) is another matter: the trial
-is started again, up to `RETRIES` times, and goes on from its last epoch.
+What a trial raises ends it as failed. A process that dies (killed, out of memory, its machine gone, hung) is
+another matter: the trial is started again, up to `RETRIES` times, and goes on from its last epoch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ from harness.lib.watchdog import take_last_words
 from harness.record.store import MlflowRecorder, Place, Store, describe_failure
 from harness.record.verify import Comparison
 from harness.sweep.probe import probe
-from harness.training.run_trial import AlreadyDone, AlreadyFailed, PrintRecorder, Recorder, limit_threads, run_trial
+from harness.training.run_trial import (
+    AlreadyDone,
+    AlreadyFailed,
+    PrintRecorder,
+    Recorder,
+    limit_threads,
+    run_trial,
+)
 
 for _name, _value in {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -58,15 +66,17 @@ class ClusterError(RuntimeError):
 
 
 class StoreGone(BaseException):
-    """The tracking store does not take results any more; the text is for the user. (Tune goes on after an `Exception` in a callback.)"""
+    """The tracking store does not take results any more; the text is for the user. (Tune goes on after an
+    `Exception` in a callback.)
+    """
 
 
 @dataclass(frozen=True)
 class Task:
     """What every trial of a sweep is run with; plain data, so that it travels to other processes.
 
-    `expected` [trial id] are the fingerprints of the data, `since` is when the sweep was started, `address` that of a cluster. `again`: the trial is on record, and is run
-    once more to compare.
+    `expected` [trial id] are the fingerprints of the data, `since` is when the sweep was started, `address`
+    that of a cluster. `again`: the trial is on record, and is run once more to compare.
     """
 
     place: Place
@@ -81,7 +91,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Finished:
-    """A trial that ended: `done`, `failed`, `busy` (another process is running it) or `unrecorded` (the store is gone), and why."""
+    """A trial that ended: `done`, `failed`, `busy` (another process is running it) or `unrecorded` (the store
+    is gone), and why.
+    """
 
     trial: Trial
     seconds: float
@@ -97,8 +109,14 @@ def start_ray(resources: Resources, address: str | None) -> None:
     """
     # What a user sets for the tracking store (a password, how often to try again) holds on every node.
     own = {k: v for k, v in os.environ.items() if k.startswith("MLFLOW_")}
-    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in [os.getcwd(), *sys.path] if p), **own}}
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "runtime_env": environment}
+    environment = {
+        "env_vars": {"PYTHONPATH": os.pathsep.join(p for p in [os.getcwd(), *sys.path] if p), **own}
+    }
+    quiet: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": environment,
+    }
     try:
         if address:
             ray.init(address=address, ignore_reinit_error=True, **quiet)
@@ -107,14 +125,20 @@ def start_ray(resources: Resources, address: str | None) -> None:
             # By itself Ray would join a cluster that somebody has started on this machine.
             ray.init(address="local", include_dashboard=False, resources=slots, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ClusterError(f"Ray does not start (--address {address}): {' '.join(str(error).split())[:200]}") from None
+        raise ClusterError(
+            f"Ray does not start (--address {address}): {' '.join(str(error).split())[:200]}"
+        ) from None
     have = ray.cluster_resources()
     needs = {"CPU": resources.cpus * resources.processes, "GPU": resources.gpus * resources.processes}
     if resources.processes > 1:
         needs["trial_slot"] = 1
     missing = [f"{k} {v:g} (there: {have.get(k, 0):g})" for k, v in needs.items() if v > have.get(k, 0)]
     if missing:
-        hint = "; start the cluster's head with --resources='{\"trial_slot\": 8}'" if "trial_slot" in str(missing) else ""
+        hint = (
+            "; start the cluster's head with --resources='{\"trial_slot\": 8}'"
+            if "trial_slot" in str(missing)
+            else ""
+        )
         raise ClusterError(f"resources: a trial needs {', '.join(missing)}{hint}")
 
 
@@ -124,7 +148,8 @@ def stop_ray() -> None:
 
 
 def check_nodes(storage: Path, uri: str) -> list[str]:
-    """What the nodes of a cluster cannot reach: the storage, the working folder, the tracking store, this very code. One node has it all.
+    """What the nodes of a cluster cannot reach: the storage, the working folder, the tracking store, this
+    very code. One node has it all.
 
     The probe: each node reads a file that we write, writes one that we read, and tries a lock that we hold.
     """
@@ -132,7 +157,11 @@ def check_nodes(storage: Path, uri: str) -> list[str]:
     if len(nodes) < 2:
         return []
     if uri.startswith("sqlite"):
-        return [f"tracking store {uri} is a file on this machine, and the cluster has {len(nodes)} nodes: start `mlflow server --host 0.0.0.0` where all reach it, and name it with --tracking-uri http://HOST:5000"]
+        return [
+            f"tracking store {uri} is a file on this machine, and the cluster has {len(nodes)} nodes: "
+            f"start `mlflow server --host 0.0.0.0` where all reach it, and name it with --tracking-uri "
+            f"http://HOST:5000"
+        ]
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     folder = storage / f"probe-{os.getpid()}-{time.time_ns()}"
@@ -140,10 +169,16 @@ def check_nodes(storage: Path, uri: str) -> list[str]:
     with claim(folder):
         (folder / "ours").write_text(folder.name)
         asked = {
-            n["NodeID"]: ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)).remote(n["NodeID"], folder, os.getcwd(), uri, source_digest())
+            n["NodeID"]: ask.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)
+            ).remote(n["NodeID"], folder, os.getcwd(), uri, source_digest())
             for n in nodes
         }
-        faults = [f"node {n['NodeManagerAddress']} ({n['NodeManagerHostname']}): {fault}" for n in nodes for fault in _probed(asked[n["NodeID"]], folder / n["NodeID"], storage)]
+        faults = [
+            f"node {n['NodeManagerAddress']} ({n['NodeManagerHostname']}): {fault}"
+            for n in nodes
+            for fault in _probed(asked[n["NodeID"]], folder / n["NodeID"], storage)
+        ]
     shutil.rmtree(folder, ignore_errors=True)
     return faults
 
@@ -155,18 +190,24 @@ def _probed(answer: Any, written: Path, storage: Path) -> list[str]:
     except Exception as error:
         return [f"the probe failed there: {' '.join(str(error).split())[-300:]}"]
     if not faults and not written.is_file():
-        faults.append(f"what it writes to {storage} is not seen here: name a folder on storage that all nodes see with --storage")
+        faults.append(
+            f"what it writes to {storage} is not seen here: name a folder on storage that all nodes see "
+            f"with --storage"
+        )
     return faults
 
 
-def run_trials(trials: list[Trial], task: Task, *, on_start: Callable[[Trial], None], on_end: Callable[[Finished], None]) -> None:
+def run_trials(
+    trials: list[Trial], task: Task, *, on_start: Callable[[Trial], None], on_end: Callable[[Finished], None]
+) -> None:
     """Run the trials; each ends as a record in the store, finished or failed. Ray is started already.
 
-    Where Ray kills a worker because memory runs out, Tune gives up altogether, so it is started again with what is left; a trial that was
-    running each time has failed.
+    Where Ray kills a worker because memory runs out, Tune gives up altogether, so it is started again with
+    what is left; a trial that was running each time has failed.
 
     Raises:
-        StoreGone: the store stopped answering; trials that were running are ended, and their checkpoints stay.
+        StoreGone: the store stopped answering; trials that were running are ended, and their checkpoints
+            stay.
     """
     watch = _Watch(task, on_start, on_end)
     crashes: Counter[str] = Counter()
@@ -201,11 +242,16 @@ def _tune(trials: list[Trial], task: Task, watch: _Watch) -> None:
     scratch = tempfile.mkdtemp(prefix="harness-ray-")
     tuner = tune.Tuner(
         tune.with_resources(run, needs),
-        # As text: Tune copies the whole list for each trial, and takes some mappings for instructions of its own.
+        # As text: Tune copies the whole list for each trial, and takes some mappings for instructions of its
+        # own.
         param_space={"trial": tune.grid_search([t.model_dump_json() for t in trials])},
         tune_config=tune.TuneConfig(reuse_actors=not several, max_concurrent_trials=_at_once(task.resources)),
         run_config=tune.RunConfig(
-            storage_path=scratch, name="sweep", verbose=0, failure_config=tune.FailureConfig(max_failures=RETRIES), callbacks=[watch],
+            storage_path=scratch,
+            name="sweep",
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            callbacks=[watch],
         ),
     )
     try:
@@ -243,13 +289,19 @@ def _work(trial: Trial, task: Task, *, main: bool = True) -> None:
     folder = None if task.again else task.place.folder(task.storage, trial)
     recorder: Recorder = PrintRecorder()
     if main:
-        recorder = Comparison(task.place, trial) if task.again else MlflowRecorder(task.place, trial, folder=folder, since=task.since)
+        recorder = (
+            Comparison(task.place, trial)
+            if task.again
+            else MlflowRecorder(task.place, trial, folder=folder, since=task.since)
+        )
     with _in_folder(task.folder):
         run_trial(trial, recorder, folder=folder, resources=task.resources, expected=task.expected[trial.id])
 
 
 def _in_folder(folder: str) -> contextlib.AbstractContextManager[None]:
-    """Ray's workers stand in folders of their own; paths in a sweep file are relative to where the sweep was started."""
+    """Ray's workers stand in folders of their own; paths in a sweep file are relative to where the sweep was
+    started.
+    """
     return contextlib.chdir(folder) if os.path.isdir(folder) else contextlib.nullcontext()
 
 
@@ -260,17 +312,24 @@ def _ended(trial: Trial, task: Task, error: BaseException) -> dict[str, str]:
         return {"outcome": DONE, "reason": ""}
     if isinstance(error, (Busy, AlreadyFailed)):
         return {"outcome": BUSY if isinstance(error, Busy) else FAILED, "reason": str(error)}
-    return {"outcome": FAILED if task.again else _record_failure(trial, task, reason, details), "reason": reason}
+    return {
+        "outcome": FAILED if task.again else _record_failure(trial, task, reason, details),
+        "reason": reason,
+    }
 
 
 def _record_failure(trial: Trial, task: Task, reason: str, details: str) -> str:
-    """The outcome: failed, unrecorded where the store does not answer any more, done where the trial is on record as that."""
+    """The outcome: failed, unrecorded where the store does not answer any more, done where the trial is on
+    record as that.
+    """
     try:
         Store(task.place.uri).fail(task.place, trial, reason, details)
     except AlreadyDone:
         return DONE
     except Exception as error:
-        logging.getLogger(__name__).warning("cannot record the failure of %s (%s): %s", trial.id, reason, error)
+        logging.getLogger(__name__).warning(
+            "cannot record the failure of %s (%s): %s", trial.id, reason, error
+        )
         return UNRECORDED
     return FAILED
 
@@ -289,8 +348,14 @@ def _drive_processes(config: dict[str, Any], task: Task) -> dict[str, str]:
             _run_worker,
             train_loop_config={"trial": config["trial"], "task": task},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
-            scaling_config=ScalingConfig(num_workers=resources.processes, use_gpu=on_gpu, resources_per_worker=per_worker),
-            run_config=RunConfig(name=trial.id, storage_path=scratch, failure_config=FailureConfig(max_failures=0, controller_failure_limit=0)),
+            scaling_config=ScalingConfig(
+                num_workers=resources.processes, use_gpu=on_gpu, resources_per_worker=per_worker
+            ),
+            run_config=RunConfig(
+                name=trial.id,
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            ),
         ).fit()
     except Exception as error:
         cause = _cause(error)
@@ -308,34 +373,46 @@ def _cause(error: BaseException) -> BaseException | None:
     The others then raise too, for the one that they wait for does not answer: that is no cause.
     """
     raised = list(getattr(error, "worker_failures", {}).values())
-    if any(type(e).__module__.partition(".")[0] == "ray" for e in raised):  # Ray tells that a process does not answer
+    if any(
+        type(e).__module__.partition(".")[0] == "ray" for e in raised
+    ):  # Ray tells that a process does not answer
         return None
     return next((e for e in raised if not _lost_another(e)), None)
 
 
 def _lost_another(error: BaseException) -> bool:
     network = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
-    return isinstance(error, network) or (isinstance(error, RuntimeError) and "gloo" in str(error) and "onnection" in str(error))
+    return isinstance(error, network) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error) and "onnection" in str(error)
+    )
 
 
 def _run_worker(config: dict[str, Any]) -> None:
     """One process of a trial. An exception here ends all of them, and the driver records it."""
     from ray import train
 
-    _work(Trial.model_validate_json(config["trial"]), config["task"], main=train.get_context().get_world_rank() == 0)
+    _work(
+        Trial.model_validate_json(config["trial"]),
+        config["task"],
+        main=train.get_context().get_world_rank() == 0,
+    )
 
 
 class _Watch(tune.Callback):
     """Tells the sweep what started and ended, and records trials whose process died once too often."""
 
-    def __init__(self, task: Task, on_start: Callable[[Trial], None], on_end: Callable[[Finished], None]) -> None:
+    def __init__(
+        self, task: Task, on_start: Callable[[Trial], None], on_end: Callable[[Finished], None]
+    ) -> None:
         self.task, self.on_start, self.on_end = task, on_start, on_end
         self.running: dict[str, Trial] = {}
         self.started: dict[str, float] = {}
         self.ended: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its settings to restore a sweep by itself; ours continues from the store, so nothing is kept."""
+        """Tune pickles its settings to restore a sweep by itself; ours continues from the store, so nothing
+        is kept.
+        """
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -347,17 +424,29 @@ class _Watch(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
-        self.tell(_ours(trial), result.get("outcome", FAILED), result.get("reason", "it ended without a result"))
+        self.tell(
+            _ours(trial), result.get("outcome", FAILED), result.get("reason", "it ended without a result")
+        )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
-        self.lost(_ours(trial), f"the worker process died{f' ({type(cause).__name__})' if cause else ''}, {RETRIES + 1} times", str(cause or ""))
+        self.lost(
+            _ours(trial),
+            f"the worker process died{f' ({type(cause).__name__})' if cause else ''}, {RETRIES + 1} times",
+            str(cause or ""),
+        )
 
     def lost(self, trial: Trial, reason: str, details: str = "") -> None:
-        """A trial whose process could not say how it ended: record it, with its last words where it left some."""
+        """A trial whose process could not say how it ended: record it, with its last words where it left
+        some.
+        """
         words, told = take_last_words(self.task.place.folder(self.task.storage, trial))
         reason = words or reason
-        self.tell(trial, FAILED if self.task.again else _record_failure(trial, self.task, reason, told or details), reason)
+        self.tell(
+            trial,
+            FAILED if self.task.again else _record_failure(trial, self.task, reason, told or details),
+            reason,
+        )
 
     def tell(self, trial: Trial, outcome: str, reason: str) -> None:
         """Pass on how a trial ended. Raises StoreGone where that could not be recorded."""

@@ -1,4 +1,6 @@
-"""What a person wants to know of a sweep: `--status` (what is done, running, failed and why) and the findings of `--verify`."""
+"""What a person wants to know of a sweep: `--status` (what is done, running, failed and why) and the findings
+of `--verify`.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,17 @@ _STATES = ("done", "running", "interrupted", "failed", "to run")
 
 
 def show_status(sweep: Sweep, store: Store, storage: Path) -> int:
-    """A line for each method and ratio, then each trial that is neither done nor still to run, with the reason. 0 if all are done, else 1."""
+    """A line for each method and ratio, then each trial that is neither done nor still to run, with the
+    reason. 0 if all are done, else 1.
+    """
     place = store.find_sweep(sweep.name)
     records = store.records(place, sweep.trials) if place else {}
     found = {t.id: _state(t, records.get(t.id), place, storage) for t in sweep.trials}
     counts = Counter(state for state, _ in found.values())
-    title = f"sweep {sweep.name}: {', '.join(f'{counts[s]} {s}' for s in _STATES if counts[s])}; record: {store.uri}"
+    title = (
+        f"sweep {sweep.name}: {', '.join(f'{counts[s]} {s}' for s in _STATES if counts[s])}; record: "
+        f"{store.uri}"
+    )
     table = Table("method", "ratio", *_STATES, title=title)
     cells: dict[tuple[str, float], Counter[str]] = {}
     for trial in sweep.trials:
@@ -56,21 +63,33 @@ def _state(trial: Trial, record: TrialRecord | None, place: Place | None, storag
     where = f"{beat.where}, {duration(beat.seconds_ago)} ago" if beat else "no heartbeat yet"
     if claimed(folder):
         return "running", f"{where} ({holder(folder)})"
-    return "interrupted", f"{record.tags.get('failure') or 'its process ended without a word'}; last heard of: {where}"
+    return (
+        "interrupted",
+        f"{record.tags.get('failure') or 'its process ended without a word'}; last heard of: {where}",
+    )
 
 
-def show_verified(sweep: Sweep, store: Store, finished: Sequence[TrialRecord], again: Sequence[Finished]) -> int:
-    """What is wrong with finished records, and which of those run again gave other numbers. 0 if nothing and none, else 1."""
+def show_verified(
+    sweep: Sweep, store: Store, finished: Sequence[TrialRecord], again: Sequence[Finished]
+) -> int:
+    """What is wrong with finished records, and which of those run again gave other numbers. 0 if nothing and
+    none, else 1.
+    """
     faults = {r.trial.id: found for r in finished if (found := faults_of(store, r))}
     for record in finished:
         for fault in faults.get(record.trial.id, []):
             console.print(f"not whole: {label(record.trial)} ({record.trial.id}): {fault}", markup=False)
     for ended in again:
         same = ended.outcome == DONE
-        console.print(f"{'the same' if same else 'NOT THE SAME'}: {label(ended.trial)} ({ended.trial.id}){'' if same else f': {ended.reason}'}", markup=False)
+        console.print(
+            f"{'the same' if same else 'NOT THE SAME'}: {label(ended.trial)} "
+            f"({ended.trial.id}){'' if same else f': {ended.reason}'}",
+            markup=False,
+        )
     other = sum(ended.outcome != DONE for ended in again)
     console.print(
-        f"sweep [bold]{sweep.name}[/]: {len(finished)} of {len(sweep.trials)} trials are finished, {len(finished) - len(faults)} of their records are whole; "
+        f"sweep [bold]{sweep.name}[/]: {len(finished)} of {len(sweep.trials)} trials are finished, "
+        f"{len(finished) - len(faults)} of their records are whole; "
         f"{len(again)} were run again, {len(again) - other} gave the same numbers to the last bit"
     )
     return 1 if faults or other else 0

@@ -1,6 +1,7 @@
 """Checkpoints of a running trial: whole, or not used.
 
-They lie in the trial's own folder, on storage that all its processes see, which goes when the trial is recorded as finished.
+They lie in the trial's own folder, on storage that all its processes see, which goes when the trial is
+recorded as finished.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ _KEPT = 2  # the newest, and the one before for where the newest is damaged
 class Checkpoints:
     """The checkpoints of one trial: `epoch_0003.<SHA-256>.pt` for three epochs done.
 
-    Written aside and renamed, so a file under its name is whole; the name says what the content must hash to, so one that
-    a disk or a copy has damaged is told from one that is sound.
+    Written aside and renamed, so a file under its name is whole; the name says what the content must hash to,
+    so one that a disk or a copy has damaged is told from one that is sound.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,7 +42,10 @@ class Checkpoints:
             os.replace(aside, self.folder / f"epoch_{epoch:04d}.{_digest(aside)}.pt")
         except (OSError, RuntimeError) as error:  # torch's writer hides a full disk behind a RuntimeError
             aside.unlink(missing_ok=True)
-            raise OSError(f"the checkpoint of epoch {epoch} cannot be written to {self.folder}: {' '.join(str(error).split())[:200]}") from error
+            raise OSError(
+                f"the checkpoint of epoch {epoch} cannot be written to {self.folder}: "
+                f"{' '.join(str(error).split())[:200]}"
+            ) from error
         for old in self._files()[_KEPT:]:
             old.unlink(missing_ok=True)
 
@@ -53,14 +57,20 @@ class Checkpoints:
             if epoch > at_most:
                 faults.append(f"the checkpoint of {epoch} epochs is not used: only {at_most:g} are on record")
             elif not _sound(file, digest):
-                faults.append(f"the checkpoint of {epoch} epochs is damaged (its content is not what was written)")
+                faults.append(
+                    f"the checkpoint of {epoch} epochs is damaged (its content is not what was written)"
+                )
             else:
                 return file, faults
         return None, faults
 
     def _files(self) -> list[Path]:
         """Newest first."""
-        return sorted(self.folder.glob("epoch_*.*.pt"), key=lambda file: (_epoch(file), file.stat().st_mtime_ns), reverse=True)
+        return sorted(
+            self.folder.glob("epoch_*.*.pt"),
+            key=lambda file: (_epoch(file), file.stat().st_mtime_ns),
+            reverse=True,
+        )
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -12,15 +12,19 @@ from typing import Any
 import torch
 
 PARTS = ("train", "method", "evaluation")
-"""What time goes into: optimizer steps, the method's looks at all pairs before an epoch, ranking dev and test."""
+"""What time goes into: optimizer steps, the method's looks at all pairs before an epoch, ranking dev and
+test.
+"""
 
 
 class Spent:
-    """Counters of a trial over its finished epochs, by part; `state_dict` goes into the checkpoint. (Peak memory is that of the last attempt.)
+    """Counters of a trial over its finished epochs, by part; `state_dict` goes into the checkpoint. (Peak
+    memory is that of the last attempt.)
 
     Attributes:
-        seconds, joules, pairs: for each of `PARTS`. Pairs of `train` are those of the batches (with a method's pools), of `method` those
-            looked at, of `evaluation` the captions ranked; each counts once a network. Joules are this process's GPU's.
+        seconds, joules, pairs: for each of `PARTS`. Pairs of `train` are those of the batches (with a
+            method's pools), of `method` those looked at, of `evaluation` the captions ranked; each counts
+            once a network. Joules are this process's GPU's.
         batch_pairs: pairs of the batches alone.
         forwards: pairs that went forward through a network within steps, whatever for.
     """
@@ -53,11 +57,21 @@ class Spent:
         vars(self).update(state)
 
     def metrics(self) -> dict[str, float]:
-        """`cost/...` for the record: seconds and pairs a second of each part, seconds of all, pairs trained on a second without evaluation, forward passes a step (in batches), joules, peak memory."""
-        found = {f"cost/{part}_seconds": s for part, s in self.seconds.items()} | {"cost/seconds": sum(self.seconds.values())}
-        found |= {f"cost/{part}_pairs_per_second": self.pairs[part] / s for part, s in self.seconds.items() if self.pairs[part] and s}
+        """`cost/...` for the record: seconds and pairs a second of each part, seconds of all, pairs trained
+        on a second without evaluation, forward passes a step (in batches), joules, peak memory.
+        """
+        found = {f"cost/{part}_seconds": s for part, s in self.seconds.items()} | {
+            "cost/seconds": sum(self.seconds.values())
+        }
+        found |= {
+            f"cost/{part}_pairs_per_second": self.pairs[part] / s
+            for part, s in self.seconds.items()
+            if self.pairs[part] and s
+        }
         if self.batch_pairs:
-            found["cost/pairs_per_second"] = self.pairs["train"] / (self.seconds["train"] + self.seconds["method"])
+            found["cost/pairs_per_second"] = self.pairs["train"] / (
+                self.seconds["train"] + self.seconds["method"]
+            )
             found["cost/forward_passes"] = self.forwards / self.batch_pairs
         if torch.cuda.is_available():
             found["cost/peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
@@ -85,7 +99,9 @@ class _Clock:
 
 
 def reset_peak_memory() -> None:
-    """Start counting anew: a worker process runs many trials. Where the kernel does not allow it, the peak is the process's."""
+    """Start counting anew: a worker process runs many trials. Where the kernel does not allow it, the peak is
+    the process's.
+    """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -101,7 +117,9 @@ def _peak_memory_mb() -> float:
 
 
 def _joules() -> float:
-    """What the GPU has used since its driver was loaded; 0 where nothing tells (no GPU, no NVML, one older than Volta)."""
+    """What the GPU has used since its driver was loaded; 0 where nothing tells (no GPU, no NVML, one older
+    than Volta).
+    """
     handle = _nvml_handle()
     if handle is None:
         return 0.0
@@ -118,7 +136,9 @@ def _nvml_handle() -> Any:
         import pynvml
 
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}")
+        handle = pynvml.nvmlDeviceGetHandleByUUID(
+            f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+        )
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except (ImportError, pynvml.NVMLError):
         return None

@@ -1,4 +1,6 @@
-"""The harness's side of a step: gradients over processes, clipping, schedule, AdamW, and looking one step ahead."""
+"""The harness's side of a step: gradients over processes, clipping, schedule, AdamW, and looking one step
+ahead.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ class Optimizers:
 
     Args:
         groups: the method's groups.
-        lr, weight_decay, betas, eps, clip_norm: as in the sweep; weight decay spares biases, norms and scalars.
+        lr, weight_decay, betas, eps, clip_norm: as in the sweep; weight decay spares biases, norms and
+            scalars.
         warmup_steps, total_steps: linear warm-up, then a cosine to zero, by optimizer steps of a network.
         decay_steps: null, or where the rate falls to a tenth, in place of the cosine.
         processes: how many share the batch.
@@ -40,7 +43,12 @@ class Optimizers:
     ) -> None:
         self.parameters = {name: dict(group.parameters) for name, group in groups.items()}
         self.base_lr = {name: lr if group.lr is None else group.lr for name, group in groups.items()}
-        self.clip_norm, self.warmup_steps, self.total_steps, self.processes = clip_norm, warmup_steps, total_steps, processes
+        self.clip_norm, self.warmup_steps, self.total_steps, self.processes = (
+            clip_norm,
+            warmup_steps,
+            total_steps,
+            processes,
+        )
         self.decay_steps = decay_steps
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.adam = {name: self._adam(list(p.values())) for name, p in self.parameters.items()}
@@ -84,8 +92,12 @@ class Optimizers:
 
     def gradients(self, loss: Tensor, group: str, *, create_graph: bool = False) -> dict[str, Tensor]:
         own = self.parameters[group]
-        with torch.autocast(loss.device.type, enabled=False):  # what was computed in full precision has such a gradient
-            found = torch.autograd.grad(loss, list(own.values()), create_graph=create_graph, materialize_grads=True)
+        with torch.autocast(
+            loss.device.type, enabled=False
+        ):  # what was computed in full precision has such a gradient
+            found = torch.autograd.grad(
+                loss, list(own.values()), create_graph=create_graph, materialize_grads=True
+            )
         if self.processes > 1:
             found = tuple(sum_over_processes(g) / self.processes for g in found)
         return dict(zip(own, found, strict=True))
@@ -103,16 +115,30 @@ class Optimizers:
         parts = [{"params": decay, "weight_decay": self.weight_decay}, {"params": other, "weight_decay": 0.0}]
         return torch.optim.AdamW(parts, lr=0.0, betas=self.betas, eps=self.eps, fused=True)
 
-    def _mean_gradients(self, loss: Tensor, parameters: list[nn.Parameter], *, retain_graph: bool = False) -> list[Tensor]:
-        """The gradient of the global loss: the mean over processes (`backbones/rows.py` says why), in one transfer."""
+    def _mean_gradients(
+        self, loss: Tensor, parameters: list[nn.Parameter], *, retain_graph: bool = False
+    ) -> list[Tensor]:
+        """The gradient of the global loss: the mean over processes (`backbones/rows.py` says why), in one
+        transfer.
+        """
         with torch.autocast(loss.device.type, enabled=False):
-            found = list(torch.autograd.grad(loss, parameters, retain_graph=retain_graph, materialize_grads=True))
+            found = list(
+                torch.autograd.grad(loss, parameters, retain_graph=retain_graph, materialize_grads=True)
+            )
         if self.processes == 1:
             return found
         flat = sum_over_processes(torch.cat([g.flatten() for g in found])) / self.processes
-        return [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in found]), found, strict=True)]
+        return [
+            part.view_as(g) for part, g in zip(flat.split([g.numel() for g in found]), found, strict=True)
+        ]
 
-    def _step(self, adam: torch.optim.AdamW, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], lr: float) -> None:
+    def _step(
+        self,
+        adam: torch.optim.AdamW,
+        parameters: Sequence[nn.Parameter],
+        gradients: Sequence[Tensor],
+        lr: float,
+    ) -> None:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         if self.clip_norm is not None:

@@ -27,7 +27,15 @@ from harness.lib.locks import claim
 from harness.lib.registry import resolve
 from harness.lib.watchdog import Watch
 from harness.noise.inject import NoiseIndex, make_noise, source_files
-from harness.training.trainer import Accelerator, DataChanged, EpochRecord, Outcome, Settings, Trainer, make_accelerator
+from harness.training.trainer import (
+    Accelerator,
+    DataChanged,
+    EpochRecord,
+    Outcome,
+    Settings,
+    Trainer,
+    make_accelerator,
+)
 from methods.base import Method, Pairs
 
 STORAGE = Path(".harness") / "trials"
@@ -87,7 +95,8 @@ def run_trial(
     """Run one trial to its end, from its last sound checkpoint in `folder` if there is one.
 
     Args:
-        folder: the trial's own, on storage that all its processes see; it goes when the trial is done. None: nothing is kept.
+        folder: the trial's own, on storage that all its processes see; it goes when the trial is done. None:
+            nothing is kept.
         resources: loader processes, and how long it may take.
         expected: the fingerprint that its data must have.
 
@@ -101,15 +110,25 @@ def run_trial(
     accelerator = accelerator or make_accelerator(trial.precision)
     main, resources = accelerator.is_main_process, resources or Resources()
     with contextlib.ExitStack() as stack:
-        watch = Watch(folder, stall=resources.stall_minutes * 60, deadline=resources.deadline_hours and resources.deadline_hours * 3600, writes=main)
+        watch = Watch(
+            folder,
+            stall=resources.stall_minutes * 60,
+            deadline=resources.deadline_hours and resources.deadline_hours * 3600,
+            writes=main,
+        )
         if folder and main:
             stack.enter_context(claim(folder))
         stack.enter_context(watch)
         data = load_dataset(trial.dataset, **trial.dataset_options)
         if expected and fingerprint(trial, data) != expected:
-            raise DataChanged(f"the data have changed since the sweep started: fingerprint {expected} then, {fingerprint(trial, data)} now")
+            raise DataChanged(
+                f"the data have changed since the sweep started: fingerprint {expected} then, "
+                f"{fingerprint(trial, data)} now"
+            )
         noise = noise_of(trial, data)
-        trainer = build_trainer(trial, data, noise, accelerator, folder=folder, workers=resources.workers, beat=watch.beat)
+        trainer = build_trainer(
+            trial, data, noise, accelerator, folder=folder, workers=resources.workers, beat=watch.beat
+        )
         recorded = recorder.start(_describe(trial, data, noise, trainer)) if main else 0
         notes = trainer.resume(at_most=recorded)
         for text in notes if main else ():
@@ -126,12 +145,18 @@ def run_trial(
 def noise_of(trial: Trial, data: DataSet) -> NoiseIndex:
     """The noise index of a trial. Raises what `make_noise` raises."""
     return make_noise(
-        data["train"], ratio=trial.noise_ratio, granularity=trial.noise_granularity, seed=trial.noise_seed, model=trial.noise
+        data["train"],
+        ratio=trial.noise_ratio,
+        granularity=trial.noise_granularity,
+        seed=trial.noise_seed,
+        model=trial.noise,
     )
 
 
 def fingerprint(trial: Trial, data: DataSet) -> str:
-    """What a trial's numbers follow from beside its settings: the data set, and the files that its noise is made from."""
+    """What a trial's numbers follow from beside its settings: the data set, and the files that its noise is
+    made from.
+    """
     files = source_files(trial.noise, trial.noise_ratio, trial.noise_seed)
     return "+".join([data.fingerprint, *(file_digest(f)[:16] for f in files)])
 
@@ -146,7 +171,9 @@ def build_trainer(
     workers: int = 0,
     beat: Callable[[str], None] = lambda where: None,
 ) -> Trainer:
-    """The method with its networks, and the loop around it. The truth and the clean set go to those that declare them."""
+    """The method with its networks, and the loop around it. The truth and the clean set go to those that
+    declare them.
+    """
     data = replace(data, splits={**data.splits, "train": noise.words_of(data["train"])})
     kind = resolve("backbone", trial.backbone["kind"], BACKBONES)
     backbone = kind(kind.Config.model_validate(trial.backbone))
@@ -157,7 +184,9 @@ def build_trainer(
     given: dict[str, Any] = {}
     if cls.uses_ground_truth:
         if noise.matched is None:
-            raise ValueError(f"method {trial.method!r} needs to know which pairs match, and of this noise nobody does")
+            raise ValueError(
+                f"method {trial.method!r} needs to know which pairs match, and of this noise nobody does"
+            )
         given["truth"] = torch.from_numpy(noise.matched)
     if cls.uses_clean_data:
         meta = data["meta"]
@@ -185,7 +214,18 @@ def build_trainer(
         evaluate_every=trial.evaluate_every,
     )
     identity = backbone.identity(data)
-    return Trainer(method, data, inputs, noise, settings, accelerator, backbone=identity, folder=folder, workers=workers, beat=beat)
+    return Trainer(
+        method,
+        data,
+        inputs,
+        noise,
+        settings,
+        accelerator,
+        backbone=identity,
+        folder=folder,
+        workers=workers,
+        beat=beat,
+    )
 
 
 def _describe(trial: Trial, data: DataSet, noise: NoiseIndex, trainer: Trainer) -> Setup:
@@ -198,26 +238,51 @@ def _describe(trial: Trial, data: DataSet, noise: NoiseIndex, trainer: Trainer) 
         "code": code_digest(cls),
         "protocol_version": str(PROTOCOL_VERSION),
         "backbone_digest": trainer.backbone,
-        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else f"cpu ({platform.machine()})",
-        "precision": "bf16" if accelerator.mixed_precision == "bf16" else str(trainer.dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name()
+        if accelerator.device.type == "cuda"
+        else f"cpu ({platform.machine()})",
+        "precision": "bf16"
+        if accelerator.mixed_precision == "bf16"
+        else str(trainer.dtype).removeprefix("torch."),
         "processes": str(accelerator.num_processes),
         "threads": str(torch.get_num_threads()),
     }
     return Setup(
-        trial, data, noise, fingerprint(trial, data), method.uses_clean_data, method.uses_ground_truth, method.n_networks,
-        method.trains, sum(p.numel() for p in method.parameters() if p.requires_grad), environment,
+        trial,
+        data,
+        noise,
+        fingerprint(trial, data),
+        method.uses_clean_data,
+        method.uses_ground_truth,
+        method.n_networks,
+        method.trains,
+        sum(p.numel() for p in method.parameters() if p.requires_grad),
+        environment,
     )
 
 
 def git_commit() -> str:
-    """The commit that the code is at, with `+changes` if tracked files differ from it; `unknown` outside a checkout."""
+    """The commit that the code is at, with `+changes` if tracked files differ from it; `unknown` outside a
+    checkout.
+    """
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "harness", "methods", ":/harness", ":/methods")
+        changed = git(
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            "--",
+            "harness",
+            "methods",
+            ":/harness",
+            ":/methods",
+        )
         return git("rev-parse", "HEAD")[:12] + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
@@ -230,7 +295,9 @@ def _versions() -> dict[str, str]:
 
 @lru_cache
 def code_digest(method: Any) -> str:
-    """Of a method class, 12 hex digits over the source of what makes a trial's numbers: the harness (less its reports), `methods/`, and the method's own classes."""
+    """Of a method class, 12 hex digits over the source of what makes a trial's numbers: the harness (less its
+    reports), `methods/`, and the method's own classes.
+    """
     own = "".join(inspect.getsource(cls) for cls in method.__mro__[: method.__mro__.index(Method)])
     return hashlib.sha256(f"{source_digest()} {own}".encode()).hexdigest()[:12]
 
@@ -252,9 +319,14 @@ class PrintRecorder:
 
     def start(self, setup: Setup) -> float:
         noise = setup.noise
-        print(f"trial {setup.trial.id}: {setup.trial.method} on {setup.trial.dataset}, "
-              f"{len(noise.image)} pairs, noise {noise.nominal} (realised {noise.realised:.4f}, index {noise.digest}), "
-              f"{setup.parameters:,} parameters, {setup.environment['device']}, {setup.environment['precision']}", flush=True)
+        print(
+            f"trial {setup.trial.id}: {setup.trial.method} on {setup.trial.dataset}, "
+            f"{len(noise.image)} pairs, noise {noise.nominal} (realised {noise.realised:.4f}, index "
+            f"{noise.digest}), "
+            f"{setup.parameters:,} parameters, {setup.environment['device']}, "
+            f"{setup.environment['precision']}",
+            flush=True,
+        )
         return float("inf")
 
     def note(self, text: str) -> None:

@@ -37,14 +37,21 @@ SHARDS_AT_ONCE = 16  # shards that an epoch reads from at a time, where the data
 
 
 def epoch_batches(
-    pool: Index, groups: NDArray | None, *, size: int, steps: int, seed: tuple[int | str, ...], shards: Index | None = None
+    pool: Index,
+    groups: NDArray | None,
+    *,
+    size: int,
+    steps: int,
+    seed: tuple[int | str, ...],
+    shards: Index | None = None,
 ) -> list[Index]:
     """`steps` batches of exactly `size` pairs drawn from `pool`, without repetition within a cycle.
 
     A cycle goes through the pool once (less what does not fill a batch); a smaller pool takes several
     cycles, so a method that restricts the pairs takes as many steps as one that does not. With
-    `groups` (of all pairs), no batch holds two pairs of one group. With `shards` (of all pairs, the file that each is read
-    from) a cycle takes the files in random order, a few at a time, and shuffles the pairs among those.
+    `groups` (of all pairs), no batch holds two pairs of one group. With `shards` (of all pairs, the file that
+    each is read from) a cycle takes the files in random order, a few at a time, and shuffles the pairs among
+    those.
 
     Raises:
         PoolTooNarrow: the pool has fewer pairs, or fewer groups, than a batch holds.
@@ -61,7 +68,9 @@ class PoolTooNarrow(ValueError):
     """Not one batch can be drawn from the pool under the data set's batch rule."""
 
 
-def _cycle(pool: Index, groups: NDArray | None, size: int, draw: np.random.Generator, shards: Index | None) -> list[Index]:
+def _cycle(
+    pool: Index, groups: NDArray | None, size: int, draw: np.random.Generator, shards: Index | None
+) -> list[Index]:
     pool = draw.permutation(pool)
     if shards is not None:
         pool = _by_shards(pool, shards, draw)
@@ -75,7 +84,9 @@ def _cycle(pool: Index, groups: NDArray | None, size: int, draw: np.random.Gener
     while count and np.minimum(sizes, count).sum() < count * size:  # groups larger than the number of batches
         count -= 1
     if count == 0:
-        raise PoolTooNarrow(f"{len(pool)} pairs of {len(sizes)} groups do not fill a batch of {size} distinct groups")
+        raise PoolTooNarrow(
+            f"{len(pool)} pairs of {len(sizes)} groups do not fill a batch of {size} distinct groups"
+        )
     order = np.argsort(local, kind="stable")
     within = np.arange(len(pool)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     usable = np.sort(order[within < count])  # at most `count` pairs of a group, in the pool's random order
@@ -90,8 +101,12 @@ def _by_shards(pool: Index, shards: Index, draw: np.random.Generator) -> Index:
     return pool[np.argsort(turn[shards[pool]], kind="stable")]
 
 
-def scan_batches(count: int, groups: NDArray | None, *, size: int, seed: int, shards: Index | None = None) -> list[Index]:
-    """All pairs once, in batches of at most `size` whose sizes differ by at most one; the order is the seed's, by `shards` as in an epoch."""
+def scan_batches(
+    count: int, groups: NDArray | None, *, size: int, seed: int, shards: Index | None = None
+) -> list[Index]:
+    """All pairs once, in batches of at most `size` whose sizes differ by at most one; the order is the
+    seed's, by `shards` as in an epoch.
+    """
     batches = -(-count // size)
     if shards is not None and groups is None:
         draw = numpy_generator(seed, "scan")

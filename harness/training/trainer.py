@@ -84,7 +84,9 @@ class EpochRecord:
 
 @dataclass
 class Outcome:
-    """What a trial ends with: `test/...`, `last/...`, `cost/...` scalars, the rankings of the best epoch, and the digest of its weights."""
+    """What a trial ends with: `test/...`, `last/...`, `cost/...` scalars, the rankings of the best epoch, and
+    the digest of its weights.
+    """
 
     metrics: dict[str, float]
     i2t: Ranking
@@ -95,8 +97,8 @@ class Outcome:
 def make_accelerator(precision: str) -> Accelerator:
     """Accelerate on whatever there is; `auto` is bf16 on a GPU that has it, else fp32.
 
-    A worker process runs many trials, so what an earlier one left is forgotten. Autocast keeps no copies of weights:
-    a step may change some (a meta-network) and use them again.
+    A worker process runs many trials, so what an earlier one left is forgotten. Autocast keeps no copies of
+    weights: a step may change some (a meta-network) and use them again.
     """
     cuda = torch.cuda.is_available()
     bf16 = precision == "bf16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
@@ -152,7 +154,9 @@ class Trainer:
             warmup_steps=settings.warmup_steps,
             total_steps=settings.epochs * self.steps,
             processes=accelerator.num_processes,
-            decay_steps=None if settings.decay_epochs is None else [e * self.steps for e in settings.decay_epochs],
+            decay_steps=None
+            if settings.decay_epochs is None
+            else [e * self.steps for e in settings.decay_epochs],
         )
         self.state = State()
         self.spent = Spent()
@@ -180,7 +184,9 @@ class Trainer:
                 metrics |= self._evaluate_dev(epoch)
             confidence = self._confidence(metrics)
             metrics |= {f"seconds/{k}": v - before[k] for k, v in self.spent.seconds.items()}
-            on_epoch(EpochRecord(epoch, metrics, confidence))  # recorded first: a repeated epoch is told by its number
+            on_epoch(
+                EpochRecord(epoch, metrics, confidence)
+            )  # recorded first: a repeated epoch is told by its number
             self.state.epoch = epoch + 1
             self._save()
         return self._test()
@@ -210,7 +216,9 @@ class Trainer:
             scalars = {k: float(v) for k, v in found.items()}
         drawn = sum(map(len, batches))
         self.spent.batch_pairs += drawn
-        self.spent.pairs["train"] += drawn + sum(len(pairs) for of_pool in pools.values() for _, pairs in of_pool)
+        self.spent.pairs["train"] += drawn + sum(
+            len(pairs) for of_pool in pools.values() for _, pairs in of_pool
+        )
         if not np.isfinite(scalars["loss"]):
             raise Diverged(f"the loss is {scalars['loss']} in epoch {epoch}")
         scalars["widened"] = float(widened)
@@ -218,12 +226,17 @@ class Trainer:
         return {f"train/{k}{suffix}": v for k, v in scalars.items()}
 
     def _batches(self, epoch: int, network: int) -> tuple[list[np.ndarray], bool]:
-        """The pass's batches, and whether the method's selection had to be widened to all pairs to fill one."""
+        """The pass's batches, and whether the method's selection had to be widened to all pairs to
+        fill one.
+        """
         everything = np.arange(len(self.noise.image))
         selected = self.method.selected(network)
         pool = everything if selected is None else selected.cpu().numpy()
         scale = self.method.batch_scale(epoch)
-        arguments: dict[str, Any] = {"size": self.settings.batch_size * scale, "steps": max(1, self.steps // scale)}
+        arguments: dict[str, Any] = {
+            "size": self.settings.batch_size * scale,
+            "steps": max(1, self.steps // scale),
+        }
         arguments |= {"seed": (self.settings.seed, "order", epoch, network), "shards": self.shards}
         try:
             return epoch_batches(pool, self.groups, **arguments), False
@@ -233,27 +246,40 @@ class Trainer:
             return epoch_batches(everything, self.groups, **arguments), True
 
     def _pool_batches(self, epoch: int, network: int, steps: int) -> dict[str, list[tuple[Tensor, Pairs]]]:
-        """For each further pool of the method a batch for each step; a pool of fewer than two (groups of) pairs gives none."""
+        """For each further pool of the method a batch for each step; a pool of fewer than two (groups of)
+        pairs gives none.
+        """
         found = {}
         for name, pool in self.method.pools(network).items():
             if isinstance(pool, Pairs):  # the clean set
                 pairs, members = pool, np.arange(len(pool))
-                groups = None if self.groups is None else self.data[pool.split].image_group[pool.images.numpy()]
+                groups = (
+                    None if self.groups is None else self.data[pool.split].image_group[pool.images.numpy()]
+                )
             else:
                 pairs, members, groups = self.method.pairs, pool.cpu().numpy(), self.groups
             apart = len(members) if groups is None else len(np.unique(groups[members]))
             size = min(self.settings.batch_size, apart)
             if size >= 2:
-                drawn = epoch_batches(members, groups, size=size, steps=steps, seed=(self.settings.seed, name, epoch, network))
+                drawn = epoch_batches(
+                    members, groups, size=size, steps=steps, seed=(self.settings.seed, name, epoch, network)
+                )
                 found[name] = [(index, pairs[index]) for index in map(torch.from_numpy, drawn)]
         return found
 
     def _plans(
-        self, batches: list[np.ndarray], epoch: int, network: int, pools: Mapping[str, list[tuple[Tensor, Pairs]]] | None = None
+        self,
+        batches: list[np.ndarray],
+        epoch: int,
+        network: int,
+        pools: Mapping[str, list[tuple[Tensor, Pairs]]] | None = None,
     ) -> Iterator[Plan]:
         for step, index in enumerate(map(torch.from_numpy, batches)):
             seed = seed_of(self.settings.seed, "step", epoch, network, step)
-            beside = {name: (torch.arange(len(pairs)), pairs) for name, pairs in self.method.also(index, seed).items()}
+            beside = {
+                name: (torch.arange(len(pairs)), pairs)
+                for name, pairs in self.method.also(index, seed).items()
+            }
             beside |= {name: drawn[step] for name, drawn in (pools or {}).items()}
             yield Plan(index, self.method.pairs[index], seed, beside)
 
@@ -266,15 +292,27 @@ class Trainer:
     # Looking at all pairs ---------------------------------------------------------------------
 
     @torch.no_grad()
-    def _scan(self, look: Callable[[Tensor, Tensor], dict[str, Tensor]], *, network: int = 0, pairs: Pairs | None = None) -> dict[str, Tensor]:
-        """See `methods.base.Scan`. Each process takes whole batches, so in-batch losses do not depend on their number."""
+    def _scan(
+        self,
+        look: Callable[[Tensor, Tensor], dict[str, Tensor]],
+        *,
+        network: int = 0,
+        pairs: Pairs | None = None,
+    ) -> dict[str, Tensor]:
+        """See `methods.base.Scan`. Each process takes whole batches, so in-batch losses do not depend on
+        their number.
+        """
         size, seed = self.settings.batch_size, self.settings.seed
         groups, shards = (self.groups, self.shards) if pairs is None else (None, None)
         pairs = self.method.pairs if pairs is None else pairs
         self.spent.pairs["method"] += len(pairs)
-        indices = [torch.from_numpy(b) for b in scan_batches(len(pairs), groups, size=size, seed=seed, shards=shards)]
+        indices = [
+            torch.from_numpy(b) for b in scan_batches(len(pairs), groups, size=size, seed=seed, shards=shards)
+        ]
         mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
-        idle = not mine  # more processes than batches: look all the same, for the shapes, and count for nothing
+        idle = (
+            not mine
+        )  # more processes than batches: look all the same, for the shapes, and count for nothing
         fetch = Fetch(self._fetch().inputs)
         net = self.method.networks[network]
         out: dict[str, Tensor] = {}
@@ -282,7 +320,9 @@ class Trainer:
             self.beat("looking at all pairs")
             batch = batch.to(self.accelerator.device, self.dtype)
             for name, values in net(batch, then=look).items():
-                rows = out.setdefault(name, torch.zeros(len(pairs), *values.shape[1:], device=values.device, dtype=self.dtype))
+                rows = out.setdefault(
+                    name, torch.zeros(len(pairs), *values.shape[1:], device=values.device, dtype=self.dtype)
+                )
                 if not idle:
                     rows[batch.index] = values.to(self.dtype)
         return {name: self._sum(values).cpu() for name, values in out.items()}
@@ -298,7 +338,9 @@ class Trainer:
             found = recalls(*self.evaluate("dev"))
         if found["rsum"] > self.state.best_rsum:  # the earlier epoch on a tie
             self.state.best_rsum, self.state.best_epoch = found["rsum"], epoch
-            self.state.best_weights = {k: v.detach().cpu().clone() for k, v in self.method.state_dict().items()}
+            self.state.best_weights = {
+                k: v.detach().cpu().clone() for k, v in self.method.state_dict().items()
+            }
         return {f"dev/{k}": v for k, v in found.items()}
 
     @torch.no_grad()
@@ -311,7 +353,8 @@ class Trainer:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         for number, net in enumerate(self.method.networks):
             images = self._encode_images(net, source, len(pairs.images))
-            # Captions are encoded as they are needed: those of region features are as wide as their words are many.
+            # Captions are encoded as they are needed: those of region features are as wide as their words are
+            # many.
             for at in torch.arange(len(pairs.captions)).split(CHUNK)[rank::processes]:
                 self.beat(f"ranking {split}")
                 texts = self._encode(net.encode_text, source.texts(at))  # type: ignore[union-attr]
@@ -330,7 +373,9 @@ class Trainer:
         """Embeddings [count, ...]; chunks are shared out over processes."""
         chunks = list(torch.arange(count).split(CHUNK))
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        mine = chunks[rank::processes] or chunks[:1]  # more processes than chunks: look all the same, for the shape
+        mine = (
+            chunks[rank::processes] or chunks[:1]
+        )  # more processes than chunks: look all the same, for the shape
         out: Tensor | None = None
         for at in mine:
             part = self._encode(net.encode_image, source.images(at))
@@ -392,16 +437,24 @@ class Trainer:
         classes = type(self.method).__mro__
         source = "".join(inspect.getsource(c) for c in classes[: classes.index(Method)])
         method = str(seed_of(source, _shapes(self.method)))
-        return {"data": self.data.fingerprint, "noise": self.noise.digest, "method": method, "backbone": self.backbone}
+        return {
+            "data": self.data.fingerprint,
+            "noise": self.noise.digest,
+            "method": method,
+            "backbone": self.backbone,
+        }
 
     def resume(self, *, at_most: float = float("inf")) -> list[str]:
-        """Go on from the newest sound checkpoint of at most so many epochs, if there is one. Returns what is worth a note, in words.
+        """Go on from the newest sound checkpoint of at most so many epochs, if there is one. Returns what is
+        worth a note, in words.
 
-        The main process chooses, so that all go on from the same one. Damaged checkpoints, and those made by other code, are passed over.
+        The main process chooses, so that all go on from the same one. Damaged checkpoints, and those made by
+        other code, are passed over.
 
         Raises:
             DataChanged: the checkpoint is of other data or another noise index.
-            OSError: a process does not see the file that the main process chose: the folder is not on shared storage.
+            OSError: a process does not see the file that the main process chose: the folder is not on shared
+                storage.
         """
         if self.checkpoints is None:
             return []
@@ -415,9 +468,16 @@ class Trainer:
         theirs, ours = content["identity"], self._identity()
         other = [k for k in ours if theirs.get(k) != ours[k]]
         if {"data", "noise"} & set(other):
-            raise DataChanged(f"{file} was made on other data (fingerprint {theirs['data']}, noise index {theirs['noise']}; now {ours['data']}, {ours['noise']})")
+            raise DataChanged(
+                f"{file} was made on other data (fingerprint {theirs['data']}, noise index "
+                f"{theirs['noise']}; now {ours['data']}, {ours['noise']})"
+            )
         if other:
-            return [*notes, f"the checkpoint of {content['state']['epoch']} epochs is not used: it was made by another {' and '.join(other)}"]
+            return [
+                *notes,
+                f"the checkpoint of {content['state']['epoch']} epochs is not used: it was made by another "
+                f"{' and '.join(other)}",
+            ]
         self.method.load_state_dict(content["method"])
         self.optimizers.load_state_dict(content["optimizers"])
         self.state = State(**content["state"])

@@ -23,7 +23,9 @@ def test_triplets_against_loops():
 
 
 def test_the_margin_belongs_to_the_pair_in_both_directions():
-    """Published code indexes it by column in both halves, which gives an image the margin of its negative caption."""
+    """Published code indexes it by column in both halves, which gives an image the margin of its negative
+    caption.
+    """
     s = torch.full((3, 3), 0.5)
     losses = hardest_triplet(s, torch.tensor([0.0, 0.1, 0.2]))
     assert losses.tolist() == pytest.approx([0.0, 0.2, 0.4])
@@ -44,9 +46,13 @@ def test_the_few_pairs_that_count_give_the_loss_and_gradient_of_all(shape):
     images, texts = (torch.randn(7, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     margin = 3 * torch.rand(shape, dtype=torch.float64)
     full = hardest_triplet(images @ texts.T, margin)
-    few = hardest_triplet_of_few((images @ texts.T).detach(), lambda i, t: (i * t).sum(-1), images, texts, margin)
+    few = hardest_triplet_of_few(
+        (images @ texts.T).detach(), lambda i, t: (i * t).sum(-1), images, texts, margin
+    )
     assert torch.allclose(few, full, atol=1e-12)
-    for ours, theirs in zip(*(torch.autograd.grad(loss.sum(), (images, texts)) for loss in (few, full)), strict=True):
+    for ours, theirs in zip(
+        *(torch.autograd.grad(loss.sum(), (images, texts)) for loss in (few, full)), strict=True
+    ):
         assert torch.allclose(ours, theirs, atol=1e-12)
 
 

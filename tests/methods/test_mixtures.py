@@ -34,6 +34,8 @@ def test_beta_mixture_starts_from_the_clean_set():
 
 
 def test_scores_at_the_ends_are_moved_inside():
-    posterior = matched_posterior(np.array([0.0, 1.0, 0.5, -3.0, 7.0]), np.array([0.1, 0.0, 0.2]), np.array([0.9, 1.0, 0.8]))
+    posterior = matched_posterior(
+        np.array([0.0, 1.0, 0.5, -3.0, 7.0]), np.array([0.1, 0.0, 0.2]), np.array([0.9, 1.0, 0.8])
+    )
     assert np.isfinite(posterior).all()
     assert posterior[1] > 0.5 > posterior[0]

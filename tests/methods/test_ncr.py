@@ -26,7 +26,9 @@ def batch_with_pools(trainer):
 
 
 def test_soft_margin_is_exponential():
-    assert soft_margin(torch.tensor([0.0, 0.5, 1.0]), 0.2).tolist() == pytest.approx([0, 0.2 * (10**0.5 - 1) / 9, 0.2])
+    assert soft_margin(torch.tensor([0.0, 0.5, 1.0]), 0.2).tolist() == pytest.approx(
+        [0, 0.2 * (10**0.5 - 1) / 9, 0.2]
+    )
 
 
 def test_prediction_is_the_kept_margin_over_that_of_the_best_tenth():
@@ -35,7 +37,9 @@ def test_prediction_is_the_kept_margin_over_that_of_the_best_tenth():
     kept = [min(0.2, max(0.0, 0.2 - float(m) / 2)) for m in mean_triplet(s, 0.2)]
     best = np.mean(sorted(kept)[-2:])
     assert predicted_match(s, 0.2).tolist() == pytest.approx([min(1.0, k / best) for k in kept])
-    assert (predicted_match(torch.zeros(4, 4), 0.2) >= 0).all()  # nothing is kept of the margin: no division by zero
+    assert (
+        predicted_match(torch.zeros(4, 4), 0.2) >= 0
+    ).all()  # nothing is kept of the margin: no division by zero
     assert predicted_match(10 * (torch.ones(4, 4) - torch.eye(4)), 0.2).tolist() == [0] * 4
 
 

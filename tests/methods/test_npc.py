@@ -57,7 +57,9 @@ def test_an_empty_strict_clean_set_falls_back_and_says_so():
     posterior = torch.linspace(0, 0.9, len(npc.pairs))
     clean, fallback = npc._strict_clean_set(posterior, torch.rand(len(npc.pairs)))
     assert fallback
-    assert clean.tolist() == list(range(len(npc.pairs) - len(clean), len(npc.pairs)))  # the highest posteriors
+    assert clean.tolist() == list(
+        range(len(npc.pairs) - len(clean), len(npc.pairs))
+    )  # the highest posteriors
     clean, _ = npc._strict_clean_set(torch.zeros(len(npc.pairs)), torch.arange(len(npc.pairs)).float())
     assert clean.tolist() == list(range(len(clean)))  # among equals the smaller losses
 
@@ -83,13 +85,24 @@ def test_variants_differ_as_they_should():
     """`released` has one weight for the batch and no gradient through the memory loss."""
     gradients = {}
     for variant in ("paper", "released"):
-        trainer = build.trainer("npc", hyper={"variant": variant, "warmup_epochs": 0, "bank": "frozen", "bank_threshold": 0.5, "least_bank": 0.2})
+        trainer = build.trainer(
+            "npc",
+            hyper={
+                "variant": variant,
+                "warmup_epochs": 0,
+                "bank": "frozen",
+                "bank_threshold": 0.5,
+                "least_bank": 0.2,
+            },
+        )
         trainer.method.eval()
         trainer.method.start_epoch(0, 0, trainer._scan)
         batch = build.first_batch(trainer)
         trainer.optimizers.at_step(5)
         caught = {}
-        trainer.optimizers.update = lambda loss, *groups, caught=caught, t=trainer: caught.update(t.optimizers.gradients(loss, *groups))
+        trainer.optimizers.update = lambda loss, *groups, caught=caught, t=trainer: caught.update(
+            t.optimizers.gradients(loss, *groups)
+        )
         trainer.method.train()
         trainer.method.step(batch, trainer.optimizers, 0)
         gradients[variant] = caught
@@ -99,4 +112,6 @@ def test_variants_differ_as_they_should():
             weight = trainer.method.weight[batch.index].mean()
             for name, gradient in caught.items():
                 assert torch.allclose(gradient, weight * plain[name], atol=1e-6)
-    assert not all(torch.allclose(gradients["paper"][k], gradients["released"][k], atol=1e-4) for k in gradients["paper"])
+    assert not all(
+        torch.allclose(gradients["paper"][k], gradients["released"][k], atol=1e-4) for k in gradients["paper"]
+    )
