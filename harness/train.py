@@ -14,7 +14,7 @@ from typing import Any
 from harness.config.sweep_file import BadInput, Sweep, Trial, load_sweep
 from harness.data import DataError, load_dataset
 from harness.lib.console import console, fail
-from harness.lib.locks import Busy, claim
+from harness.lib.locks import Busy, acquire
 from harness.lib.watchdog import OutOfTime
 from harness.sweep.preflight import check_same_data, check_trial
 from harness.training.run_trial import STORAGE, PrintRecorder, fingerprint, run_trial
@@ -76,7 +76,7 @@ def _run_tracked(sweep: Sweep, trial: Trial, uri: str | None) -> int:
         console.print(f"trial {trial.id} is done already: run {done.run_id}")
         return 0
     recorder: Any = PrintRecorder()
-    with claim(STORAGE.absolute() / "opening", wait=True):
+    with acquire(STORAGE.absolute() / "opening", wait=True):
         place = store.open_sweep(sweep)
     folder = place.folder(STORAGE.absolute(), trial)
     if main_process:

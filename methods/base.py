@@ -67,8 +67,8 @@ class Batch:
 
     Where it is not `sharded`, those are all rows. `index` [total] are training-pair indices (for other pairs:
     positions in the request). `images` and `texts` are what the backbone takes. `seed` is this batch's own:
-    dropout and draws come from it. `extra` holds the batches that the method asked for with `pools`, and the
-    pairs that it asked for with `also`.
+    dropout and draws come from it. `auxiliary` holds the batches that the method asked for with
+    `auxiliary_pools`, and the pairs that it asked for with `auxiliary_pairs`.
     """
 
     index: Tensor
@@ -78,15 +78,17 @@ class Batch:
     total: int
     seed: int
     sharded: bool = False
-    extra: dict[str, Batch] = field(default_factory=dict)
+    auxiliary: dict[str, Batch] = field(default_factory=dict)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         def move(x: Tensor) -> Tensor:
             return x.to(device, dtype if x.is_floating_point() else None, non_blocking=True)
 
-        extra = {name: batch.to(device, dtype) for name, batch in self.extra.items()}
+        auxiliary = {name: batch.to(device, dtype) for name, batch in self.auxiliary.items()}
         images, texts = move(self.images), move(self.texts)
-        return Batch(move(self.index), images, texts, self.start, self.total, self.seed, self.sharded, extra)
+        return Batch(
+            move(self.index), images, texts, self.start, self.total, self.seed, self.sharded, auxiliary
+        )
 
 
 class Backbone(Protocol):
@@ -191,7 +193,7 @@ class Method(nn.Module):
         pairs: the training pairs as they are trained with: caption k with image `pairs.images[k]`.
         batch_size: pairs in a global batch.
         seed: the trial's model seed, for draws of the method's own.
-    A class with `uses_ground_truth` also gets `truth` (bool [N], pair k matches); one with
+    A class with `uses_ground_truth` also gets `ground_truth` (bool [N], pair k matches); one with
     `uses_clean_data` also gets `clean` (the clean meta-set, `Pairs` of the split `meta`).
     """
 
@@ -201,7 +203,7 @@ class Method(nn.Module):
     uses_clean_data: ClassVar[bool] = False
     uses_ground_truth: ClassVar[bool] = False
     trains: ClassVar[bool] = True
-    younger: ClassVar[Mapping[str, Any]] = {}
+    id_neutral_defaults: ClassVar[Mapping[str, Any]] = {}
     """Hyper-parameters that came after a method's first records, at the value that means what was before:
     there they stay out of a trial's id, so that an id outlives them."""
 
@@ -245,9 +247,9 @@ class Method(nn.Module):
         """Training pairs (indices) that this pass draws its batches from; None: all. Steps stay the same."""
         return None
 
-    def pools(self, network: int) -> dict[str, Tensor | Pairs]:
+    def auxiliary_pools(self, network: int) -> dict[str, Tensor | Pairs]:
         """Further pools: training pairs (indices), or the clean set or a part of it. Each step also gets a
-        batch from each, drawn by the same rules, as `batch.extra[name]`: of the same size or, from a pool
+        batch from each, drawn by the same rules, as `batch.auxiliary[name]`: of the same size or, from a pool
         that does not fill one, of what there is (at least 2 pairs).
         """
         return {}
@@ -261,8 +263,8 @@ class Method(nn.Module):
         """Pairs in the largest batch of any epoch, known before the method is made."""
         return batch_size
 
-    def also(self, index: Tensor, seed: int) -> dict[str, Pairs]:
-        """Further pairs that a step on the pairs `index` needs; they arrive as `batch.extra`.
+    def auxiliary_pairs(self, index: Tensor, seed: int) -> dict[str, Pairs]:
+        """Further pairs that a step on the pairs `index` needs; they arrive as `batch.auxiliary`.
 
         May be called ahead of the step, within the pass."""
         return {}

@@ -35,13 +35,13 @@ class ClipClean(Clip):
         super().__init__(**common)
         self.clean = clean.some(clean_pairs, torch_generator(self.seed, "clean pairs"))
 
-    def pools(self, network: int) -> dict[str, Tensor | Pairs]:
+    def auxiliary_pools(self, network: int) -> dict[str, Tensor | Pairs]:
         return {"clean": self.clean}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
         (network,) = self.networks
         batches = [
             batch,
-            *batch.extra.values(),
+            *batch.auxiliary.values(),
         ]  # no second one where the clean pairs are too few, or of one concept
         return torch.cat([pair_losses(network.logits(*network(b))) for b in batches]).mean(), {}

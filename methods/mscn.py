@@ -77,7 +77,7 @@ class MSCN(CoTeaching):
     published = ("MSCN",)
     uses_clean_data = True
     in_turn = True
-    younger: ClassVar = {
+    id_neutral_defaults: ClassVar = {
         "warmup_batch": 1,
         "margin_of": "pair",
         "clean_pairs": None,
@@ -162,7 +162,7 @@ class MSCN(CoTeaching):
         chosen = others.gather(0, differs.int().argmax(0, keepdim=True))[0]
         return Pairs(self.pairs.images[chosen], self.pairs.captions[captions])
 
-    def also(self, index: Tensor, seed: int) -> dict[str, Pairs]:
+    def auxiliary_pairs(self, index: Tensor, seed: int) -> dict[str, Pairs]:
         if self.warming_up:
             return {}
         generator = torch_generator(seed, "meta batch")
@@ -230,7 +230,7 @@ class MSCN(CoTeaching):
         # The copy ahead is thrown away, and so are the running statistics of its passes.
         state = {**ahead, **{name: buffer.clone() for name, buffer in net.named_buffers()}}  # type: ignore[attr-defined]
         losses = []
-        for kind, meta_batch in batch.extra.items():
+        for kind, meta_batch in batch.auxiliary.items():
             found = functional_call(net, state, (meta_batch,), {"then": logits})  # type: ignore[arg-type]
             losses.append(
                 F.binary_cross_entropy_with_logits(found, torch.full_like(found, float(kind == "positives")))

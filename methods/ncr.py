@@ -68,7 +68,7 @@ class NCR(CoTeaching):
         posterior = self.posterior[self.judge(network)]
         return posterior > posterior.sort().values[len(posterior) // 100]
 
-    def pools(self, network: int) -> dict[str, Tensor | Pairs]:
+    def auxiliary_pools(self, network: int) -> dict[str, Tensor | Pairs]:
         if self.epoch < self.warmup_epochs + self.noisy_after:
             return {}
         return {"noisy": (~self.kept(network)).nonzero().flatten()}
@@ -82,7 +82,7 @@ class NCR(CoTeaching):
 
         posterior = self.posterior[self.judge(network)][batch.index]
         clean_margin = self._clean_margin(posterior, self._predict(net, batch))
-        noisy = batch.extra.get("noisy")
+        noisy = batch.auxiliary.get("noisy")
         noisy_margin = self._noisy_margin(noisy) if noisy else None
         images, texts = net(batch)
         loss = hardest_triplet_of(net, images, texts, clean_margin).sum()

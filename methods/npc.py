@@ -45,7 +45,7 @@ class NPC(Method):
 
     paper = "NPC (AAAI 2024)"
     published = ("NPC",)
-    younger: ClassVar = {"weights": True, "memory_loss": True}
+    id_neutral_defaults: ClassVar = {"weights": True, "memory_loss": True}
 
     entries: Tensor
     has_bank: Tensor
@@ -116,7 +116,7 @@ class NPC(Method):
         by_loss = losses.argsort(stable=True)
         return by_loss[posterior[by_loss].argsort(descending=True, stable=True)][:least].sort().values, True
 
-    def also(self, index: Tensor, seed: int) -> dict[str, Pairs]:
+    def auxiliary_pairs(self, index: Tensor, seed: int) -> dict[str, Pairs]:
         if not self.has_bank:
             return {}
         wanted = (
@@ -138,7 +138,7 @@ class NPC(Method):
             """[2, B]: losses of each pair's two entries, each within its own batch of B entries."""
             return torch.stack([pair_losses(net.logits(images[p], texts[p])) for p in places])
 
-        bank = batch.extra["bank"]
+        bank = batch.auxiliary["bank"]
         with evaluation_mode(net):  # dropout noise would swamp the ratio
             with torch.set_grad_enabled(self.memory_loss):
                 before = net(bank, then=bank_losses)

@@ -16,9 +16,9 @@ class Oracle(Clip):
     published = ()
     uses_ground_truth = True
 
-    def __init__(self, *, truth: Tensor, **common: Any) -> None:
+    def __init__(self, *, ground_truth: Tensor, **common: Any) -> None:
         super().__init__(**common)
-        self.matched = truth.nonzero().flatten()
+        self.matched = ground_truth.nonzero().flatten()
 
     def selected(self, network: int) -> Tensor | None:
         return self.matched

@@ -22,7 +22,7 @@ class Triplet(Method):
 
     paper = "VSE++ (BMVC 2018)"
     published = ("SGR", "SAF")
-    younger: ClassVar = {"warmup_epochs": 0}
+    id_neutral_defaults: ClassVar = {"warmup_epochs": 0}
 
     def __init__(self, *, margin: Positive = 0.2, warmup_epochs: Count = 0, **common: Any) -> None:
         super().__init__(**common)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from harness.config.sweep_file import Trial
-from harness.lib.watchdog import Watch
-from harness.record.store import MlflowRecorder, Place
+from harness.lib.watchdog import Watchdog
+from harness.record.store import MlflowRecorder, SweepHandle
 from harness.training.run_trial import PrintRecorder, run_trial
 
 context = multiprocessing.get_context("forkserver")
@@ -33,7 +33,7 @@ class Beats:
     def launch(
         self,
         trial: Trial,
-        place: Place,
+        place: SweepHandle,
         storage: Path,
         *,
         processes: int = 1,
@@ -81,7 +81,7 @@ class Beats:
 
 def _run(
     trial: Trial,
-    place: Place,
+    place: SweepHandle,
     storage: Path,
     rank: int,
     processes: int,
@@ -99,18 +99,18 @@ def _run(
             "MASTER_PORT": str(port),
         }
     folder = place.folder(storage, trial)
-    beat, count = Watch.beat, 0
+    heartbeat, count = Watchdog.heartbeat, 0
 
-    def counted(self: Watch, where: str) -> None:
+    def counted(self: Watchdog, where: str) -> None:
         nonlocal count
         count += 1
         if counter:
             counter.value = count
         if fate and count == fate[0]:
             threading.Timer(fate[1], os.kill, (os.getpid(), signal.SIGKILL)).start()
-        beat(self, where)
+        heartbeat(self, where)
 
-    Watch.beat = counted  # type: ignore[method-assign]
+    Watchdog.heartbeat = counted  # type: ignore[method-assign]
     recorder: Any = MlflowRecorder(place, trial, folder=folder) if rank == 0 else PrintRecorder()
     run_trial(trial, recorder, folder=folder)
     if processes > 1:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.lib.locks import Busy, claim, claimed, holder
-from harness.lib.watchdog import OutOfTime, Watch, heartbeat, take_last_words
+from harness.lib.locks import Busy, acquire, is_locked, owner
+from harness.lib.watchdog import OutOfTime, Watchdog, last_heartbeat, take_termination_report
 from harness.training.checkpoint import Checkpoints
 from harness.training.run_trial import PrintRecorder, run_trial
 from harness.training.trainer import DataChanged
@@ -140,55 +140,55 @@ def test_a_full_disk_is_told_and_what_was_kept_stays(tmp_path):
 def test_one_process_at_a_time(tmp_path):
     folder = tmp_path / "trial"
     code = (
-        f"import time; from pathlib import Path; from harness.lib.locks import claim\nwith "
-        f"claim(Path({str(folder)!r})):\n print('held', flush=True); time.sleep(60)"
+        f"import time; from pathlib import Path; from harness.lib.locks import acquire\nwith "
+        f"acquire(Path({str(folder)!r})):\n print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        assert claimed(folder)
-        assert holder(folder).startswith(f"process {other.pid} on ")
-        with pytest.raises(Busy, match=f"it is being run by process {other.pid}"), claim(folder):
+        assert is_locked(folder)
+        assert owner(folder).startswith(f"process {other.pid} on ")
+        with pytest.raises(Busy, match=f"it is being run by process {other.pid}"), acquire(folder):
             pass
         with pytest.raises(Busy):
             run_trial(small.trial("clip"), PrintRecorder(), folder=folder)
         other.send_signal(signal.SIGKILL)  # what it holds goes with it
         other.wait()
-        assert not claimed(folder)
-        with claim(folder):
-            assert claimed(folder)
+        assert not is_locked(folder)
+        with acquire(folder):
+            assert is_locked(folder)
             shutil.rmtree(folder)
-    with claim(folder):
+    with acquire(folder):
         pass
 
 
 def test_a_trial_that_hangs_is_ended_and_says_where(tmp_path):
     code = (
-        "import time; from pathlib import Path; from harness.lib.watchdog import Watch\n"
-        f"with Watch(Path({str(tmp_path)!r}), stall=0.4, deadline=None) as watch:\n"
+        "import time; from pathlib import Path; from harness.lib.watchdog import Watchdog\n"
+        f"with Watchdog(Path({str(tmp_path)!r}), stall=0.4, deadline=None) as watch:\n"
         " time.sleep(1)\n"  # before the first step nothing counts
-        " for step in range(12): watch.beat(f'step {step}'); time.sleep(0.1)\n"
+        " for step in range(12): watch.heartbeat(f'step {step}'); time.sleep(0.1)\n"
         " stuck = lambda: time.sleep(60)\n stuck()"
     )
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=50)
     assert done.returncode == -signal.SIGKILL
     assert time.monotonic() - began < 30
-    beat = heartbeat(tmp_path)
+    beat = last_heartbeat(tmp_path)
     assert beat.where == "step 11"
     assert beat.seconds_ago > 0.4
-    words, details = take_last_words(tmp_path)
+    words, details = take_termination_report(tmp_path)
     assert words.startswith("hung: no step for 0 s (resources.stall_minutes) at step 11")
     assert "<lambda>" in details  # where it stood
-    assert take_last_words(tmp_path) == ("", "")
+    assert take_termination_report(tmp_path) == ("", "")
 
 
 def test_a_deadline_ends_a_trial_and_keeps_what_is_done(tmp_path):
-    clock = Watch(tmp_path, stall=60, deadline=0.05)
+    clock = Watchdog(tmp_path, stall=60, deadline=0.05)
     with clock:
-        clock.beat("epoch 0, step 1")
+        clock.heartbeat("epoch 0, step 1")
         time.sleep(0.06)
         with pytest.raises(OutOfTime, match=r"resources.deadline_hours\) passed at epoch 0, step 2"):
-            clock.beat("epoch 0, step 2")
+            clock.heartbeat("epoch 0, step 2")
 
 
 def test_every_part_of_a_trial_beats():
@@ -197,7 +197,7 @@ def test_every_part_of_a_trial_beats():
     """
     trainer = build.trainer("npc")
     heard = []
-    trainer.beat = heard.append
+    trainer.heartbeat = heard.append
     trainer.fit()
     assert {
         "looking at all pairs",

@@ -66,12 +66,10 @@ def test_training_changes_every_network(finished, name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_method_takes_the_same_number_of_steps(finished, name):
-    """The pool that a method selects changes nothing about it; what it draws beside it (`pools`) comes on
-    top.
-    """
+    """The pool that a method selects changes nothing about it; auxiliary batches come on top."""
     trainer = finished[name][2]
-    beside = trainer.spent.pairs["train"] - 3 * trainer.steps * 16 * len(trainer.method.passes())
-    assert (beside > 0) == (type(trainer.method).pools is not Method.pools)
+    beside = trainer.cost.pairs["train"] - 3 * trainer.steps * 16 * len(trainer.method.passes())
+    assert (beside > 0) == (type(trainer.method).auxiliary_pools is not Method.auxiliary_pools)
     assert beside >= 0
 
 

@@ -22,8 +22,8 @@ import yaml
 from ray.cluster_utils import Cluster
 
 from harness.config.sweep_file import Resources, load_sweep
-from harness.lib.locks import claim
-from harness.record.store import Place, Store
+from harness.lib.locks import acquire
+from harness.record.store import Store, SweepHandle
 from harness.record.verify import faults_of
 from harness.sweep import schedule
 from tests import build, small
@@ -316,7 +316,7 @@ def test_a_trial_that_another_process_holds_is_waited_for(cluster, server, tmp_p
     file = write(tmp_path, seeds=2)
     sweep = load_sweep(file)
     opened = Store(server.uri).open_sweep(sweep)
-    with claim(opened.folder(tmp_path / ".harness" / "trials", sweep.trials[0])):
+    with acquire(opened.folder(tmp_path / ".harness" / "trials", sweep.trials[0])):
         running = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri)
         until(lambda: "waiting for them" in running.said(), 120)
         assert f"1 trials are being run by another sweep (process {os.getpid()} on " in running.said()
@@ -334,7 +334,7 @@ def test_a_trial_that_hangs_is_ended_and_goes_on(cluster, server, tmp_path, alon
     assert re.search(
         r"hung: no step for \d s \(resources.stall_minutes\) at ranking dev", found[0].tags["history"]
     )
-    assert "in start_epoch" in store._read_artifact(found[0].run_id, "last_words.txt").decode()
+    assert "in start_epoch" in store._read_artifact(found[0].run_id, "termination_report.txt").decode()
 
 
 def test_a_deadline(cluster, server, tmp_path, alone):
@@ -376,7 +376,7 @@ def test_tune_is_started_again_where_it_gives_up(tmp_path, monkeypatch):
     """
     trials = list(small.sweep("clip", grid={"seed": [0, 1, 2]}).trials)
     task = schedule.Task(
-        Place(f"sqlite:///{tmp_path / 'm.db'}", "x", "0", ""),
+        SweepHandle(f"sqlite:///{tmp_path / 'm.db'}", "x", "0", ""),
         Resources(),
         {},
         tmp_path,

@@ -394,7 +394,7 @@ def test_noise_models_on_a_users_own_pictures(place, capfd):
     file = write(place, "small_loss", name="noises", grid={"dataset": ["table"], "noise": models}, **changes)
     assert sweep_command.main([file]) == 0
     found = {r.trial.noise.model: r for r in records("noises").values()}
-    assert {m: r.tags["noise_kind"] for m, r in found.items()} == {
+    assert {m: r.tags["noise_granularity"] for m, r in found.items()} == {
         "derangement": "caption",
         "partial": "caption",
         "hard": "caption",

@@ -30,9 +30,9 @@ from harness.noise.inject import MODELS, FromFile, Hard, NoiseModel, Partial, Sh
 from methods import METHODS
 from methods.base import Method
 
-_YOUNGER = ("decay_epochs", "evaluate_every", "noise")
+_ID_NEUTRAL_FIELDS = ("decay_epochs", "evaluate_every", "noise")
 _MOST_TRIALS = 100_000  # of a sweep: more is a mistake or an attack
-_HARNESS_SUPPLIES = {"make_backbone", "pairs", "batch_size", "seed", "clean", "truth"}
+_HARNESS_SUPPLIES = {"make_backbone", "pairs", "batch_size", "seed", "clean", "ground_truth"}
 
 
 class BadInput(ValueError):
@@ -114,14 +114,18 @@ class Trial(_Model):
         return _digest({k: v for k, v in self._canonical().items() if k not in ("seed", "noise_seed")})
 
     def _canonical(self) -> dict[str, Any]:
-        """All fields, less the younger ones that ask for what was always so: an id outlives a new field."""
+        """All fields, without later ones at their id-neutral default: an id outlives a new field."""
         fields = self.model_dump(mode="json")
-        younger = method_class(self.method).younger
-        fields["hyper"] = {k: v for k, v in fields["hyper"].items() if k not in younger or v != younger[k]}
+        id_neutral_defaults = method_class(self.method).id_neutral_defaults
+        fields["hyper"] = {
+            k: v
+            for k, v in fields["hyper"].items()
+            if k not in id_neutral_defaults or v != id_neutral_defaults[k]
+        }
         return {
             k: v
             for k, v in fields.items()
-            if k not in _YOUNGER or getattr(self, k) != Trial.model_fields[k].default
+            if k not in _ID_NEUTRAL_FIELDS or getattr(self, k) != Trial.model_fields[k].default
         }
 
     @property

@@ -21,7 +21,7 @@ class Busy(RuntimeError):
 
 
 @contextlib.contextmanager
-def claim(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def acquire(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder for this process; the system lets go of it when the process ends, however it ends.
 
     Raises:
@@ -32,15 +32,15 @@ def claim(folder: Path, *, wait: bool = False) -> Iterator[None]:
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except filelock.Timeout:
-        raise Busy(f"it is being run by {holder(folder) or 'another process'}") from None
+        raise Busy(f"it is being run by {owner(folder) or 'another process'}") from None
     try:
-        (folder / "holder").write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        (folder / "owner").write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         lock.release()
 
 
-def claimed(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a process holds a folder. (Looking takes hold of it for a moment.)"""
     if not folder.is_dir():
         return False
@@ -53,10 +53,10 @@ def claimed(folder: Path) -> bool:
     return False
 
 
-def holder(folder: Path) -> str:
+def owner(folder: Path) -> str:
     """Who held a folder last, in words."""
     with contextlib.suppress(OSError):
-        return (folder / "holder").read_text()
+        return (folder / "owner").read_text()
     return ""
 
 

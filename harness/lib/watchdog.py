@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-_HEARTBEAT, _LAST_WORDS = "heartbeat.json", "last_words"
+_HEARTBEAT, _REPORT = "heartbeat.json", "termination_report.txt"
 _EVERY = 5.0  # seconds between heartbeats on disk
 
 
@@ -28,9 +28,8 @@ class Heartbeat:
     seconds_ago: float
 
 
-class Watch:
-    """Looks on while a trial runs: `with Watch(...) as watch`, and the loop calls `watch.beat` wherever it
-    makes a step.
+class Watchdog:
+    """Watches a running trial; the loop calls `heartbeat` at each step.
 
     A thread writes the heartbeat. Where no beat came for `stall` seconds after the first it writes down where
     every thread of the process
@@ -51,7 +50,7 @@ class Watch:
         self.last: float | None = None
         self._ended = threading.Event()
 
-    def beat(self, where: str) -> None:
+    def heartbeat(self, where: str) -> None:
         """The loop has come so far.
 
         Raises:
@@ -65,7 +64,7 @@ class Watch:
                 f"{where}; what is done is kept, and a rerun goes on from there"
             )
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Watchdog:
         self.thread: threading.Thread | None = None
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -96,14 +95,14 @@ class Watch:
             os.replace(aside, folder / _HEARTBEAT)
 
     def _end(self, folder: Path, silent: float) -> None:
-        with contextlib.suppress(OSError), open(folder / _LAST_WORDS, "w") as stream:
+        with contextlib.suppress(OSError), open(folder / _REPORT, "w") as stream:
             stream.write(f"hung: no step for {silent:.0f} s (resources.stall_minutes) at {self.where}\n")
             stream.flush()
             faulthandler.dump_traceback(stream)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def heartbeat(folder: Path) -> Heartbeat | None:
+def last_heartbeat(folder: Path) -> Heartbeat | None:
     """The last heartbeat in a trial's folder."""
     try:
         content = json.loads((folder / _HEARTBEAT).read_text())
@@ -112,9 +111,9 @@ def heartbeat(folder: Path) -> Heartbeat | None:
         return None
 
 
-def take_last_words(folder: Path) -> tuple[str, str]:
+def take_termination_report(folder: Path) -> tuple[str, str]:
     """Why a trial ended itself, in a line and in full, where it did; they are told once."""
-    file = folder / _LAST_WORDS
+    file = folder / _REPORT
     try:
         text = file.read_text()
         file.unlink()

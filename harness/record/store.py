@@ -26,7 +26,7 @@ import numpy as np
 
 from harness import PROTOCOL_VERSION
 from harness.config.sweep_file import Sweep, Trial
-from harness.lib.watchdog import take_last_words
+from harness.lib.watchdog import take_termination_report
 from harness.training.run_trial import AlreadyDone, AlreadyFailed, Setup
 from harness.training.trainer import DataChanged, EpochRecord, Outcome
 
@@ -51,7 +51,7 @@ _BUSY_STORE = (
     "could not serialize",
     "too many clients",
 )
-_PLACE = ("git_commit", "device", "processes", "threads")
+PER_ATTEMPT_TAGS = ("git_commit", "device", "processes", "threads")
 """What may differ between attempts at one trial. Code, versions and the rest may not: its numbers could not
 be repeated.
 """
@@ -62,7 +62,7 @@ class StoreError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Place:
+class SweepHandle:
     """Where a sweep's runs go; plain data, so that it travels to other processes."""
 
     uri: str
@@ -202,7 +202,7 @@ class Store:
 
     # A sweep ----------------------------------------------------------------------------------
 
-    def open_sweep(self, sweep: Sweep) -> Place:
+    def open_sweep(self, sweep: Sweep) -> SweepHandle:
         """The sweep's experiment and parent run, made on the first start and found again later; the plan is
         kept current.
         """
@@ -232,9 +232,9 @@ class Store:
         }
         self.client.log_text(parent, json.dumps(plan, indent=1), "plan.json")
         self.client.log_text(parent, sweep.text, "sweep.yaml")
-        return Place(self.uri, sweep.name, experiment_id, parent)
+        return SweepHandle(self.uri, sweep.name, experiment_id, parent)
 
-    def close_sweep(self, place: Place, status: str, **counts: int) -> None:
+    def close_sweep(self, place: SweepHandle, status: str, **counts: int) -> None:
         """Say how a sweep ended: FINISHED, FAILED or KILLED."""
         for key, value in counts.items():
             self.client.set_tag(place.parent_run, key, str(value))
@@ -260,11 +260,11 @@ class Store:
                 f"{PROTOCOL_VERSION}: records of different versions are not merged"
             )
         planned = tuple(Trial.model_validate(t) for t in plan["trials"])
-        place = Place(self.uri, name, experiment.experiment_id, parents[0].info.run_id)
+        place = SweepHandle(self.uri, name, experiment.experiment_id, parents[0].info.run_id)
         records = self.records(place, planned)
         return SweepRecord(name, plan["description"], plan["select"], planned, records, plan.get("reference"))
 
-    def records(self, place: Place, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
+    def records(self, place: SweepHandle, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
         """What the store holds of these trials, by id. A finished run wins over others of the same trial,
         then the last one begun.
         """
@@ -287,10 +287,10 @@ class Store:
         place = self.find_sweep(sweep.name)
         return self.records(place, sweep.trials) if place else {}
 
-    def find_sweep(self, name: str) -> Place | None:
+    def find_sweep(self, name: str) -> SweepHandle | None:
         """Where a sweep's runs are, without its parent run; None if it was never started."""
         experiment = self.client.get_experiment_by_name(name)
-        return Place(self.uri, name, experiment.experiment_id, "") if experiment else None
+        return SweepHandle(self.uri, name, experiment.experiment_id, "") if experiment else None
 
     def speeds(self) -> list[Speed]:
         """Of every finished trial in the store that the plan of its sweep still names."""
@@ -312,7 +312,8 @@ class Store:
                 ):  # another sweep's plan that is damaged, or names a method that is not here
                     continue
                 for r in self.records(
-                    Place(self.uri, experiment.name, experiment.experiment_id, parent.info.run_id), trials
+                    SweepHandle(self.uri, experiment.name, experiment.experiment_id, parent.info.run_id),
+                    trials,
                 ).values():
                     pairs = r.metrics.get("cost/pairs_per_second")
                     if r.done and pairs:
@@ -362,7 +363,7 @@ class Store:
 
     # A trial ----------------------------------------------------------------------------------
 
-    def fail(self, place: Place, trial: Trial, reason: str, details: str = "") -> None:
+    def fail(self, place: SweepHandle, trial: Trial, reason: str, details: str = "") -> None:
         """Record that a trial failed, and why. Its run is made if it had not got that far."""
         found = self.unfinished_run(place, trial)
         run_id = found.info.run_id if found else self.create_run(place, trial, {"attempts": "1"})
@@ -371,14 +372,14 @@ class Store:
             self.client.log_text(run_id, details, "failure.txt")
         self.client.set_terminated(run_id, "FAILED")
 
-    def stop(self, place: Place, trial: Trial, reason: str) -> None:
+    def stop(self, place: SweepHandle, trial: Trial, reason: str) -> None:
         """Record that a trial was stopped from outside, if it had begun."""
         found = self.unfinished_run(place, trial)
         if found and found.info.status == "RUNNING":
             self.client.set_tag(found.info.run_id, "failure", reason[:5000])
             self.client.set_terminated(found.info.run_id, "KILLED")
 
-    def unfinished_run(self, place: Place, trial: Trial) -> Run | None:
+    def unfinished_run(self, place: SweepHandle, trial: Trial) -> Run | None:
         """The run that an attempt at a trial goes on with, if there is one.
 
         Raises:
@@ -390,7 +391,7 @@ class Store:
                 raise AlreadyDone(f"trial {trial.id} is done already: run {run.info.run_id}")
         return next((r for r in runs if "given_up" not in r.data.tags), None)
 
-    def create_run(self, place: Place, trial: Trial, tags: Mapping[str, str]) -> str:
+    def create_run(self, place: SweepHandle, trial: Trial, tags: Mapping[str, str]) -> str:
         """A new run of a trial, with its parameters."""
         own = {
             "kind": "trial",
@@ -444,7 +445,7 @@ class MlflowRecorder:
     """
 
     def __init__(
-        self, place: Place, trial: Trial, *, folder: Path | None = None, since: float = float("inf")
+        self, place: SweepHandle, trial: Trial, *, folder: Path | None = None, since: float = float("inf")
     ) -> None:
         self.place, self.trial, self.folder, self.since = place, trial, folder, since
 
@@ -457,7 +458,7 @@ class MlflowRecorder:
             **setup.environment,
             "data_fingerprint": setup.fingerprint,
             "noise_digest": noise.digest,
-            "noise_kind": noise.granularity,
+            "noise_granularity": noise.granularity,
             "noise_model": noise.model,
             "uses_clean_data": str(setup.uses_clean_data).lower(),
             "uses_ground_truth": str(setup.uses_ground_truth).lower(),
@@ -498,7 +499,9 @@ class MlflowRecorder:
                     f"{tags[key]} now"
                 )
         changed = [
-            f"{k} {known[k]} -> {v}" for k, v in tags.items() if k not in _PLACE and known.get(k, v) != v
+            f"{k} {known[k]} -> {v}"
+            for k, v in tags.items()
+            if k not in PER_ATTEMPT_TAGS and known.get(k, v) != v
         ]
         if not changed:
             return run
@@ -512,16 +515,18 @@ class MlflowRecorder:
         """Take up a run: what is on record of it, how the attempt before ended, and its tags from now on."""
         known = run.data.tags
         self.logged = max((step for step, _ in self.store.history(self.run_id, "seconds/train")), default=-1)
-        words, details = take_last_words(self.folder) if self.folder else ("", "")
+        words, details = take_termination_report(self.folder) if self.folder else ("", "")
         if details:
-            self.client.log_text(self.run_id, details, "last_words.txt")
+            self.client.log_text(self.run_id, details, "termination_report.txt")
         ended = known.get("failure") or words or "its process ended without a word"
         attempt = int(known.get("attempts", "0"))
         self.history = known.get("history", "")
         tags["attempts"] = str(attempt + 1)
         if attempt:
             moved = "".join(
-                f"; {k} {known[k]} -> {tags[k]}" for k in _PLACE if k in known and known[k] != tags[k]
+                f"; {k} {known[k]} -> {tags[k]}"
+                for k in PER_ATTEMPT_TAGS
+                if k in known and known[k] != tags[k]
             )
             tags["history"] = self._add(
                 f"attempt {attempt}, {self.logged + 1} epochs on record: {ended}{moved}"

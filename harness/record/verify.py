@@ -11,7 +11,7 @@ from harness import PROTOCOL_VERSION
 from harness.config.sweep_file import Trial, method_class
 from harness.evaluation.metrics import RECALLS, Ranking, recalls
 from harness.noise.inject import index_digest
-from harness.record.store import Place, Store, StoreError, TrialRecord, parameters
+from harness.record.store import Store, StoreError, SweepHandle, TrialRecord, parameters
 from harness.training.run_trial import Setup
 from harness.training.trainer import EpochRecord, Outcome
 
@@ -110,7 +110,7 @@ def _shortly(epochs: list[int]) -> str:
 class Comparison:
     """A recorder that keeps nothing: it compares a trial that is run again with what is on record of it."""
 
-    def __init__(self, place: Place, trial: Trial) -> None:
+    def __init__(self, place: SweepHandle, trial: Trial) -> None:
         self.place, self.trial = place, trial
         self.differences: list[str] = []
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from harness.config.sweep_file import BadInput, Sweep, Trial, load_sweep
 from harness.data import DataError, DataSet
 from harness.lib.console import bar, console, fail
-from harness.lib.locks import claim, claimed, holder
+from harness.lib.locks import acquire, is_locked, owner
 from harness.record.store import Store, StoreError
 from harness.report.write import print_summary, write_report
 from harness.sweep.plan import label, show_plan
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (DataError, ClusterError, StoreError) as error:
         return fail([str(error)])
     try:
-        with claim(options.storage / "opening", wait=True):
+        with acquire(options.storage / "opening", wait=True):
             place = store.open_sweep(sweep)
         task = Task(
             place,
@@ -147,10 +147,10 @@ def _wait_for_others(shown: _Progress, store: Store, task: Task) -> list[Trial]:
     folders = {t.id: task.place.folder(task.storage, t) for t in shown.busy}
     console.print(
         f"{len(folders)} trials are being run by another sweep "
-        f"({holder(next(iter(folders.values()))) or 'it has just ended'}); waiting for them",
+        f"({owner(next(iter(folders.values()))) or 'it has just ended'}); waiting for them",
         markup=False,
     )
-    while any(claimed(f) for f in folders.values()):
+    while any(is_locked(f) for f in folders.values()):
         time.sleep(1)
     known = store.records(task.place, shown.busy)
     left = [
@@ -248,7 +248,7 @@ def _open_store(options: argparse.Namespace) -> Store:
         BadInput: the storage cannot be written.
     """
     try:
-        with claim(options.storage / "opening", wait=True):
+        with acquire(options.storage / "opening", wait=True):
             return Store(options.tracking_uri, patient=False)
     except OSError as error:
         raise BadInput([f"--storage {options.storage}: {error.strerror or error}"]) from None

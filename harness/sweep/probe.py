@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from harness.lib.files import source_digest
-from harness.lib.locks import claimed
+from harness.lib.locks import is_locked
 
 
 def probe(node: str, folder: Path, working: str, uri: str, code: str) -> list[str]:
@@ -27,7 +27,7 @@ def probe(node: str, folder: Path, working: str, uri: str, code: str) -> list[st
         if (folder / "ours").read_text() != folder.name:
             raise OSError("it holds something else")
         (folder / node).write_text(node)
-        if not claimed(folder):
+        if not is_locked(folder):
             faults.append(
                 f"locks in {folder.parent} are not seen by other nodes: mount it with locking (NFS: not "
                 f"`nolock`), or name another folder with --storage"

@@ -27,9 +27,9 @@ import torch
 
 from harness.config.sweep_file import Resources, Trial
 from harness.lib.files import source_digest
-from harness.lib.locks import Busy, claim
-from harness.lib.watchdog import take_last_words
-from harness.record.store import MlflowRecorder, Place, Store, describe_failure
+from harness.lib.locks import Busy, acquire
+from harness.lib.watchdog import take_termination_report
+from harness.record.store import MlflowRecorder, Store, SweepHandle, describe_failure
 from harness.record.verify import Comparison
 from harness.sweep.probe import probe
 from harness.training.run_trial import (
@@ -79,7 +79,7 @@ class Task:
     that of a cluster. `again`: the trial is on record, and is run once more to compare.
     """
 
-    place: Place
+    place: SweepHandle
     resources: Resources
     expected: Mapping[str, str]
     storage: Path
@@ -166,7 +166,7 @@ def check_nodes(storage: Path, uri: str) -> list[str]:
 
     folder = storage / f"probe-{os.getpid()}-{time.time_ns()}"
     ask = ray.remote(num_cpus=0, max_retries=0)(probe)
-    with claim(folder):
+    with acquire(folder):
         (folder / "ours").write_text(folder.name)
         asked = {
             n["NodeID"]: ask.options(
@@ -440,7 +440,7 @@ class _Watch(tune.Callback):
         """A trial whose process could not say how it ended: record it, with its last words where it left
         some.
         """
-        words, told = take_last_words(self.task.place.folder(self.task.storage, trial))
+        words, told = take_termination_report(self.task.place.folder(self.task.storage, trial))
         reason = words or reason
         self.tell(
             trial,

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from harness.config.sweep_file import Sweep, Trial
 from harness.lib.console import console
-from harness.lib.locks import claimed, holder
-from harness.lib.watchdog import heartbeat
-from harness.record.store import Place, Store, TrialRecord
+from harness.lib.locks import is_locked, owner
+from harness.lib.watchdog import last_heartbeat
+from harness.record.store import Store, SweepHandle, TrialRecord
 from harness.record.verify import faults_of
 from harness.sweep.plan import duration, label
 from harness.sweep.schedule import DONE, Finished
@@ -48,7 +48,9 @@ def show_status(sweep: Sweep, store: Store, storage: Path) -> int:
     return 0 if counts["done"] == len(sweep.trials) else 1
 
 
-def _state(trial: Trial, record: TrialRecord | None, place: Place | None, storage: Path) -> tuple[str, str]:
+def _state(
+    trial: Trial, record: TrialRecord | None, place: SweepHandle | None, storage: Path
+) -> tuple[str, str]:
     """One of `_STATES`, and why or where."""
     if record is None or place is None:
         return "to run", ""
@@ -59,10 +61,10 @@ def _state(trial: Trial, record: TrialRecord | None, place: Place | None, storag
     folder = place.folder(storage, trial)
     if record.status == "RUNNING" and not folder.is_dir():
         return "running", f"as the record says; its checkpoints are not in {storage} (see --storage)"
-    beat = heartbeat(folder)
+    beat = last_heartbeat(folder)
     where = f"{beat.where}, {duration(beat.seconds_ago)} ago" if beat else "no heartbeat yet"
-    if claimed(folder):
-        return "running", f"{where} ({holder(folder)})"
+    if is_locked(folder):
+        return "running", f"{where} ({owner(folder)})"
     return (
         "interrupted",
         f"{record.tags.get('failure') or 'its process ended without a word'}; last heard of: {where}",

@@ -17,7 +17,7 @@ test.
 """
 
 
-class Spent:
+class CostMeter:
     """Counters of a trial over its finished epochs, by part; `state_dict` goes into the checkpoint. (Peak
     memory is that of the last attempt.)
 
@@ -83,7 +83,7 @@ class Spent:
 class _Clock:
     """Adds the seconds and joules of a block to its part; waits for the device on both sides."""
 
-    def __init__(self, spent: Spent, part: str) -> None:
+    def __init__(self, spent: CostMeter, part: str) -> None:
         self.spent, self.part = spent, part
 
     def __enter__(self) -> None:

@@ -22,7 +22,7 @@ class Plan:
     index: Tensor
     pairs: Pairs
     seed: int = 0
-    beside: Mapping[str, tuple[Tensor, Pairs]] = field(default_factory=dict)
+    auxiliary: Mapping[str, tuple[Tensor, Pairs]] = field(default_factory=dict)
 
 
 class Fetch(Dataset[Batch]):
@@ -33,8 +33,8 @@ class Fetch(Dataset[Batch]):
 
     def __getitem__(self, plan: Plan) -> Batch:  # type: ignore[override]
         batch = self._batch(plan.index, plan.pairs, plan.seed)
-        for name, (index, pairs) in plan.beside.items():
-            batch.extra[name] = self._batch(index, pairs, plan.seed)
+        for name, (index, pairs) in plan.auxiliary.items():
+            batch.auxiliary[name] = self._batch(index, pairs, plan.seed)
         return batch
 
     def _batch(self, index: Tensor, pairs: Pairs, seed: int) -> Batch:

@@ -23,9 +23,9 @@ from harness.backbones import BACKBONES
 from harness.config.sweep_file import Resources, Trial, method_class
 from harness.data import DataSet, load_dataset
 from harness.lib.files import file_digest, source_digest
-from harness.lib.locks import claim
+from harness.lib.locks import acquire
 from harness.lib.registry import resolve
-from harness.lib.watchdog import Watch
+from harness.lib.watchdog import Watchdog
 from harness.noise.inject import NoiseIndex, make_noise, source_files
 from harness.training.trainer import (
     Accelerator,
@@ -110,14 +110,14 @@ def run_trial(
     accelerator = accelerator or make_accelerator(trial.precision)
     main, resources = accelerator.is_main_process, resources or Resources()
     with contextlib.ExitStack() as stack:
-        watch = Watch(
+        watch = Watchdog(
             folder,
             stall=resources.stall_minutes * 60,
             deadline=resources.deadline_hours and resources.deadline_hours * 3600,
             writes=main,
         )
         if folder and main:
-            stack.enter_context(claim(folder))
+            stack.enter_context(acquire(folder))
         stack.enter_context(watch)
         data = load_dataset(trial.dataset, **trial.dataset_options)
         if expected and fingerprint(trial, data) != expected:
@@ -127,7 +127,13 @@ def run_trial(
             )
         noise = noise_of(trial, data)
         trainer = build_trainer(
-            trial, data, noise, accelerator, folder=folder, workers=resources.workers, beat=watch.beat
+            trial,
+            data,
+            noise,
+            accelerator,
+            folder=folder,
+            workers=resources.workers,
+            heartbeat=watch.heartbeat,
         )
         recorded = recorder.start(_describe(trial, data, noise, trainer)) if main else 0
         notes = trainer.resume(at_most=recorded)
@@ -169,7 +175,7 @@ def build_trainer(
     *,
     folder: Path | None = None,
     workers: int = 0,
-    beat: Callable[[str], None] = lambda where: None,
+    heartbeat: Callable[[str], None] = lambda where: None,
 ) -> Trainer:
     """The method with its networks, and the loop around it. The truth and the clean set go to those that
     declare them.
@@ -187,7 +193,7 @@ def build_trainer(
             raise ValueError(
                 f"method {trial.method!r} needs to know which pairs match, and of this noise nobody does"
             )
-        given["truth"] = torch.from_numpy(noise.matched)
+        given["ground_truth"] = torch.from_numpy(noise.matched)
     if cls.uses_clean_data:
         meta = data["meta"]
         given["clean"] = Pairs(torch.from_numpy(meta.owner), torch.arange(len(meta.captions)), "meta")
@@ -224,7 +230,7 @@ def build_trainer(
         backbone=identity,
         folder=folder,
         workers=workers,
-        beat=beat,
+        heartbeat=heartbeat,
     )
 
 

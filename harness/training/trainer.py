@@ -27,7 +27,7 @@ from harness.evaluation.coco import coco_metrics
 from harness.evaluation.metrics import Ranking, detection, rank_queries, recalls
 from harness.noise.inject import NoiseIndex
 from harness.training.checkpoint import Checkpoints, read
-from harness.training.cost import Spent, reset_peak_memory
+from harness.training.cost import CostMeter, reset_peak_memory
 from harness.training.loading import Fetch, Plan, load
 from harness.training.optimizers import Optimizers
 from harness.training.sampling import PoolTooNarrow, epoch_batches, scan_batches
@@ -133,11 +133,11 @@ class Trainer:
         backbone: str = "",
         folder: Path | None = None,
         workers: int = 0,
-        beat: Callable[[str], None] = lambda where: None,
+        heartbeat: Callable[[str], None] = lambda where: None,
     ) -> None:
         self.backbone = backbone
         self.data, self.inputs, self.noise, self.settings = data, inputs, noise, settings
-        self.accelerator, self.workers, self.beat = accelerator, workers, beat
+        self.accelerator, self.workers, self.heartbeat = accelerator, workers, heartbeat
         self.checkpoints = Checkpoints(folder) if folder else None
         self.dtype = torch.float64 if settings.precision == "fp64" else torch.float32
         self.method = method.to(accelerator.device, self.dtype)
@@ -159,9 +159,9 @@ class Trainer:
             else [e * self.steps for e in settings.decay_epochs],
         )
         self.state = State()
-        self.spent = Spent()
+        self.cost = CostMeter()
         for net in method.networks:
-            self.spent.count_forwards(net)
+            self.cost.count_forwards(net)
 
     # The loop ---------------------------------------------------------------------------------
 
@@ -177,13 +177,13 @@ class Trainer:
             self._evaluate_dev(0)
         for epoch in range(self.state.epoch, epochs):
             metrics: dict[str, float] = {}
-            before = dict(self.spent.seconds)
+            before = dict(self.cost.seconds)
             for network in self.method.passes():
                 metrics |= self._train_pass(epoch, network)
             if (epoch + 1) % self.settings.evaluate_every == 0 or epoch + 1 == epochs:
                 metrics |= self._evaluate_dev(epoch)
             confidence = self._confidence(metrics)
-            metrics |= {f"seconds/{k}": v - before[k] for k, v in self.spent.seconds.items()}
+            metrics |= {f"seconds/{k}": v - before[k] for k, v in self.cost.seconds.items()}
             on_epoch(
                 EpochRecord(epoch, metrics, confidence)
             )  # recorded first: a repeated epoch is told by its number
@@ -193,9 +193,9 @@ class Trainer:
 
     def _train_pass(self, epoch: int, network: int) -> dict[str, float]:
         self.method.eval()
-        with self.spent.clock("method"), self.accelerator.autocast():
+        with self.cost.clock("method"), self.accelerator.autocast():
             found = dict(self.method.start_epoch(epoch, network, self._scan))
-        with self.spent.clock("train"):
+        with self.cost.clock("train"):
             batches, widened = self._batches(epoch, network)
             pools = self._pool_batches(epoch, network, len(batches))
             scale = self.method.batch_scale(epoch)
@@ -203,7 +203,7 @@ class Trainer:
             total: Report = {}
             plans = self._plans(batches, epoch, network, pools)
             for step, batch in enumerate(load(plans, self._fetch(), workers=self.workers)):
-                self.beat(f"epoch {epoch}, step {step + 1} of {len(batches)}")
+                self.heartbeat(f"epoch {epoch}, step {step + 1} of {len(batches)}")
                 self.optimizers.at_step(epoch * self.steps + step * scale)
                 batch = batch.to(self.accelerator.device, self.dtype)
                 with self.accelerator.autocast():
@@ -215,8 +215,8 @@ class Trainer:
             found["learning_rate"] = self.optimizers.learning_rate(f"network{network}")
             scalars = {k: float(v) for k, v in found.items()}
         drawn = sum(map(len, batches))
-        self.spent.batch_pairs += drawn
-        self.spent.pairs["train"] += drawn + sum(
+        self.cost.batch_pairs += drawn
+        self.cost.pairs["train"] += drawn + sum(
             len(pairs) for of_pool in pools.values() for _, pairs in of_pool
         )
         if not np.isfinite(scalars["loss"]):
@@ -250,7 +250,7 @@ class Trainer:
         pairs gives none.
         """
         found = {}
-        for name, pool in self.method.pools(network).items():
+        for name, pool in self.method.auxiliary_pools(network).items():
             if isinstance(pool, Pairs):  # the clean set
                 pairs, members = pool, np.arange(len(pool))
                 groups = (
@@ -276,12 +276,12 @@ class Trainer:
     ) -> Iterator[Plan]:
         for step, index in enumerate(map(torch.from_numpy, batches)):
             seed = seed_of(self.settings.seed, "step", epoch, network, step)
-            beside = {
+            auxiliary = {
                 name: (torch.arange(len(pairs)), pairs)
-                for name, pairs in self.method.also(index, seed).items()
+                for name, pairs in self.method.auxiliary_pairs(index, seed).items()
             }
-            beside |= {name: drawn[step] for name, drawn in (pools or {}).items()}
-            yield Plan(index, self.method.pairs[index], seed, beside)
+            auxiliary |= {name: drawn[step] for name, drawn in (pools or {}).items()}
+            yield Plan(index, self.method.pairs[index], seed, auxiliary)
 
     def _fetch(self) -> Fetch:
         """Methods reach the training pairs and, if they declare it, the clean set: no other split."""
@@ -305,7 +305,7 @@ class Trainer:
         size, seed = self.settings.batch_size, self.settings.seed
         groups, shards = (self.groups, self.shards) if pairs is None else (None, None)
         pairs = self.method.pairs if pairs is None else pairs
-        self.spent.pairs["method"] += len(pairs)
+        self.cost.pairs["method"] += len(pairs)
         indices = [
             torch.from_numpy(b) for b in scan_batches(len(pairs), groups, size=size, seed=seed, shards=shards)
         ]
@@ -317,7 +317,7 @@ class Trainer:
         net = self.method.networks[network]
         out: dict[str, Tensor] = {}
         for batch in load((Plan(i, pairs[i]) for i in mine or indices[:1]), fetch, workers=self.workers):
-            self.beat("looking at all pairs")
+            self.heartbeat("looking at all pairs")
             batch = batch.to(self.accelerator.device, self.dtype)
             for name, values in net(batch, then=look).items():
                 rows = out.setdefault(
@@ -334,7 +334,7 @@ class Trainer:
     # Evaluation -------------------------------------------------------------------------------
 
     def _evaluate_dev(self, epoch: int) -> dict[str, float]:
-        with self.spent.clock("evaluation"):
+        with self.cost.clock("evaluation"):
             found = recalls(*self.evaluate("dev"))
         if found["rsum"] > self.state.best_rsum:  # the earlier epoch on a tie
             self.state.best_rsum, self.state.best_epoch = found["rsum"], epoch
@@ -349,14 +349,14 @@ class Trainer:
         self.method.eval()
         pairs, source = self.data[split], self.inputs[split]
         scores = torch.zeros(len(pairs.images), len(pairs.captions), dtype=self.dtype)
-        self.spent.pairs["evaluation"] += len(pairs.captions) * self.method.n_networks
+        self.cost.pairs["evaluation"] += len(pairs.captions) * self.method.n_networks
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         for number, net in enumerate(self.method.networks):
             images = self._encode_images(net, source, len(pairs.images))
             # Captions are encoded as they are needed: those of region features are as wide as their words are
             # many.
             for at in torch.arange(len(pairs.captions)).split(CHUNK)[rank::processes]:
-                self.beat(f"ranking {split}")
+                self.heartbeat(f"ranking {split}")
                 texts = self._encode(net.encode_text, source.texts(at))  # type: ignore[union-attr]
                 for rows in torch.arange(len(images)).split(CHUNK):
                     tile = self.method.score(number, images[rows], texts)
@@ -401,7 +401,7 @@ class Trainer:
         return values
 
     def _test(self) -> Outcome:
-        with self.spent.clock("evaluation"):
+        with self.cost.clock("evaluation"):
             found, i2t, t2i = self._test_scores()
             last = found
             if self.state.best_epoch < self.state.epoch - 1:
@@ -409,7 +409,7 @@ class Trainer:
                 found, i2t, t2i = self._test_scores()
         metrics = {f"test/{k}": v for k, v in found.items()} | {f"last/{k}": v for k, v in last.items()}
         metrics |= {"dev/best_epoch": self.state.best_epoch, "dev/best_rsum": self.state.best_rsum}
-        cost = {**self.spent.metrics(), "cost/networks_at_test": float(self.method.n_networks)}
+        cost = {**self.cost.metrics(), "cost/networks_at_test": float(self.method.n_networks)}
         return Outcome(metrics | cost, i2t, t2i, weights_digest(self.method))
 
     def _test_scores(self) -> tuple[dict[str, float], Ranking, Ranking]:
@@ -428,7 +428,7 @@ class Trainer:
             "method": self.method.state_dict(),
             "optimizers": self.optimizers.state_dict(),
             "state": vars(self.state),
-            "spent": self.spent.state_dict(),
+            "cost": self.cost.state_dict(),
         }
         self.checkpoints.save(self.state.epoch, content)
 
@@ -481,7 +481,7 @@ class Trainer:
         self.method.load_state_dict(content["method"])
         self.optimizers.load_state_dict(content["optimizers"])
         self.state = State(**content["state"])
-        self.spent.load_state_dict(content["spent"])
+        self.cost.load_state_dict(content["cost"])
         return [*notes, f"goes on after {self.state.epoch} epochs"]
 
 

@@ -59,15 +59,15 @@ def test_where_nothing_looks_noisy_a_hundredth_is_called_so():
     kept = method.kept(0)
     assert (~kept).sum() == len(kept) // 100 + 1
     assert not kept[:3].any()
-    assert torch.equal(method.pools(0)["noisy"], (~kept).nonzero().flatten())
+    assert torch.equal(method.auxiliary_pools(0)["noisy"], (~kept).nonzero().flatten())
 
 
 def test_the_noisy_part_waits_and_comes_in_batches_of_its_own():
     late = prepared(noisy_after=2)
-    assert late.method.pools(0) == {}
+    assert late.method.auxiliary_pools(0) == {}
     trainer = prepared()
     batch = batch_with_pools(trainer)
-    noisy = batch.extra["noisy"]
+    noisy = batch.auxiliary["noisy"]
     kept = trainer.method.kept(0)
     assert kept[batch.index].all()
     assert not kept[noisy.index].any()
@@ -100,7 +100,7 @@ def test_a_step_trains_on_rectified_margins(released):
     expected = hardest_triplet(net.similarity(*net(batch)), margin if released else margin[:, 0]).sum()
     assert (margin[0, 0] != margin[0, 1]) == released
 
-    noisy = batch.extra["noisy"]
+    noisy = batch.auxiliary["noisy"]
     both = (predicted_match(similarity(net, noisy), 0.2) + predicted_match(similarity(other, noisy), 0.2)) / 2
     rows = soft_margin(both, 0.2)[:, None].expand(-1, len(both))
     noisy_margin = rows if released else soft_margin(both, 0.2)
