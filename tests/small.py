@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.sweep_file import Sweep, Trial, parse_sweep
+from harness.config.sweep_file import Sweep, parse_sweep
+from harness.config.trial import Trial
 from harness.data import DataSet, Split, load_dataset
 from harness.data.scan import Regions
 

@@ -12,7 +12,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from harness.config.sweep_file import Resources, parse_sweep
+from harness.config.resources import Resources
+from harness.config.sweep_file import parse_sweep
 from harness.data import DataError, load_dataset, recognise
 from harness.data.pictures import decode
 from harness.data_tools.check import check, show

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 from harness.backbones import towers
 from harness.backbones.towers import check_towers
 from harness.config.plain_yaml import read_yaml
-from harness.config.sweep_file import BadInput, Trial, load_sweep
+from harness.config.sweep_file import BadInput, load_sweep
+from harness.config.trial import Trial
 from harness.data import DataError, load_dataset
 from harness.data.base import read_array
 from harness.data_tools.cli import main as data_command

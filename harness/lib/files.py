@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 
@@ -64,13 +63,3 @@ def file_digest(path: Path) -> str:
     temporary.write_text(json.dumps([stamp, digest]))
     temporary.replace(memo)
     return str(digest)
-
-
-@lru_cache
-def source_digest() -> str:
-    """SHA-256 of the source files of the harness, less its reports, and of `methods/`."""
-    here = Path(__file__).parents[1]
-    files = [f for f in sorted(here.rglob("*.py")) if f.parent.name != "report"] + sorted(
-        (here.parent / "methods").rglob("*.py")
-    )
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()

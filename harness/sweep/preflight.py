@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from harness.backbones import BACKBONES
-from harness.config.sweep_file import Resources, Sweep, Trial, method_class
-from harness.data import DataError, DataSet, load_dataset
+from harness.config.resources import Resources
+from harness.config.sweep_file import Sweep
+from harness.config.trial import Trial, method_class
+from harness.data import load_dataset
+from harness.data.base import DataError, DataSet
 from harness.lib.console import console
 from harness.lib.registry import UnknownName, resolve
 from harness.noise.inject import Natural, Partial, Shuffle, make_noise
-from harness.training.run_trial import noise_of
+from harness.record.types import TrialRecord
 from harness.training.sampling import PoolTooNarrow, epoch_batches
-
-if TYPE_CHECKING:  # a trial by hand runs without MLflow
-    from harness.record.store import TrialRecord
 
 
 def check_sweep(sweep: Sweep, *, elsewhere: bool = False) -> tuple[list[str], dict[str, DataSet]]:
@@ -81,7 +80,7 @@ def _check_noise(trial: Trial, data: DataSet) -> list[str]:
         return []
     try:
         if not isinstance(trial.noise, (Shuffle, Partial)):
-            noise_of(trial, data)
+            trial.noise_index(data)
     except (ValueError, OSError) as error:
         return [f"noise of {data.name!r} at noise_ratio {trial.noise_ratio:g}: {error}"]
     return []
