@@ -23,7 +23,7 @@ import yaml
 from harness import train as train_command
 from harness.config.sweep_file import load_sweep
 from harness.data import load_dataset
-from harness.noise.inject import Derangement, make_noise
+from harness.noise.models import Derangement, make_noise
 from harness.record.store import MlflowRecorder, Store
 from harness.report.__main__ import main as report_command
 from harness.sweep import __main__ as sweep_command

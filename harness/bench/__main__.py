@@ -24,7 +24,7 @@ from rich.table import Table
 from harness.config.sweep_file import method_class, parse_sweep
 from harness.data import DataError, load_dataset, recognise
 from harness.lib.console import console, fail
-from harness.noise.inject import make_noise
+from harness.noise.models import make_noise
 from harness.training.loading import load
 from harness.training.run_trial import build_trainer
 from harness.training.trainer import Trainer, make_accelerator

@@ -26,7 +26,7 @@ from harness import PROTOCOL_VERSION
 from harness.backbones import BACKBONES
 from harness.config.plain_yaml import MOST_BYTES, read_yaml
 from harness.lib.registry import UnknownName, resolve, suggest
-from harness.noise.inject import MODELS, FromFile, Hard, NoiseModel, Partial, Shuffle, misfit
+from harness.noise.models import MODELS, NoiseModel, Shuffle
 from methods import METHODS
 from methods.base import Method
 
@@ -56,7 +56,8 @@ class Trial(_Model):
 
     Attributes:
         hyper: the method's hyper-parameters, defaults filled in.
-        noise: what is injected: a name of `harness.noise.MODELS`, or a mapping with `model` and its settings.
+        noise: what is injected: a name of `harness.noise.models.MODELS`, or a mapping with `model`
+            and its settings.
         noise_seed: seed of the noise index; the trial's seed unless the sweep varies it.
         batch_size: pairs in a global batch, over all processes.
         warmup_steps: linear warm-up, by optimizer steps.
@@ -136,18 +137,8 @@ class Trial(_Model):
 
     @property
     def noise_label(self) -> str:
-        """The noise in a few words: what its ratio is a ratio of."""
-        model = self.noise
-        if isinstance(model, Partial):
-            return f"partial noise ({model.words:g} of the words)"
-        if isinstance(model, FromFile):
-            return f"noise of {Path(model.path).name}"
-        if isinstance(model, Hard):
-            return f"hard noise by {Path(model.embedding).stem}"
-        level = f"{self.noise_granularity}-level noise"
-        return {"shuffle": level, "derangement": f"{level} without fixed points", "none": "its own noise"}[
-            model.model
-        ]
+        """The noise in a few words, for tables: what its ratio is a share of."""
+        return self.noise.label(self.noise_granularity)
 
     @property
     def backbone_label(self) -> str:
@@ -377,9 +368,9 @@ def _trial(values: dict[str, Any], file: SweepFile, errors: list[str]) -> Trial 
             if e["loc"] != ("noise_seed",) or "noise_seed" in values
         ]
         return None
-    fault = misfit(trial.noise, trial.noise_ratio, trial.noise_granularity)
-    if fault:
-        errors.append(fault)
+    incompatibility = trial.noise.incompatibility(trial.noise_ratio, trial.noise_granularity)
+    if incompatibility:
+        errors.append(incompatibility)
     return trial if len(errors) == before else None
 
 

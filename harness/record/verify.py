@@ -10,7 +10,7 @@ import numpy as np
 from harness import PROTOCOL_VERSION
 from harness.config.sweep_file import Trial, method_class
 from harness.evaluation.metrics import RECALLS, Ranking, recalls
-from harness.noise.inject import index_digest
+from harness.noise.index import index_digest
 from harness.record.store import Store, StoreError, SweepHandle, TrialRecord, parameters
 from harness.training.run_trial import Setup
 from harness.training.trainer import EpochRecord, Outcome
@@ -98,7 +98,7 @@ def _epoch_faults(store: Store, record: TrialRecord) -> list[str]:
 def _noise_faults(store: Store, record: TrialRecord) -> list[str]:
     """The noise index kept is the one whose digest is on record."""
     image = store.read_array(record.run_id, "noise_index.npz")["image"]
-    if record.trial.noise.model != "partial" and index_digest(image) != record.tags.get("noise_digest"):
+    if not record.trial.noise.changes_words and index_digest(image) != record.tags.get("noise_digest"):
         return ["its noise index is not the one of its digest"]
     return []
 

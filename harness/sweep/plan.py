@@ -90,8 +90,9 @@ def show_plan(
 
 
 def label(trial: Trial) -> str:
-    """A trial in a line."""
-    model = "" if trial.noise.model == "shuffle" else f" ({trial.noise_label})"
+    """A trial in a line; its noise model is shown unless it is the default."""
+    default = trial.noise == Trial.model_fields["noise"].default
+    model = "" if default else f" ({trial.noise_label})"
     return f"{trial.method} {trial.dataset_label} noise={trial.noise_ratio:g}{model} seed={trial.seed}"
 
 

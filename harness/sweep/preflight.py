@@ -14,7 +14,7 @@ from harness.config.sweep_file import Resources, Sweep, Trial, method_class
 from harness.data import DataError, DataSet, load_dataset
 from harness.lib.console import console
 from harness.lib.registry import UnknownName, resolve
-from harness.noise.inject import Natural, Partial, Shuffle, make_noise
+from harness.noise.models import make_noise
 from harness.training.run_trial import noise_of
 from harness.training.sampling import PoolTooNarrow, epoch_batches
 
@@ -72,7 +72,7 @@ def _check_noise(trial: Trial, data: DataSet) -> list[str]:
     """Whether the noise can be made: what comes from a file is looked at, and one group may be too large for
     a derangement.
     """
-    if isinstance(trial.noise, Natural) and method_class(trial.method).uses_ground_truth:
+    if not trial.noise.ground_truth_known and method_class(trial.method).uses_ground_truth:
         return [
             f"method {trial.method!r} needs to know which pairs match, and of noise 'none' (data that is "
             f"noisy by nature) nobody does"
@@ -80,7 +80,7 @@ def _check_noise(trial: Trial, data: DataSet) -> list[str]:
     if not trial.noise_ratio:
         return []
     try:
-        if not isinstance(trial.noise, (Shuffle, Partial)):
+        if trial.noise.may_fail:
             noise_of(trial, data)
     except (ValueError, OSError) as error:
         return [f"noise of {data.name!r} at noise_ratio {trial.noise_ratio:g}: {error}"]

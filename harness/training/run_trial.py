@@ -26,7 +26,8 @@ from harness.lib.files import file_digest, source_digest
 from harness.lib.locks import acquire
 from harness.lib.registry import resolve
 from harness.lib.watchdog import Watchdog
-from harness.noise.inject import NoiseIndex, make_noise, source_files
+from harness.noise.index import NoiseIndex
+from harness.noise.models import make_noise
 from harness.training.trainer import (
     Accelerator,
     DataChanged,
@@ -163,7 +164,7 @@ def fingerprint(trial: Trial, data: DataSet) -> str:
     """What a trial's numbers follow from beside its settings: the data set, and the files that its noise is
     made from.
     """
-    files = source_files(trial.noise, trial.noise_ratio, trial.noise_seed)
+    files = trial.noise.files(trial.noise_ratio, trial.noise_seed)
     return "+".join([data.fingerprint, *(file_digest(f)[:16] for f in files)])
 
 
