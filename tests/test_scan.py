@@ -17,7 +17,7 @@ from harness.data.vocabulary import SPECIAL, Vocabulary, tokenize
 from harness.data_tools.check import check
 from harness.data_tools.cli import main
 from harness.data_tools.export import export_scan
-from harness.noise.inject import make_noise
+from harness.noise.models import make_noise
 from harness.sweep.preflight import check_trial
 from tests import small
 

@@ -21,8 +21,12 @@ from harness.data.base import Split, Strings
 from harness.data.pictures import Files, Pictures
 from harness.data_tools.prepare import FORMATS, prepare
 from harness.lib.console import console
-from harness.noise.inject import make_noise
+<<<<<<< HEAD
+from harness.noise.models import make_noise
 from harness.training.cost import synchronize
+=======
+from harness.noise.models import make_noise
+>>>>>>> h-noise
 from harness.training.loading import Fetch, Plan, load
 from harness.training.run_trial import build_trainer
 from harness.training.sampling import epoch_batches

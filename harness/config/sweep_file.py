@@ -24,7 +24,7 @@ from harness.config.plain_yaml import MOST_BYTES, read_yaml
 from harness.config.resources import Resources
 from harness.config.trial import Trial, method_class
 from harness.lib.registry import UnknownName, resolve, suggest
-from harness.noise.inject import MODELS, misfit
+from harness.noise.models import MODELS
 
 MOST_TRIALS = 100_000
 """The most trials of a sweep: more is a mistake or an attack."""
@@ -287,7 +287,7 @@ def _trial(values: Mapping[str, Any], errors: _Errors) -> Trial | None:
         repeated = ("noise_seed",) if "noise_seed" not in values else ()
         errors += [_describe(e, TRIAL_KEYS) for e in error.errors() if e["loc"] != repeated]
         return None
-    incompatibility = misfit(trial.noise, trial.noise_ratio, trial.noise_granularity)
+    incompatibility = trial.noise.incompatibility(trial.noise_ratio, trial.noise_granularity)
     if incompatibility:
         errors.append(incompatibility)
     return trial if len(errors) == before else None

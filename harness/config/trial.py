@@ -20,16 +20,8 @@ from harness.config.base import StrictModel
 from harness.data.base import DataSet
 from harness.lib.files import file_digest
 from harness.lib.registry import UnknownName, resolve
-from harness.noise.inject import (
-    FromFile,
-    Hard,
-    NoiseIndex,
-    NoiseModel,
-    Partial,
-    Shuffle,
-    make_noise,
-    source_files,
-)
+from harness.noise.index import NoiseIndex
+from harness.noise.models import NoiseModel, Shuffle, make_noise
 from methods import METHODS
 
 if TYPE_CHECKING:  # a method is a torch module
@@ -165,7 +157,7 @@ class Trial(TrainingConfig):
         """Identifies what the numbers follow from besides the settings: the data set, and the files that its
         noise is made from.
         """
-        files = source_files(self.noise, self.noise_ratio, self.noise_seed)
+        files = self.noise.files(self.noise_ratio, self.noise_seed) if self.noise_ratio else []
         return "+".join([data.fingerprint, *(file_digest(f)[:16] for f in files)])
 
     @property
@@ -177,19 +169,7 @@ class Trial(TrainingConfig):
     @property
     def noise_label(self) -> str:
         """A short name of the noise: what its ratio is a ratio of."""
-        model = self.noise
-        if isinstance(model, Partial):
-            return f"partial noise ({model.words:g} of the words)"
-        if isinstance(model, FromFile):
-            return f"noise of {Path(model.path).name}"
-        if isinstance(model, Hard):
-            return f"hard noise by {Path(model.embedding).stem}"
-        level = f"{self.noise_granularity}-level noise"
-        return {
-            "shuffle": level,
-            "derangement": f"{level} without fixed points",
-            "none": "its own noise",
-        }[model.model]
+        return self.noise.label(self.noise_granularity)
 
     @property
     def backbone_label(self) -> str:

@@ -19,8 +19,7 @@ from harness.config.plain_yaml import read_yaml
 from harness.data import LAYOUTS, DataError, DataSet, load_dataset, recognise
 from harness.lib.console import console, fail
 from harness.lib.registry import UnknownName
-from harness.noise.files import FORMS
-from harness.noise.inject import GRANULARITIES
+from harness.noise import FORMS, GRANULARITIES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -338,7 +337,7 @@ def _build(options: argparse.Namespace) -> int:
 
 def _noise_show(options: argparse.Namespace) -> int:
     from harness.noise.files import describe, guessed_split, read_index
-    from harness.noise.inject import index_digest
+    from harness.noise.index import index_digest
 
     split = _load(options.data, options)["train"] if options.data else guessed_split(options.file)
     found = read_index(options.file, split)
@@ -366,7 +365,7 @@ def _noise_write(options: argparse.Namespace) -> int:
     from pydantic import TypeAdapter, ValidationError
 
     from harness.noise.files import write_index
-    from harness.noise.inject import NoiseModel, make_noise
+    from harness.noise.models import NoiseModel, make_noise
 
     split = _load(options.name, options)["train"]
     given = _mapping(options.noise, "--noise") if "{" in options.noise else options.noise

@@ -23,7 +23,7 @@ from harness.data.scan import CAPTIONS
 from harness.data.vocabulary import Vocabulary
 from harness.lib.console import progress
 from harness.lib.files import whole_folder
-from harness.noise.inject import make_noise
+from harness.noise.models import make_noise
 
 IMAGE_SIZE, CHUNK = 192, 64
 

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from harness.data.base import DataError, Split, read_array
 from harness.data.layout import read_lines
 
-FORMS = ("caption", "image", "text")
 _FEWER = (
     " (an index goes by position: it fits the data set without on_bad_image: skip, train_groups, or "
     "drawn splits)"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from harness.config.trial import Trial, method_class
 from harness.data.base import DataSet
 from harness.evaluation.metrics import Ranking
-from harness.noise.inject import NoiseIndex
+from harness.noise.index import NoiseIndex
 
 # What goes wrong ------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import numpy as np
 from harness import PROTOCOL_VERSION
 from harness.config.trial import Trial, method_class
 from harness.evaluation.metrics import RECALLS, Ranking, recalls
-from harness.noise.inject import index_digest
+from harness.noise.index import index_digest
 from harness.record.store import Store
 from harness.record.types import EpochRecord, Outcome, Setup, StoreError, SweepHandle, TrialRecord
 
@@ -101,7 +101,7 @@ def _epoch_errors(store: Store, record: TrialRecord) -> list[str]:
 def _noise_errors(store: Store, record: TrialRecord) -> list[str]:
     """The noise index kept is the one whose digest is on record."""
     image = store.read_array(record.run_id, "noise_index.npz")["image"]
-    if record.trial.noise.model != "partial" and index_digest(image) != record.tags.get("noise_digest"):
+    if not record.trial.noise.changes_words and index_digest(image) != record.tags.get("noise_digest"):
         return ["its noise index has another digest than the one on record"]
     return []
 

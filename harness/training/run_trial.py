@@ -21,7 +21,7 @@ from harness.data.base import DataSet
 from harness.lib.locks import acquire
 from harness.lib.registry import resolve
 from harness.lib.watchdog import Watchdog
-from harness.noise.inject import NoiseIndex
+from harness.noise.index import NoiseIndex
 from harness.record.types import DataChanged, Outcome, Recorder, Setup
 from harness.training.trainer import Accelerator, Trainer, make_accelerator
 from methods.base import Pairs

@@ -25,7 +25,7 @@ from harness.config.trial import TrainingConfig
 from harness.data.base import DataSet, Split
 from harness.evaluation.coco import coco_metrics
 from harness.evaluation.metrics import Ranking, detection, rank_queries, recalls
-from harness.noise.inject import NoiseIndex
+from harness.noise.index import NoiseIndex
 from harness.record.types import DataChanged, Diverged, EpochRecord, Outcome
 from harness.training.checkpoint import Checkpoints, read
 from harness.training.cost import CostMeter, reset_peak_memory

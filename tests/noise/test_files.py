@@ -14,7 +14,7 @@ import pytest
 from harness.data import DataError, Split, load_dataset
 from harness.data_tools.cli import main
 from harness.noise.files import read_index, write_index
-from harness.noise.inject import make_noise
+from harness.noise.models import make_noise
 from tests import layouts
 
 IMAGES, EACH = 200, 5
