@@ -52,6 +52,7 @@ def data() -> DataSet:
         captions,
         np.arange(8),
         np.arange(8),
+        kind="regions",
     )
     return DataSet(
         "nothing", dict.fromkeys(("train", "dev", "test"), split), "nothing", distinct_groups=False

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -151,7 +151,7 @@ class NoiseIndex:
         """The training split with the captions that it is trained with."""
         if self.captions is None:
             return split
-        return Split(split.images, self.captions, split.owner, split.image_group, altered=self.digest)
+        return replace(split, captions=self.captions, altered=self.digest)
 
 
 def index_digest(image: NDArray[np.int64]) -> str:
