@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from harness.backbones import BACKBONES
+from harness.backbones import backbone_setup
 from harness.config.sweep_file import Resources, Sweep, Trial, method_class
 from harness.data import DataError, DataSet, load_dataset
 from harness.lib.console import console
-from harness.lib.registry import UnknownName, resolve
+from harness.lib.registry import UnknownName
 from harness.noise.inject import Natural, Partial, Shuffle, make_noise
 from harness.training.run_trial import noise_of
 from harness.training.sampling import PoolTooNarrow, epoch_batches
@@ -111,10 +111,7 @@ def largest_batch(trial: Trial) -> int:
 
 def _check_backbone(trial: Trial, data: DataSet) -> list[str]:
     """Whether the backbone takes such data."""
-    kind = resolve("backbone", trial.backbone["kind"], BACKBONES)
-    fault = kind(kind.Config.model_validate(trial.backbone)).check_data(
-        data, trial.hyper.get("n_networks", 1)
-    )
+    fault = backbone_setup(trial.backbone).check_data(data, trial.hyper.get("n_networks", 1))
     return [fault] if fault else []
 
 
@@ -212,8 +209,7 @@ def prepare_features(trials: Iterable[Trial], data: dict[str, DataSet]) -> None:
         if key in seen:
             continue
         seen.add(key)
-        kind = resolve("backbone", trial.backbone["kind"], BACKBONES)
-        backbone = kind(kind.Config.model_validate(trial.backbone))
+        backbone = backbone_setup(trial.backbone)
         if backbone.uses_cache:
             device = "cuda" if torch.cuda.is_available() else "cpu"
             try:

@@ -19,12 +19,11 @@ from typing import Any, Protocol
 import torch
 
 from harness import PROTOCOL_VERSION
-from harness.backbones import BACKBONES
+from harness.backbones import backbone_setup
 from harness.config.sweep_file import Resources, Trial, method_class
 from harness.data import DataSet, load_dataset
 from harness.lib.files import file_digest, source_digest
 from harness.lib.locks import acquire
-from harness.lib.registry import resolve
 from harness.lib.watchdog import Watchdog
 from harness.noise.inject import NoiseIndex, make_noise, source_files
 from harness.training.trainer import (
@@ -181,8 +180,7 @@ def build_trainer(
     declare them.
     """
     data = replace(data, splits={**data.splits, "train": noise.words_of(data["train"])})
-    kind = resolve("backbone", trial.backbone["kind"], BACKBONES)
-    backbone = kind(kind.Config.model_validate(trial.backbone))
+    backbone = backbone_setup(trial.backbone)
     cls = method_class(trial.method)
     splits = ["train", "dev", "test"] + (["meta"] if cls.uses_clean_data else [])
     with accelerator.main_process_first():
