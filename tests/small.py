@@ -50,7 +50,7 @@ def regions() -> DataSet:
     data = load()
     fewer = {name: first_concepts(split, 20) for name, split in data.splits.items()}
     splits = {
-        name: replace(split, images=Regions(_patches(split), np.arange(len(split.images))))
+        name: replace(split, images=Regions(_patches(split), np.arange(len(split.images))), kind="regions")
         for name, split in fewer.items()
     }
     return replace(data, name="regions", splits=splits, fingerprint=f"{data.fingerprint}-regions")

@@ -111,9 +111,10 @@ def test_the_fingerprint_is_of_the_content(emoji, tmp_path):
 
 def test_the_interface_carries_one_caption_sets_and_regions():
     regions = np.zeros((4, 36, 8), np.float32)
-    split = Split(regions, ["a", "b", "c", "d"], np.arange(4), np.arange(4))
+    split = Split(regions, ["a", "b", "c", "d"], np.arange(4), np.arange(4), kind="regions")
     assert (split.caption_group == np.arange(4)).all()
     assert split.images[0].shape == (36, 8)
+    assert split.only(np.array([True, False, True, True])).kind == "regions"
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,8 @@ def tiny_regions() -> DataSet:
     draw = np.random.default_rng(0)
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
     regions = Regions(draw.standard_normal((8, 2, 4)).astype(np.float32), np.arange(8))
-    split = Split(regions, [f"{word} thing" for word in words], np.arange(8), np.arange(8))
+    captions = [f"{word} thing" for word in words]
+    split = Split(regions, captions, np.arange(8), np.arange(8), kind="regions")
     return DataSet(
         "nothing", dict.fromkeys(("train", "dev", "test"), split), "nothing", distinct_groups=False
     )

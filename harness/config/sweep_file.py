@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from harness.backbones import BACKBONES
+from harness.backbones import BACKBONES, DEFAULT, backbone_setup
 from harness.config.base import StrictModel
 from harness.config.hyper import admits_bool, hyper_model
 from harness.config.plain_yaml import MOST_BYTES, read_yaml
@@ -301,23 +301,19 @@ def _backbone(value: Any, errors: _Errors) -> dict[str, Any]:
             f"backbone = {value!r}: expected a mapping with a kind, or a kind ({', '.join(BACKBONES)})"
         )
         return {}
-    setup = errors.collect(lambda: resolve("backbone", str(config.get("kind", "clip")), BACKBONES))
-    if setup is None:
-        return {}
-    if not (isinstance(getattr(setup, "Config", None), type) and issubclass(setup.Config, BaseModel)):
-        errors.append(
-            f"backbone.kind = {config['kind']!r}: it is no backbone (one has a Config; see harness/backbones)"
-        )
-        return {}
     try:
-        resolved = setup.Config.model_validate(config)
+        setup = backbone_setup(config)
     except ValidationError as error:
-        errors += [_describe(e, setup.Config.model_fields, "backbone.") for e in error.errors()]
+        fields = resolve("backbone", config.get("kind", DEFAULT), BACKBONES).Config.model_fields
+        errors += [_describe(e, fields, "backbone.") for e in error.errors()]
         return {}
-    problem = setup.check(resolved)
+    except ValueError as error:  # no such backbone
+        errors.append(str(error))
+        return {}
+    problem = setup.check(setup.config)
     if problem:
         errors.append(f"backbone: {problem}")
-    dumped: dict[str, Any] = resolved.model_dump(mode="json")
+    dumped: dict[str, Any] = setup.config.model_dump(mode="json")
     return dumped
 
 

@@ -157,7 +157,7 @@ class Trial(TrainingConfig):
         """Identifies what the numbers follow from besides the settings: the data set, and the files that its
         noise is made from.
         """
-        files = self.noise.files(self.noise_ratio, self.noise_seed) if self.noise_ratio else []
+        files = self.noise.files(self.noise_ratio, self.noise_seed)
         return "+".join([data.fingerprint, *(file_digest(f)[:16] for f in files)])
 
     @property

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.data.base import DataError, DataSet, Split, Strings, choose
+from harness.data.base import DataError, DataKind, DataSet, Split, Strings, choose
 from harness.data.pictures import BadPicture, Files, Pictures, decode, leaves_folder
 from harness.lib.console import progress
 from harness.lib.files import cache_folder
@@ -116,6 +116,7 @@ class Listed:
     captions: Strings
     owner: NDArray[np.int64]
     group: NDArray[np.int64] | None = None
+    kind: DataKind = "pictures"
 
     def split(self) -> Split:
         group = (
@@ -123,7 +124,7 @@ class Listed:
             if self.group is None
             else np.unique(self.group, return_inverse=True)[1]
         )
-        return Split(self.images, self.captions, self.owner, group.astype(np.int64))
+        return Split(self.images, self.captions, self.owner, group.astype(np.int64), kind=self.kind)
 
     def only(self, images: NDArray[np.int64]) -> Listed:
         """Those of the images, by number and in that order, with their captions."""
@@ -131,7 +132,9 @@ class Listed:
         place[images] = np.arange(len(images))
         rows = np.flatnonzero(place[self.owner] >= 0)
         group = None if self.group is None else self.group[images]
-        return Listed(choose(self.images, images), self.captions.only(rows), place[self.owner[rows]], group)
+        return Listed(
+            choose(self.images, images), self.captions.only(rows), place[self.owner[rows]], group, self.kind
+        )
 
     def content(self) -> tuple[str, ...]:
         """Digests of all that is not the pictures themselves."""
@@ -172,10 +175,12 @@ class Listing:
         captions: Strings,
         owner: Sequence[int] | NDArray[np.int64],
         group: NDArray[np.int64] | None = None,
+        *,
+        kind: DataKind = "pictures",
     ) -> None:
         """Add a split. Of pictures in files, missing ones, paths that leave the folder, and those that stand
         twice are found; of others the layout fills `content`."""
-        self.splits[name] = listed = Listed(images, captions, np.asarray(owner, np.int64), group)
+        self.splits[name] = listed = Listed(images, captions, np.asarray(owner, np.int64), group, kind)
         if isinstance(images, Files):
             out = [path for path in images.paths if leaves_folder(path)]
             self.faults += [

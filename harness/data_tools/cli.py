@@ -267,7 +267,7 @@ def _embed(options: argparse.Namespace) -> int:
     import numpy as np
     from pydantic import ValidationError
 
-    from harness.backbones.clip import ClipConfig, ClipSetup
+    from harness.backbones import backbone_setup
     from harness.backbones.features import CachedInputs
 
     if options.out.exists() or options.out.suffix != ".npy":
@@ -277,15 +277,13 @@ def _embed(options: argparse.Namespace) -> int:
             else f"--out {options.out}: expected the name of an .npy file"
         )
     try:
-        setup = ClipSetup(
-            ClipConfig.model_validate(
-                {**_mapping(options.backbone, "--backbone"), "locked": True, "cache": True}
-            )
-        )
+        setup = backbone_setup({**_mapping(options.backbone, "--backbone"), "locked": True, "cache": True})
     except ValidationError as error:
         raise DataError(
             f"--backbone: {'; '.join(str(e['loc'][0]) + ': ' + e['msg'] for e in error.errors())}"
         ) from None
+    except ValueError as error:  # an unknown kind
+        raise DataError(f"--backbone: {error}") from None
     fault = setup.check(setup.config)
     if fault:
         raise DataError(f"--backbone: {fault}")

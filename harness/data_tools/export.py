@@ -46,7 +46,7 @@ def export_scan(
     """
     if folder.exists():
         raise DataError(f"{folder} exists already: remove it, or choose another --out")
-    if hasattr(data["train"].images, "shape"):
+    if data["train"].kind != "pictures":
         raise DataError(f"{data.name!r} has region features already")
     owners = {name: np.unique(split.owner) for name, split in data.splits.items()}
     each = _captions_each(data)

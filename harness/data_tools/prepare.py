@@ -51,7 +51,7 @@ def prepare(
     """
     if folder.exists():
         raise DataError(f"{folder} exists already: remove it, or choose another --out")
-    if hasattr(data["train"].images, "shape"):
+    if data["train"].kind != "pictures":
         raise DataError(f"{data.name!r} has region features, and no pictures to prepare")
     ids = data.coco_ids and (data.coco_ids[0].tolist(), data.coco_ids[1].tolist())
     about = About(

@@ -75,7 +75,7 @@ def _fill(gallery: Gallery, records: dict[str, TrialRecord], source: Source) -> 
         data = load_dataset(record.trial.dataset, **record.trial.dataset_options)
         if record.trial.fingerprint(data) != record.tags.get("data_fingerprint"):
             raise DataError("the data set is not the one that the trials saw")
-        if not isinstance(data["test"].images[0], Image):
+        if data["test"].kind != "pictures":
             raise DataError("the data set has features in place of pictures")
         gallery.queries = list(_queries(data, records, source))
         gallery.mismatches = list(_mismatches(data, record.trial, records, source))

@@ -85,7 +85,8 @@ def _check_batch(trial: Trial, data: DataSet) -> str:
     except PoolTooNarrow:
         count = len(np.unique(train.image_group))
         return (
-            f"batch_size = {size}: {data.name!r} allows one pair of a group in a batch and has {count} groups, "
+            f"batch_size = {size}: {data.name!r} allows one pair of a group in a batch and has {count} "
+            f"groups, "
             f"so at most {count}"
         )
     return ""
@@ -133,7 +134,8 @@ _CHECKS: dict[Check, Callable[[Trial], Hashable]] = {
 def check_same_data(
     trials: Iterable[Trial], records: Mapping[str, TrialRecord], now: Mapping[str, str]
 ) -> list[str]:
-    """Which data are not those of the records: a table over two states of a data set would be wrong unnoticed.
+    """Which data are not those of the records: a table over two states of a data set would be wrong
+    unnoticed.
 
     Args:
         records: what is on record, by trial id.
@@ -145,7 +147,8 @@ def check_same_data(
         if known and known != now[trial.id]:
             errors[data_key(trial), known] = (
                 f"the data of {trial.dataset_label!r} (or its noise files) have changed since the sweep was "
-                f"started: fingerprint {known} then, {now[trial.id]} now. Restore the data, or give the sweep "
+                f"started: fingerprint {known} then, {now[trial.id]} now. Restore the data, or give the "
+                f"sweep "
                 "another `name` to run it on the data of today"
             )
     return list(errors.values())
@@ -175,7 +178,8 @@ def check_address(address: str) -> list[str]:
     """Whether something answers at a Ray cluster's address: Ray itself ends the process where nothing does."""
     if address == "auto":
         return []
-    if address.startswith("ray://"):  # Ray's client runs Tune on the cluster, without our progress and records
+    # Ray's client runs Tune on the cluster, without our progress and records
+    if address.startswith("ray://"):
         return [
             f"--address {address!r}: a sweep is started on a node of the cluster, with HOST:PORT or 'auto'"
         ]
@@ -190,7 +194,8 @@ def check_address(address: str) -> list[str]:
 
 
 def prepare_features(trials: Iterable[Trial], data: Mapping[str, DataSet]) -> None:
-    """Compute the features that the trials will read, before they are scheduled; nothing where they are cached.
+    """Compute the features that the trials will read, before they are scheduled; nothing where they are
+    cached.
 
     Raises:
         DataError: weights, model config or a picture cannot be read.
@@ -205,6 +210,4 @@ def prepare_features(trials: Iterable[Trial], data: Mapping[str, DataSet]) -> No
             name = f"features of {trial.dataset!r} under {trial.backbone_label}"
             raise DataError(f"{name}: {type(error).__name__}: {error}") from error
         if trial.backbone.get("pretrained") == "none":
-            console.print(
-                f"backbone {trial.backbone_label}: random weights, as asked for (pretrained: none)"
-            )
+            console.print(f"backbone {trial.backbone_label}: random weights, as asked for (pretrained: none)")

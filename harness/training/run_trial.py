@@ -13,13 +13,12 @@ from typing import Any
 import torch
 
 from harness import PROTOCOL_VERSION
-from harness.backbones import BACKBONES
+from harness.backbones import backbone_setup
 from harness.config.resources import Resources
 from harness.config.trial import Trial, method_class
 from harness.data import load_dataset
 from harness.data.base import DataSet
 from harness.lib.locks import acquire
-from harness.lib.registry import resolve
 from harness.lib.watchdog import Watchdog
 from harness.noise.index import NoiseIndex
 from harness.record.types import DataChanged, Outcome, Recorder, Setup
@@ -112,8 +111,7 @@ def build_trainer(
         ValueError: the method needs the ground truth, and it is unknown for this noise.
     """
     data = replace(data, splits={**data.splits, "train": noise.words_of(data["train"])})
-    kind = resolve("backbone", trial.backbone["kind"], BACKBONES)
-    backbone = kind(kind.Config.model_validate(trial.backbone))
+    backbone = backbone_setup(trial.backbone)
     cls = method_class(trial.method)
     splits = ["train", "dev", "test"] + (["meta"] if cls.uses_clean_data else [])
     with accelerator.main_process_first():
