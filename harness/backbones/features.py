@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +16,7 @@ from torch import Tensor
 from harness.data.base import Split
 from harness.data.vocabulary import Vocabulary
 from harness.lib.console import progress
-from harness.lib.files import cache_folder
+from harness.lib.files import atomic_write, cache_directory
 
 
 class Inputs(Protocol):
@@ -110,7 +108,7 @@ def cached_features(
             {"altered": split.altered} if split.altered and side == "text" else {}
         )  # noise in the words is none of the pictures' business
         name = hashlib.sha256(json.dumps({**key, **altered}, sort_keys=True).encode()).hexdigest()[:24]
-        folder = cache_folder() / "features" / name
+        folder = cache_directory() / "features" / name
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{side}.npy"
         with FileLock(folder / f"{side}.lock"):
@@ -152,9 +150,5 @@ def _read(file: Path, count: int) -> np.ndarray | None:
 
 
 def _write(file: Path, features: np.ndarray) -> None:
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    with os.fdopen(handle, "wb") as stream:
+    with atomic_write(file, sync=True) as stream:
         np.save(stream, features)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
