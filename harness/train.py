@@ -12,7 +12,8 @@ import sys
 from typing import Any
 
 from harness.config.sweep_file import BadInput, Sweep, Trial, load_sweep
-from harness.data import DataError, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataError
 from harness.lib.console import console, fail
 from harness.lib.locks import Busy, acquire
 from harness.lib.watchdog import OutOfTime

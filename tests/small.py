@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from harness.config.sweep_file import Sweep, Trial, parse_sweep
-from harness.data import DataSet, Split, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataSet, Split
 from harness.data.scan import Regions
 
 TINY_MODEL = str(Path(__file__).parent / "data" / "tiny_clip.json")

@@ -22,7 +22,8 @@ import yaml
 from rich.table import Table
 
 from harness.config.sweep_file import method_class, parse_sweep
-from harness.data import DataError, load_dataset, recognise
+from harness.data import load_dataset, recognise
+from harness.data.base import DataError
 from harness.lib.console import console, fail
 from harness.noise.inject import make_noise
 from harness.training.loading import load

@@ -16,8 +16,8 @@ from rich.table import Table
 from harness.backbones.features import LiveInputs
 from harness.backbones.towers import build_towers
 from harness.config.sweep_file import parse_sweep
-from harness.data import DataSet, load_dataset
-from harness.data.base import Split, Strings
+from harness.data import load_dataset
+from harness.data.base import DataSet, Split, Strings
 from harness.data.pictures import Files, Pictures
 from harness.data_tools.prepare import FORMATS, prepare
 from harness.lib.console import console

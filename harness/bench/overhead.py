@@ -18,7 +18,7 @@ import yaml
 from rich.table import Table
 
 from harness.config.sweep_file import load_sweep
-from harness.data import DataSet, Split
+from harness.data.base import DataSet, Split
 from harness.data.scan import Regions
 from harness.data.vocabulary import Vocabulary
 from harness.lib.console import console

@@ -26,7 +26,6 @@ from harness.data.base import DataError, DataSet, Split, Strings, choose
 from harness.data.pictures import BadPicture, Files, Pictures, decode, leaves_folder
 from harness.lib.console import progress
 from harness.lib.files import atomic_write, cache_directory
-from methods.seeding import numpy_generator
 
 SHOWN = 8  # faults that an error names; `check` lists all
 SPLITS = ("train", "dev", "test")
@@ -369,6 +368,8 @@ def draw_images(
     """Sorted numbers of `count` images drawn from `among` by a fixed seed; whole groups of images, so at
     least so many.
     """
+    from methods.seeding import numpy_generator  # loads PyTorch, which reading a data set does not need
+
     draw = numpy_generator(*purpose)
     if group is None:
         return np.sort(among[draw.permutation(len(among))[:count]])

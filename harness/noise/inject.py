@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from harness.data.base import DataError, Split, read_array
 from harness.lib.files import file_digest
+from harness.noise import GRANULARITIES
 from harness.noise.neighbours import nearest
 from methods.seeding import numpy_generator
 
-GRANULARITIES = ("caption", "image")
 # how far a file's realised ratio may be from the one that a trial asks for, and some fixed points of a
 # shuffle
 TOLERANCE = 0.02

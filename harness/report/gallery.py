@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from harness.config.sweep_file import Trial
-from harness.data import DataError, DataSet, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataError, DataSet
 from harness.record.store import TrialRecord
 from harness.report.source import Source
 from harness.training.run_trial import fingerprint, noise_of

@@ -18,7 +18,7 @@ import warnings
 from pathlib import Path
 
 from harness.config.sweep_file import BadInput, Sweep, Trial, load_sweep
-from harness.data import DataError, DataSet
+from harness.data.base import DataError, DataSet
 from harness.lib.console import bar, console, fail
 from harness.lib.locks import acquire, is_locked, owner
 from harness.record.store import Store, StoreError

@@ -8,7 +8,7 @@ from statistics import median
 from rich.table import Table
 
 from harness.config.sweep_file import Sweep, Trial, method_class
-from harness.data import DataSet
+from harness.data.base import DataSet
 from harness.lib.console import console
 from harness.record.store import Speed
 from harness.sweep.preflight import data_key

@@ -11,7 +11,8 @@ import torch
 
 from harness.backbones import BACKBONES
 from harness.config.sweep_file import Resources, Sweep, Trial, method_class
-from harness.data import DataError, DataSet, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataError, DataSet
 from harness.lib.console import console
 from harness.lib.registry import UnknownName, resolve
 from harness.noise.inject import Natural, Partial, Shuffle, make_noise

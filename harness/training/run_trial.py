@@ -21,7 +21,8 @@ import torch
 from harness import PROTOCOL_VERSION
 from harness.backbones import BACKBONES
 from harness.config.sweep_file import Resources, Trial, method_class
-from harness.data import DataSet, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataSet
 from harness.lib.files import file_digest, source_digest
 from harness.lib.locks import acquire
 from harness.lib.registry import resolve
