@@ -11,7 +11,8 @@ import numpy as np
 
 from harness.config.sweep_file import Sweep, parse_sweep
 from harness.config.trial import Trial
-from harness.data import DataSet, Split, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataSet, Split
 from harness.data.scan import Regions
 
 TINY_MODEL = str(Path(__file__).parent / "data" / "tiny_clip.json")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.data import DataSet, Split
+from harness.data.base import DataSet, Split
 from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES, coco_metrics, eccv_metrics, fold_metrics
 from harness.evaluation.metrics import rank_queries, recalls
 from harness.report.accuracy import coco_tables

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness.data import DataError, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataError
 from harness.data_tools.cli import main
 from harness.data_tools.prepare import FORMATS, prepare
 from harness.training.loading import Fetch, load

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +16,7 @@ from torch import Tensor
 from harness.data.base import Split
 from harness.data.vocabulary import Vocabulary
 from harness.lib.console import progress
-from harness.lib.files import cache_folder
+from harness.lib.files import atomic_write, cache_directory
 
 
 class Inputs(Protocol):
@@ -146,7 +144,7 @@ def cached_features(
         # Noise in the words changes the features of the captions, not those of the images.
         altered = {"altered": split.altered} if split.altered and side == "text" else {}
         name = hashlib.sha256(json.dumps({**key, **altered}, sort_keys=True).encode()).hexdigest()[:24]
-        directory = cache_folder() / "features" / name
+        directory = cache_directory() / "features" / name
         directory.mkdir(parents=True, exist_ok=True)
         file = directory / f"{side}.npy"
         with FileLock(directory / f"{side}.lock"):
@@ -170,7 +168,9 @@ def cached_features(
 def _compute(
     towers: Any, side: str, inputs: Any, order: list[int], *, device: Any, label: str | None
 ) -> np.ndarray:
-    """Features [len(order), F] by index. They are computed in `order`: captions by length, for less padding."""
+    """Features [len(order), F] by index. They are computed in `order`: captions by length, for
+    less padding.
+    """
     towers = towers.to(device).eval()
     encode = towers.encode_image if side == "image" else towers.encode_text
     chunks = [order[i : i + 64] for i in range(0, len(order), 64)]
@@ -189,9 +189,5 @@ def _read(file: Path, count: int) -> np.ndarray | None:
 
 
 def _write(file: Path, features: np.ndarray) -> None:
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    with os.fdopen(handle, "wb") as stream:
+    with atomic_write(file, sync=True) as stream:
         np.save(stream, features)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)

@@ -25,7 +25,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from harness.lib.files import file_digest, is_file
+from harness.lib.files import atomic_write, file_digest, is_file
 from harness.lib.registry import suggest
 from methods.seeding import seed_of
 
@@ -307,12 +307,10 @@ def _register(model: str) -> str:
     name = Path(model).stem
     text = _config_text(model)
     directory = Path(tempfile.gettempdir()) / f"open-clip-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    directory.mkdir(exist_ok=True)
     file = directory / f"{name}.json"
     if not file.exists():
-        temporary = Path(tempfile.mkstemp(dir=directory, suffix=".tmp")[1])
-        temporary.write_text(text)
-        temporary.replace(file)
+        with atomic_write(file, "w") as stream:
+            stream.write(text)
     open_clip.add_model_config(file)
     return name
 

@@ -13,25 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-<<<<<<< HEAD
-=======
-import time
-from itertools import cycle, islice
-from pathlib import Path
-
-import torch
-import yaml
-from rich.table import Table
-
-from harness.config.sweep_file import method_class, parse_sweep
-from harness.data import DataError, load_dataset, recognise
-from harness.lib.console import console, fail
-from harness.noise.models import make_noise
-from harness.training.loading import load
-from harness.training.run_trial import build_trainer
-from harness.training.trainer import Trainer, make_accelerator
-from methods import METHODS
->>>>>>> h-noise
 
 
 def main(arguments: list[str] | None = None) -> int:

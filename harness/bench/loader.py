@@ -16,17 +16,13 @@ from rich.table import Table
 from harness.backbones.features import LiveInputs
 from harness.backbones.towers import build_towers
 from harness.config.sweep_file import parse_sweep
-from harness.data import DataSet, load_dataset
-from harness.data.base import Split, Strings
+from harness.data import load_dataset
+from harness.data.base import DataSet, Split, Strings
 from harness.data.pictures import Files, Pictures
 from harness.data_tools.prepare import FORMATS, prepare
 from harness.lib.console import console
-<<<<<<< HEAD
 from harness.noise.models import make_noise
 from harness.training.cost import synchronize
-=======
-from harness.noise.models import make_noise
->>>>>>> h-noise
 from harness.training.loading import Fetch, Plan, load
 from harness.training.run_trial import build_trainer
 from harness.training.sampling import epoch_batches

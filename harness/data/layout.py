@@ -25,8 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from harness.data.base import DataError, DataKind, DataSet, Split, Strings, choose
 from harness.data.pictures import BadPicture, Files, Pictures, decode, leaves_folder
 from harness.lib.console import progress
-from harness.lib.files import cache_folder
-from methods.seeding import numpy_generator
+from harness.lib.files import atomic_write, cache_directory
 
 SHOWN = 8  # faults that an error names; `check` lists all
 SPLITS = ("train", "dev", "test")
@@ -374,6 +373,8 @@ def draw_images(
     """Sorted numbers of `count` images drawn from `among` by a fixed seed; whole groups of images, so at
     least so many.
     """
+    from methods.seeding import numpy_generator  # loads PyTorch, which reading a data set does not need
+
     draw = numpy_generator(*purpose)
     if group is None:
         return np.sort(among[draw.permutation(len(among))[:count]])
@@ -424,7 +425,7 @@ def _bad(images: Any, key: str) -> NDArray[np.bool_]:
     """bool [N], pictures that cannot be decoded; found once for the content that `key` stands for,
     and kept.
     """
-    file = cache_folder() / "pictures" / f"{key[:24]}.json"
+    file = cache_directory() / "pictures" / f"{key[:24]}.json"
     bad = np.zeros(len(images), bool)
     try:
         bad[json.loads(file.read_text())] = True
@@ -433,10 +434,8 @@ def _bad(images: Any, key: str) -> NDArray[np.bool_]:
         pass
     label = f"decoding {len(images):,} pictures, to leave out those that cannot be"
     bad[:] = [bool(seen.fault) for seen in look_at(images, label, threads=os.cpu_count() or 1)]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(np.flatnonzero(bad).tolist()))
-    temporary.replace(file)
+    with atomic_write(file, "w") as stream:
+        json.dump(np.flatnonzero(bad).tolist(), stream)
     return bad
 
 

@@ -22,7 +22,7 @@ from harness.data.base import DataError, DataSet, Split
 from harness.data.scan import CAPTIONS
 from harness.data.vocabulary import Vocabulary
 from harness.lib.console import progress
-from harness.lib.files import whole_folder
+from harness.lib.files import complete_directory
 from harness.noise.models import make_noise
 
 IMAGE_SIZE, CHUNK = 192, 64
@@ -51,7 +51,7 @@ def export_scan(
     owners = {name: np.unique(split.owner) for name, split in data.splits.items()}
     each = _captions_each(data)
     towers = build_towers(model="effnet_minilm", pretrained="packages", image_size=IMAGE_SIZE).eval()
-    with whole_folder(folder) as part:
+    with complete_directory(folder) as part:
         captions: dict[str, list[str]] = {}
         for name, split in data.splits.items():
             captions[name] = _write_captions(part, name, split, owners[name], each)

@@ -38,7 +38,7 @@ class IndexFile:
     """What a file says of a training split.
 
     Attributes:
-        form: one of `FORMS`.
+        form: one of `harness.noise.FORMS`.
         image: int64 [C], image of each caption.
         matched: bool [C], whether they are of one group.
         ambiguous: captions whose text stands several times, where the form goes by text.

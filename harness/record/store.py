@@ -411,7 +411,9 @@ class Store:
         )
 
     def planned(self, name: str, text: str) -> tuple[Trial, ...] | None:
-        """The trials of a sweep's plan, if it was made from a file of this text under this protocol version."""
+        """The trials of a sweep's plan, if it was made from a file of this text under this
+        protocol version.
+        """
         experiment_id = self.client.experiment_id(name)
         parents = self._parents(experiment_id) if experiment_id else []
         try:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from harness.config.trial import Trial
-from harness.data import DataError, DataSet, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataError, DataSet
 from harness.record.types import TrialRecord
 from harness.report.source import Source
 from methods.seeding import numpy_generator

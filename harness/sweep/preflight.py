@@ -175,7 +175,9 @@ def check_devices(resources: Resources) -> list[str]:
 
 
 def check_address(address: str) -> list[str]:
-    """Whether something answers at a Ray cluster's address: Ray itself ends the process where nothing does."""
+    """Whether something answers at a Ray cluster's address: Ray itself ends the process where
+    nothing does.
+    """
     if address == "auto":
         return []
     # Ray's client runs Tune on the cluster, without our progress and records

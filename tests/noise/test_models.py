@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.data import DataError, Split, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataError, Split
 from harness.noise.files import write_index
 from harness.noise.models import Derangement, FromFile, Hard, Natural, Partial, make_noise
 
