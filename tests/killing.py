@@ -99,7 +99,7 @@ def _run(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-    folder = place.folder(storage, trial)
+    folder = place.directory(storage, trial)
     heartbeat, count = Watchdog.heartbeat, 0
 
     def counted(self: Watchdog, where: str) -> None:
@@ -112,7 +112,7 @@ def _run(
         heartbeat(self, where)
 
     Watchdog.heartbeat = counted  # type: ignore[method-assign]
-    recorder: Any = MlflowRecorder(place, trial, folder=folder) if rank == 0 else PrintRecorder()
-    run_trial(trial, recorder, folder=folder)
+    recorder: Any = MlflowRecorder(place, trial, directory=folder) if rank == 0 else PrintRecorder()
+    run_trial(trial, recorder, directory=folder)
     if processes > 1:
         torch.distributed.destroy_process_group()

@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tmp_path, damag
     trainer = build.trainer("npc", folder=tmp_path)
     assert trainer.resume() == [
         "the checkpoint of 2 epochs is damaged (its content is not what was written)",
-        "goes on after 1 epochs",
+        "resumed from epoch 1",
     ]
     records = []
     outcome = trainer.fit(records.append)
@@ -151,7 +151,7 @@ def test_one_process_at_a_time(tmp_path):
         with pytest.raises(Busy, match=f"it is being run by process {other.pid}"), acquire(folder):
             pass
         with pytest.raises(Busy):
-            run_trial(small.trial("clip"), PrintRecorder(), folder=folder)
+            run_trial(small.trial("clip"), PrintRecorder(), directory=folder)
         other.send_signal(signal.SIGKILL)  # what it holds goes with it
         other.wait()
         assert not is_locked(folder)

@@ -14,20 +14,16 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
-from harness.config.resources import Resources
 from harness.config.sweep_file import load_sweep
 from harness.lib.locks import acquire
 from harness.record.store import Store
-from harness.record.types import SweepHandle
 from harness.record.verify import errors_of
-from harness.sweep import schedule
 from tests import build, small
 
 ROOT = Path(__file__).parents[1]
@@ -181,10 +177,8 @@ def records(folder: Path, server: Server | None = None):
 
 def whole(store, found, alone) -> bool:
     """Each is done, once, whole, and gives the numbers of a trial that was left alone."""
-    place = store.find_sweep(
-        store.client.get_experiment(store.client.get_run(found[0].run_id).info.experiment_id).name
-    )
-    runs = store._search(place.experiment_id, "tags.kind = 'trial'")
+    experiment = store.client.get_run(found[0].run_id).experiment_id
+    runs = store.client.search_runs(experiment, "tags.kind = 'trial'")
     assert len(runs) == len(found)
     for seed, record in found.items():
         assert record.done, record
@@ -201,7 +195,7 @@ def test_a_worker_process_that_dies_is_started_again(cluster, server, tmp_path, 
     store, found = records(tmp_path, server)
     assert whole(store, found, alone)
     assert found[0].tags["attempts"] == "2"
-    assert found[0].tags["history"].splitlines()[1] == "goes on after 1 epochs"
+    assert found[0].tags["history"].splitlines()[1] == "resumed from epoch 1"
     assert found[1].tags["attempts"] == "1"
     assert "2 done, 0 running, 0 failed of 2" in running.said()
 
@@ -233,7 +227,7 @@ def test_one_of_two_processes_that_dies(cluster, server, tmp_path):
     assert found[0].done
     assert errors_of(store, found[0]) == []
     assert (found[0].tags["attempts"], found[0].tags["processes"]) == ("2", "2")
-    assert "goes on after 1 epochs" in found[0].tags["history"]
+    assert "resumed from epoch 1" in found[0].tags["history"]
     assert found[0].metrics["test/rsum"] == pytest.approx(
         build.trainer("clip", precision="fp64").fit().metrics["test/rsum"]
     )
@@ -271,7 +265,7 @@ def test_a_server_that_is_away_for_good(cluster, server, tmp_path, alone):
     store, found = records(tmp_path, server)
     assert whole(store, found, alone)
     assert found[0].run_id == before[0].run_id
-    assert "goes on after 1 epochs" in found[1].tags["history"]
+    assert "resumed from epoch 1" in found[1].tags["history"]
 
 
 def test_a_disk_that_is_full(cluster, server, tmp_path, alone):
@@ -318,7 +312,7 @@ def test_a_trial_that_another_process_holds_is_waited_for(cluster, server, tmp_p
     file = write(tmp_path, seeds=2)
     sweep = load_sweep(file)
     opened = Store(server.uri).open_sweep(sweep)
-    with acquire(opened.folder(tmp_path / ".harness" / "trials", sweep.trials[0])):
+    with acquire(opened.directory(tmp_path / ".harness" / "trials", sweep.trials[0])):
         running = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri)
         until(lambda: "waiting for them" in running.said(), 120)
         assert f"1 trials are being run by another sweep (process {os.getpid()} on " in running.said()
@@ -336,7 +330,7 @@ def test_a_trial_that_hangs_is_ended_and_goes_on(cluster, server, tmp_path, alon
     assert re.search(
         r"hung: no step for \d s \(resources.stall_minutes\) at ranking dev", found[0].tags["history"]
     )
-    assert "in start_epoch" in store._read_artifact(found[0].run_id, "termination_report.txt").decode()
+    assert "in start_epoch" in store.client.read(found[0].run_id, "termination_report.txt").decode()
 
 
 def test_a_deadline(cluster, server, tmp_path, alone):
@@ -350,7 +344,7 @@ def test_a_deadline(cluster, server, tmp_path, alone):
     assert Running(tmp_path, write(tmp_path, seeds=1), *arguments).ends() == 0
     store, found = records(tmp_path, server)
     assert whole(store, found, alone)
-    assert "goes on after" in found[0].tags["history"]
+    assert "resumed from epoch" in found[0].tags["history"]
 
 
 def test_a_machine_whose_memory_runs_out(tmp_path, alone):
@@ -372,40 +366,6 @@ def test_a_machine_whose_memory_runs_out(tmp_path, alone):
     assert whole(*records(tmp_path), alone)
 
 
-def test_tune_is_started_again_where_it_gives_up(tmp_path, monkeypatch):
-    """Which it does at some of Ray's kills for memory: a trial that ran each time has failed, the others are
-    run.
-    """
-    trials = list(small.sweep("clip", grid={"seed": [0, 1, 2]}).trials)
-    task = schedule.Task(
-        SweepHandle(f"sqlite:///{tmp_path / 'm.db'}", "x", "0", ""),
-        Resources(),
-        {},
-        tmp_path,
-        "",
-        since=0,
-        again=True,
-    )
-    calls, ended = [], []
-
-    def gives_up(left, task, watch):
-        calls.append([t.seed for t in left])
-        if trials[0] in left:
-            watch.on_trial_start(0, [], SimpleNamespace(config={"trial": trials[0].model_dump_json()}))
-            raise RuntimeError("Caught unexpected exception") from MemoryError("low on memory\nand much more")
-        for trial in left:
-            watch.started[trial.id] = 0.0
-            watch.tell(trial, schedule.DONE, "")
-
-    monkeypatch.setattr(schedule, "_tune", gives_up)
-    monkeypatch.setattr(schedule, "stop_ray", lambda: None)
-    monkeypatch.setattr(schedule, "start_ray", lambda resources, address: None)
-    schedule.run_trials(trials, task, on_start=lambda trial: None, on_end=ended.append)
-    assert calls == [[0, 1, 2]] * 3 + [[1, 2]]
-    assert [(f.trial.seed, f.outcome) for f in ended] == [(0, "failed"), (1, "done"), (2, "done")]
-    assert ended[0].reason == "Ray ended its worker: MemoryError: low on memory"
-
-
 def test_a_sweep_that_is_killed_goes_on(tmp_path, alone):
     file = write(tmp_path, seeds=3, resources={"at_once": 1})
     running = Running(tmp_path, file)
@@ -425,7 +385,7 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path, alone):
     status = Running(tmp_path, file, "--status")
     assert status.ends() == 1
     assert "1 done, 1 interrupted, 1 to run" in " ".join(status.said().split())
-    assert "its process ended without a word; last heard of: " in status.said()
+    assert "its process ended without a report; last heartbeat: " in status.said()
     again = Running(tmp_path, file)
     assert again.ends() == 0, again.said()
     assert "3 trials, 1 done before, 2 to run" in again.said()

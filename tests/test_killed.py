@@ -49,10 +49,10 @@ def content(store, place, trial):
     metrics = {k: v for k, v in record.metrics.items() if not k.startswith(("cost/", "seconds/"))}
     confidences = {
         path: store.read_array(record.run_id, path)["confidence"]
-        for path in store.artifacts(record.run_id, "confidence")
+        for path in store.client.artifacts(record.run_id, "confidence")
     }
     epochs = {
-        k: store.history(record.run_id, k)
+        k: store.client.history(record.run_id, k)
         for k in metrics
         if k.startswith(("train/", "dev/rsum", "detection/"))
     }
@@ -83,4 +83,4 @@ def test_a_killed_trial_ends_as_if_nothing_had_happened(places, name, processes)
     assert found[2].keys() == expected[2].keys()
     assert all(np.array_equal(found[2][path], expected[2][path]) for path in expected[2])
     assert int(killed.tags["attempts"]) <= 1 + kills
-    assert not place.folder(folder, trials[name]).exists()
+    assert not place.directory(folder, trials[name]).exists()

@@ -130,16 +130,16 @@ def test_64_trials_at_once_lose_nothing(server, feature_cache):
     found = store.records(opened, sweep.trials)
     assert len(found) == AT_ONCE
     assert all(r.done for r in found.values())
-    assert len(store._search(opened.experiment_id, "tags.kind = 'trial'")) == AT_ONCE
+    assert len(store.client.search_runs(opened.experiment_id, "tags.kind = 'trial'")) == AT_ONCE
     for k, trial in enumerate(sweep.trials):
         record = found[trial.id]
         assert record.metrics["test/i2t_r1"] == values[k, 0, 0]
         for j in range(0, METRICS, 5):
-            assert [v for _, v in sorted(store.history(record.run_id, f"train/m{j}"))] == values[
+            assert [v for _, v in sorted(store.client.history(record.run_id, f"train/m{j}"))] == values[
                 k, :, j
             ].tolist()
     for trial in sweep.trials[::16]:
-        assert len(store.artifacts(found[trial.id].run_id, "confidence")) == EPOCHS
+        assert len(store.client.artifacts(found[trial.id].run_id, "confidence")) == EPOCHS
     assert "deadlock" not in log.read_text().lower()
     assert " 500 " not in log.read_text()
 

@@ -19,7 +19,7 @@ from harness.record.store import Store
 from tests import build
 from tests.sweep.running import write
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from harness.sweep.launcher import InProcessLauncher
 from tests import small
 
 
-def sweep(arguments: list[str]) -> int:
+def run_sweep(arguments: list[str]) -> int:
     """`python -m harness.sweep` with an in-process launcher. Returns the exit code."""
     return execute(parse(arguments), InProcessLauncher())
 

@@ -75,7 +75,7 @@ def test_a_rerun_takes_up_just_what_failed(failed, place, feature_cache):
     assert all("failure" not in r.tags for r in after.values())
     # The one that died after its first epoch went on from its checkpoint, and logged that epoch once.
     dies = next(r for r in after.values() if r.trial.method.endswith("Dies"))
-    steps = [m.step for m in Store().client.get_metric_history(dies.run_id, "train/loss")]
+    steps = [step for step, _ in Store().client.history(dies.run_id, "train/loss")]
     assert steps == [0, 1, 2]
     # All four are `clip` in disguise: same seed, same numbers, however often they were interrupted.
     assert len({r.metrics["test/rsum"] for r in after.values()}) == 1

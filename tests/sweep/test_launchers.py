@@ -1,0 +1,97 @@
+"""Launchers: trials in this process, and what the Ray launcher does where Tune gives up."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.config.resources import Resources
+from harness.lib.locks import acquire
+from harness.record.provenance import Provenance
+from harness.record.store import Store
+from harness.record.types import StoreError, SweepHandle
+from harness.sweep import attempt, ray_launcher
+from harness.sweep.attempt import BUSY, DONE, FAILED, Ending, StoreGone, Task
+from harness.sweep.launcher import InProcessLauncher, LaunchError
+from tests import small
+
+
+def task_of(sweep, handle, storage, **changes):
+    return Task(handle, Resources(), Provenance.of(sweep.trials), storage, str(storage), **changes)
+
+
+def test_tune_is_started_again_where_it_gives_up(tmp_path, monkeypatch):
+    """Which it does at some of Ray's kills for memory: a trial that ran each time has failed, the others are
+    run.
+    """
+    sweep = small.sweep("clip", grid={"seed": [0, 1, 2]})
+    trials = list(sweep.trials)
+    handle = SweepHandle(f"sqlite:///{tmp_path / 'm.db'}", "x", "0", "")
+    task = task_of(sweep, handle, tmp_path, repeat=True)
+    calls, ended = [], []
+
+    def gives_up(left, task, watcher):
+        calls.append([t.seed for t in left])
+        if trials[0] in left:
+            watcher.begin(trials[0])
+            raise RuntimeError("Caught unexpected exception") from MemoryError("low on memory\nand much more")
+        for trial in left:
+            watcher.begin(trial)
+            watcher.end(Ending(trial, DONE))
+
+    launcher = ray_launcher.RayLauncher()
+    monkeypatch.setattr(ray_launcher, "_tune", gives_up)
+    monkeypatch.setattr(launcher, "stop", lambda: None)
+    monkeypatch.setattr(launcher, "start", lambda resources: None)
+    launcher.run(trials, task, on_start=lambda trial: None, on_end=ended.append)
+    assert calls == [[0, 1, 2]] * 3 + [[1, 2]]
+    assert [(e.trial.seed, e.outcome) for e in ended] == [(0, FAILED), (1, DONE), (2, DONE)]
+    assert ended[0].reason == "Ray ended its worker: MemoryError: low on memory"
+
+
+def test_what_runs_elsewhere_is_busy_and_what_is_done_is_done(tmp_path, feature_cache):
+    sweep = small.sweep("clip", grid={"seed": [0, 1]})
+    handle = Store(f"sqlite:///{tmp_path / 'm.db'}").open_sweep(sweep)
+    task = task_of(sweep, handle, tmp_path / "storage")
+    ended = []
+    with acquire(task.checkpoints(sweep.trials[0])):
+        InProcessLauncher().run(sweep.trials, task, on_start=lambda trial: None, on_end=ended.append)
+    assert [e.outcome for e in ended] == [BUSY, DONE]
+    assert "it is being run by process" in ended[0].reason
+    InProcessLauncher().run(sweep.trials, task, on_start=lambda trial: None, on_end=ended.append)
+    assert [e.outcome for e in ended[2:]] == [DONE, DONE]
+    assert ended[2].seconds > ended[3].seconds  # the second was on record
+
+
+def test_other_code_than_the_drivers_is_refused(tmp_path):
+    """A worker that has loaded a later state of the checkout must not write under the digest of an earlier
+    one.
+    """
+    sweep = small.sweep("clip")
+    store = Store(f"sqlite:///{tmp_path / 'm.db'}")
+    task = task_of(sweep, store.open_sweep(sweep), tmp_path)
+    other = Provenance("x", dict.fromkeys(task.provenance.code, "0" * 12))
+    ended = attempt.attempt(sweep.trials[0], Task(task.handle, Resources(), other, tmp_path, str(tmp_path)))
+    assert ended.outcome == FAILED
+    assert "is not the one that the sweep was started with" in ended.reason
+    (record,) = store.read_sweep("small").records.values()
+    assert record.tags["failure"].startswith("CodeChanged")
+
+
+def test_a_store_that_is_gone_ends_the_run(tmp_path, monkeypatch):
+    sweep = small.sweep("clip", grid={"seed": [0, 1]})
+    task = task_of(sweep, SweepHandle("http://127.0.0.1:9", "x", "0", ""), tmp_path)
+
+    def gone(trial, task):
+        raise StoreError("the tracking store does not answer any more")
+
+    monkeypatch.setattr(attempt, "work", gone)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    ended = []
+    with pytest.raises(StoreGone, match="does not take results any more"):
+        InProcessLauncher().run(sweep.trials, task, on_start=lambda trial: None, on_end=ended.append)
+    assert [e.outcome for e in ended] == ["unrecorded"]
+
+
+def test_several_processes_need_another_launcher():
+    with pytest.raises(LaunchError, match=r"resources\.processes = 2"):
+        InProcessLauncher().start(Resources(processes=2))
