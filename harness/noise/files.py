@@ -170,7 +170,7 @@ def _normalised_lines(path: Path) -> list[str]:
 
 
 def _identify(lines: list[str], captions: list[str], split: Split) -> NDArray[np.int64] | None:
-    """int64 [C], the line at which each caption stands; None if the lines are not those captions."""
+    """int64 [C], the line index of each caption; None if the lines are not the captions in another order."""
     group = split.caption_group.tolist()
     unmoved = np.flatnonzero([a == b for a, b in zip(lines, captions, strict=True)])
     line_of = np.full(len(captions), -1)
