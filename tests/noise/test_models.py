@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import methods.seeding
-from harness.data import DataError, Split, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataError, Split
 from harness.noise import GRANULARITIES
 from harness.noise.files import write_index
 from harness.noise.models import (
