@@ -90,8 +90,9 @@ class Shuffle(_Model):
 
 
 class Derangement(_Model):
-    """`Shuffle` without fixed points: everything that is drawn mismatches, so that the realised ratio is the
-    nominal one.
+    """`Shuffle` without fixed points: everything drawn mismatches, so that the realised ratio is the nominal.
+
+    It fails where one group is more than half of what is drawn.
     """
 
     model: Literal["derangement"] = "derangement"
@@ -106,6 +107,7 @@ class Derangement(_Model):
 
 class Hard(_Model):
     """Captions exchange images with a near neighbour: mismatched pairs that look alike (`docs/field.md`).
+
     Granularity `caption` only.
 
     Attributes:
@@ -131,8 +133,9 @@ class Hard(_Model):
 
 
 class Partial(_Model):
-    """int(ratio * C) captions keep their image, and a share of their words is replaced by words of another
-    caption (partial mismatch, RCAR). Granularity `caption` only.
+    """A share of the words of int(ratio * C) captions is replaced (partial mismatch, RCAR).
+
+    The words come from another caption, and every caption keeps its image. Granularity `caption` only.
 
     Attributes:
         words: share of a caption's words that are replaced, in (0, 1]; at least one word is.
@@ -193,9 +196,7 @@ class FromFile(_Model):
 
 
 class Natural(_Model):
-    """No noise is injected: the data is noisy by nature, and it is unknown which pairs match. The ratio is
-    0.
-    """
+    """No noise is injected, and the ratio is 0: which pairs match in data noisy by nature is unknown."""
 
     model: Literal["none"] = "none"
 

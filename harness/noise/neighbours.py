@@ -1,4 +1,4 @@
-"""Nearest neighbours by cosine, in blocks that bound the memory, kept in the cache."""
+"""Nearest neighbours by cosine, computed in blocks that bound the memory, and cached."""
 
 from __future__ import annotations
 
@@ -15,26 +15,32 @@ _BLOCK = 2048
 
 
 def nearest(embedding: NDArray[Any], width: int, *, key: str) -> NDArray[np.int32]:
-    """int32 [R, width]: for each row the nearest others, nearest first. `key` names the embedding's content
-    in the cache.
+    """The nearest neighbours of every row, without the row itself.
+
+    Args:
+        embedding: float [R, D].
+        width: number of neighbours of each row, below R.
+        key: digest of the embedding's file, which identifies it in the cache.
+
+    Returns:
+        int32 [R, width], indices of the neighbours, nearest first.
     """
     file = cache_directory() / "neighbours" / f"{key[:24]}-{width}.npy"
     try:
-        found: NDArray[np.int32] = np.load(file, allow_pickle=False)
-        if found.shape == (len(embedding), width):
-            return found
+        cached: NDArray[np.int32] = np.load(file, allow_pickle=False)
+        if cached.shape == (len(embedding), width):
+            return cached
     except (OSError, ValueError, EOFError):
         pass
-    rows = F.normalize(
-        torch.from_numpy(np.array(embedding, np.float32)), dim=1
-    )  # on the CPU everywhere: a trial's noise is no matter of its device
+    # On the CPU even where there is a GPU: a trial's noise must not depend on its device.
+    rows = F.normalize(torch.from_numpy(np.array(embedding, np.float32)), dim=1)
     parts = []
     for start in range(0, len(rows), _BLOCK):
         scores = rows[start : start + _BLOCK] @ rows.T
-        own = torch.arange(len(scores))
-        scores[own, own + start] = -torch.inf
+        diagonal = torch.arange(len(scores))
+        scores[diagonal, diagonal + start] = -torch.inf
         parts.append(scores.topk(width, dim=1).indices.int())
-    found = torch.cat(parts).numpy()
+    neighbours: NDArray[np.int32] = torch.cat(parts).numpy()
     with atomic_write(file) as stream:
-        np.save(stream, found)
-    return found
+        np.save(stream, neighbours)
+    return neighbours

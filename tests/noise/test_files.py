@@ -58,7 +58,7 @@ def as_rcl_does(ratio, seed):
 
 
 def as_npc_does(captions, ratio, seed):
-    """The lines of NPC's `construct_noise.py`, and the truth that it does not keep: where each
+    """The lines of NPC's `construct_noise.py`, and the ground truth that it does not keep: where each
     caption went.
     """
     np.random.seed(seed)
@@ -148,19 +148,22 @@ def test_forms_that_cannot_hold_an_index_refuse_it(split, tmp_path):
     crowd[:50] = 3
     with pytest.raises(DataError, match=r"a: form 'caption' is a \.npy file"):
         write_index(split.owner, split, tmp_path / "a", "caption")
-    with pytest.raises(DataError, match="some image more"):
+    with pytest.raises(DataError, match="each image keeps its number of captions"):
         write_index(crowd, split, tmp_path / "a.txt", "text")
 
 
 WRONG = {
     "too long": (lambda: np.arange(1001), r"has 1,001 entries, and train has 1,000 captions of 200 images"),
-    "no such image": (lambda: np.full(1000, 200), r"200 is no image of train \(0 to 199\)"),
-    "negative": (lambda: np.full(1000, -1), "-1 is no image"),
+    "no such image": (lambda: np.full(1000, 200), r"200 is not an image index of train \(0 to 199\)"),
+    "negative": (lambda: np.full(1000, -1), "-1 is not an image index"),
     "no permutation": (lambda: np.zeros(200, int), "is not a permutation of the images"),
-    "floats": (lambda: np.zeros(1000), r"expected a list of whole numbers, found float64 \(1000,\)"),
+    "floats": (
+        lambda: np.zeros(1000),
+        r"expected a one-dimensional array of integers, found float64 \(1000,\)",
+    ),
     "matrix": (lambda: np.zeros((200, 5), int), r"found int64 \(200, 5\)"),
     "pickle": (lambda: np.array({"a": 1}, object), "cannot be read as an array of numbers"),
-    "nothing": (lambda: np.zeros(0, int), "expected a list of whole numbers"),
+    "nothing": (lambda: np.zeros(0, int), "expected a one-dimensional array of integers"),
 }
 
 
@@ -177,14 +180,14 @@ def test_arrays_that_do_not_fit_are_refused_with_the_reason(split, tmp_path, kin
     [
         (
             lambda lines: lines + lines,
-            r"has 2,000 lines, and train has 1,000 captions \(NPC's code adds to a file",
+            r"has 2,000 lines, and train has 1,000 captions \(NPC's code appends to an existing file",
         ),
         (lambda lines: lines[:-3], "has 997 lines"),
         (
             lambda lines: ["who knows", *lines[1:]],
-            "1 lines are no caption of train, the first is line 1: 'who knows'",
+            r"line 1: 'who knows' is not a caption of train \(lines like this: 1\)",
         ),
-        (lambda lines: [lines[7]] * 3 + lines[3:], "some stand there too often"),
+        (lambda lines: [lines[7]] * 3 + lines[3:], "some occur more often than in train"),
     ],
 )
 def test_texts_that_do_not_fit_are_refused_with_the_reason(split, tmp_path, change, message):
@@ -209,7 +212,9 @@ def test_show_prints_what_one_asks(tmp_path, capsys):
     file = root / "annotations" / "scan_split" / "0.5_noise_train_caps.txt"
     assert main(["noise", "write", str(root), "--form", "text", "--ratio", "0.5", "--out", str(file)]) == 0
     capsys.readouterr()
-    assert main(["noise", "show", str(file)]) == 0  # told by train_caps.txt beside it
+    assert (
+        main(["noise", "show", str(file)]) == 0
+    )  # the captions are those of train_caps.txt in its directory
     assert "granularity: caption" in capsys.readouterr().out
     assert (
         main(

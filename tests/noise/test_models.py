@@ -1,12 +1,39 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import methods.seeding
 from harness.data import load_dataset
 from harness.data.base import DataError, Split
+from harness.noise import GRANULARITIES
 from harness.noise.files import write_index
-from harness.noise.models import Derangement, FromFile, Hard, Natural, Partial, make_noise
+from harness.noise.models import (
+    MODELS,
+    Derangement,
+    FromFile,
+    Hard,
+    Natural,
+    NoiseModel,
+    Partial,
+    Shuffle,
+    make_noise,
+)
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = {
+    "shuffle": Shuffle(),
+    "derangement": Derangement(),
+    "hard": Hard(embedding="a/clip.npy"),
+    "partial": Partial(words=0.3),
+    "from_file": FromFile(path="a/{ratio}_{seed}.npy"),
+    "none": Natural(),
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +68,7 @@ def test_image_granularity_moves_whole_images(train):
     assert spared.mean() == pytest.approx(0.6, abs=0.01)
 
 
-def test_no_noise_is_the_truth(train):
+def test_no_noise_is_the_ground_truth(train):
     noise = make_noise(train, ratio=0, granularity="image", seed=5)
     assert (noise.image == train.owner).all()
     assert noise.matched.all()
@@ -97,7 +124,7 @@ def test_a_derangement_goes_everywhere():
     assert min(counts) > 25
 
 
-def test_a_derangement_that_cannot_be_is_told():
+def test_a_derangement_that_cannot_exist_is_reported():
     split = Split(range(4), ["a", "b", "c", "d"], np.arange(4), np.array([0, 0, 0, 1]))
     with pytest.raises(
         ValueError, match=r"no derangement exists: [23] of the 3 captions or images that were drawn"
@@ -198,7 +225,7 @@ def test_partial_noise_replaces_a_share_of_the_words(train):
     )
 
 
-def test_of_natural_noise_nothing_is_known(train):
+def test_the_ground_truth_of_natural_noise_is_unknown(train):
     noise = make_noise(train, ratio=0, granularity="caption", seed=0, model=Natural())
     assert (noise.image == train.owner).all()
     assert noise.matched is None
@@ -221,3 +248,72 @@ def test_a_file_is_the_noise_that_it_was_written_from(train, tmp_path):
         DataError, match=r"0.39\d+ of its pairs mismatch in this data set, and the trial's noise_ratio is 0.2"
     ):
         make_noise(train, ratio=0.2, granularity="caption", seed=3, model=model)
+
+
+def test_every_model_has_a_name():
+    union = typing.get_args(typing.get_args(NoiseModel)[0])
+    assert tuple(model.model_fields["model"].default for model in union) == MODELS == tuple(EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("model", "caption", "image"),
+    [
+        ("shuffle", "caption-level noise", "image-level noise"),
+        (
+            "derangement",
+            "caption-level noise without fixed points",
+            "image-level noise without fixed points",
+        ),
+        ("hard", "hard noise by clip", "hard noise by clip"),
+        ("partial", "partial noise (0.3 of the words)", "partial noise (0.3 of the words)"),
+        ("from_file", "noise of {ratio}_{seed}.npy", "noise of {ratio}_{seed}.npy"),
+        ("none", "its own noise", "its own noise"),
+    ],
+)
+def test_labels(model, caption, image):
+    """Reports of different versions must name a noise alike."""
+    assert [EXAMPLES[model].label(g) for g in GRANULARITIES] == [caption, image]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_files_are_those_that_the_index_is_made_from(model):
+    files = {"hard": [Path("a/clip.npy")], "from_file": [Path("a/0.4_3.npy")]}
+    assert EXAMPLES[model].files(0.4, 3) == files.get(model, [])
+    assert EXAMPLES[model].files(0, 3) == []
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("ratio", [0, 0.4])
+def test_what_a_model_is_incompatible_with_is_refused(train, model, granularity, ratio):
+    incompatible = (model in ("hard", "partial") and granularity == "image") or (
+        model == "none" and ratio > 0
+    )
+    message = EXAMPLES[model].incompatibility(ratio, granularity)
+    assert bool(message) == incompatible
+    if incompatible:
+        with pytest.raises(ValueError, match=f"^noise '{model}' ") as error:
+            make_noise(train, ratio=ratio, granularity=granularity, seed=0, model=EXAMPLES[model])
+        assert str(error.value) == message
+
+
+def test_attributes_hold_of_the_index(train):
+    """A model that declares that it keeps the words, or knows the ground truth, does."""
+    part = train.only(train.image_group < 100)
+    for model in (Shuffle(), Derangement(), Partial(), Natural()):
+        ratio = 0.4 if model.ground_truth_known else 0
+        noise = make_noise(part, ratio=ratio, granularity="caption", seed=0, model=model)
+        assert (noise.matched is not None) == model.ground_truth_known
+        assert (noise.captions is not None) == model.changes_words
+        assert noise.model == model.model
+
+
+@pytest.mark.xfail(hasattr(methods.seeding, "torch"), reason="methods.seeding loads torch", strict=True)
+def test_noise_loads_neither_torch_nor_scipy():
+    """A sweep file is read, and an index file shown, without waiting for them."""
+    modules = ", ".join(f"harness.noise.{m}" for m in ("models", "index", "inject", "files"))
+    code = f"import sys, {modules}; print(*{{'torch', 'scipy'}} & set(sys.modules))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert run.stdout.split() == []
