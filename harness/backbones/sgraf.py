@@ -259,7 +259,8 @@ class SgrafBackbone(Scaled):
         """Load weights of a released checkpoint, as `published.read_published` returns them.
 
         Args:
-            weights: all parameters and buffers but `logit_scale`, by name.
+            weights: parameters and buffers by name. All are needed, except `logit_scale` and, if there is a
+                head, the last layer.
             head: MSCN's similarity head, which replaces the last layer; or None.
             source: name of the checkpoint, for error messages.
 
