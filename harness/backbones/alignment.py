@@ -56,7 +56,7 @@ def tiles(lengths: Tensor, images: int) -> Iterator[tuple[Tensor, int]]:
 
 
 def attend(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-    """Attention weights of each word over the regions (SGRAF, section 3.2).
+    """Attention weights of each word over the regions (SGRAF, "Similarity Representation Learning").
 
     The weights are scaled so that the weighted sum of regions is a unit vector. Its norm is computed from the
     Gram matrix of the regions, which needs rows of R numbers and not of D.
@@ -114,8 +114,7 @@ def _plain_distances(weights: Tensor, regions: Tensor, words: Tensor, weight: Te
 
 
 def distances(weights: Tensor, regions: Tensor, words: Tensor, weight: Tensor) -> Tensor:
-    """Local alignments of words with their attended regions (SGRAF, section 3.2), before the bias and
-    normalisation.
+    """Local alignments of words with attended regions, before bias and normalisation (SGRAF, as above).
 
     Args:
         weights: [M, T, R], attention of T words over the regions.

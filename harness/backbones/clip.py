@@ -1,7 +1,7 @@
-"""Backbone `clip`: any open_clip model, trained whole, or with locked towers and trained heads.
+"""Backbone `clip`: any open_clip model, fine-tuned as a whole or with locked towers and trained heads.
 
-Locked towers give the same output every epoch, so it is computed once per (weights, preprocessing, data
-set) and kept on disk; a trial then trains the heads alone.
+Locked towers give the same output in every epoch. It is computed once per (weights, preprocessing, data set)
+and kept on disk, and a trial then trains the heads alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from methods.seeding import seed_of
 
 
 class HeadConfig(BaseModel):
-    """A projection head on each tower: LayerNorm, Linear, GELU, dropout, Linear."""
+    """A projection head on each tower: LayerNorm, Linear, GELU, dropout, Linear.
+
+    Attributes:
+        hidden: width of the hidden layer.
+        dim: width D of the embeddings.
+        dropout: probability that a hidden unit is zeroed in training.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     hidden: Annotated[int, Field(ge=1)] = 512
@@ -37,12 +43,13 @@ class ClipConfig(BackboneConfig):
 
     Attributes:
         model: an open_clip name, a JSON config file, or `effnet_minilm`.
-        pretrained: a tag, a checkpoint file, `packages`, or `none` (random weights, on purpose).
+        pretrained: a tag, a checkpoint file, `packages`, or `none` (random weights).
         locked: train the heads alone; needs `head`.
-        cache: with locked towers, read their outputs from the disk cache (else compute them anew each time).
-        head: the heads, or null to use the model's own embedding.
-        image_size: pixels, or null for the model's own.
-        temperature: initial temperature of the logits, or null for the model's own.
+        cache: with locked towers, read their outputs from the disk cache. Without the cache the towers run in
+            every step.
+        head: the heads, or null to use the embeddings of the model.
+        image_size: side of the input image in pixels, or null for the model's default.
+        temperature: initial temperature of the logits, or null for the model's value.
     """
 
     kind: Literal["clip"] = "clip"
@@ -56,7 +63,7 @@ class ClipConfig(BackboneConfig):
 
 
 class ClipSetup(BackboneSetup[ClipConfig]):
-    """What a trial needs of the backbone: inputs for a data set, and networks."""
+    """Inputs and networks of the backbone `clip`. See `BackboneSetup`."""
 
     Config = ClipConfig
     takes = "pictures"
@@ -67,25 +74,31 @@ class ClipSetup(BackboneSetup[ClipConfig]):
 
     @staticmethod
     def check(config: ClipConfig) -> str | None:
-        """What is wrong with the configuration beyond its types; None if nothing is."""
+        """Check that there is something to train, and the names and files of the towers."""
         if config.locked and config.head is None:
             return "locked towers without a head leave nothing to train: set locked: false, or give a head"
         return check_towers(model=config.model, pretrained=config.pretrained)
 
     def identity(self, data: DataSet) -> str:
-        """16 hex digits of what the towers' outputs follow from: architecture, weights, library versions."""
+        """16 hex digits of the towers' architecture, weights and library versions.
+
+        Raises:
+            ValueError: a package with weights is not installed.
+        """
         return weights_identity(model=self.config.model, pretrained=self.config.pretrained)[:16]
 
     @property
     def uses_cache(self) -> bool:
+        """Whether the towers are locked and their outputs are read from the disk cache."""
         return self.config.locked and self.config.cache
 
     def inputs(
         self, data: DataSet, split: str, *, device: torch.device | str = "cpu", quiet: bool = True
     ) -> Inputs:
-        """What networks of this backbone take for a split: cached features, or pixels and tokens.
+        """Cached features if `uses_cache`, else pixels and token ids. See `BackboneSetup.inputs`.
 
-        `device` computes features that are not cached yet; progress is shown unless `quiet`.
+        Raises:
+            ValueError: the towers cannot be built (see `build_towers`).
         """
         if self.uses_cache:
             key = {
@@ -99,7 +112,11 @@ class ClipSetup(BackboneSetup[ClipConfig]):
         return LiveInputs(data[split], towers.transform, towers.tokenize)
 
     def make(self, network: int, seed: int, inputs: Inputs) -> ClipBackbone:
-        """Network number `network` for such inputs; heads are initialised from (seed, network)."""
+        """A network whose heads are initialised from (seed, network). See `BackboneSetup.make`.
+
+        Raises:
+            ValueError: the towers cannot be built (see `build_towers`).
+        """
         towers, config = None, self.config
         if not self.uses_cache:
             towers = build_towers(
@@ -113,7 +130,7 @@ class ClipSetup(BackboneSetup[ClipConfig]):
     @staticmethod
     @torch.no_grad()
     def _widths(inputs: Inputs, towers: Towers | None) -> tuple[int, int]:
-        """The towers' output widths: those of the features, or of what the towers make of one pair."""
+        """Widths (Fi, Ft) of the towers' outputs, from the cached features or from one pair."""
         first = torch.zeros(1, dtype=torch.long)
         images, texts = inputs.images(first), inputs.texts(first)
         if towers is not None:
@@ -130,10 +147,14 @@ class ClipSetup(BackboneSetup[ClipConfig]):
 
 
 class BilinearVectors:
-    """Similarity vectors sqrt(D) * image * text of all pairs [M, N, D], or of the diagonal [B, D]; see
-    `methods.base.Vectors`.
+    """Similarity vectors sqrt(D) * image * text (element-wise), as `methods.base.Vectors`.
 
-    A linear layer over the vectors of all pairs is a bilinear form, so they are never formed.
+    They are never stored: a linear layer over the vectors of all pairs is a bilinear form.
+
+    Args:
+        images: [M, D].
+        texts: [N, D].
+        pairs: take the diagonal only, vectors [B, D] with B = M = N; otherwise all pairs, [M, N, D].
     """
 
     def __init__(self, images: Tensor, texts: Tensor, *, pairs: bool) -> None:
@@ -141,6 +162,7 @@ class BilinearVectors:
 
     @full_precision
     def project(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """A linear layer over each vector: [H, D], [H] -> [M, N, H], or [B, H] for the diagonal."""
         scaled = math.sqrt(self.images.shape[1]) * weight
         if self.pairs:
             return F.linear(self.images * self.texts, scaled, bias)
@@ -150,7 +172,13 @@ class BilinearVectors:
 
 
 class Head(nn.Sequential):
-    """Features [b, F] -> [b, dim]."""
+    """Projection head on a tower: features [b, F] -> [b, dim].
+
+    Args:
+        features: width F.
+        config: sizes of the head.
+        stream: source of the dropout masks.
+    """
 
     def __init__(self, features: int, config: HeadConfig, stream: Stream) -> None:
         super().__init__(
@@ -163,20 +191,26 @@ class Head(nn.Sequential):
 
 
 class ClipBackbone(Scaled):
-    """Two towers (absent where their outputs are cached), two heads, and a learned temperature.
+    """Two towers, two heads and a learned temperature, as a `methods.base.Backbone`.
 
-    Embeddings are unit vectors, `similarity` is their cosine. The similarity vector of a pair is the
-    element-wise product of its embeddings times sqrt(D), so that its entries are of size 1.
+    Embeddings are unit vectors [b, D], and `similarity` is their cosine. The similarity vector of a pair is
+    the element-wise product of its embeddings times sqrt(D), so that its entries are of order 1.
+
+    Args:
+        config: the configuration.
+        towers: the towers, or None if inputs are their cached outputs.
+        sizes: widths (Fi, Ft) of the towers' outputs.
+        network: number of the network within the method, for its dropout masks.
     """
 
     def __init__(
         self, config: ClipConfig, towers: Towers | None, sizes: tuple[int, int], network: int
     ) -> None:
-        own = getattr(towers and towers.model, "logit_scale", None)
-        if config.temperature is not None or own is None:
+        model_scale = getattr(towers and towers.model, "logit_scale", None)
+        if config.temperature is not None or model_scale is None:
             super().__init__(-math.log(config.temperature or 0.07))
         else:
-            super().__init__(own.detach().clone())
+            super().__init__(model_scale.detach().clone())
         self.stream = Stream(network)
         self.towers = towers
         self.locked = config.locked
@@ -186,16 +220,18 @@ class ClipBackbone(Scaled):
         heads = [Head(size, config.head, self.stream) if config.head else nn.Identity() for size in sizes]
         self.image_head, self.text_head = heads
         self.vector_size = config.head.dim if config.head else sizes[0]
-        if own is not None:
-            own.requires_grad_(False)  # ours takes its place
+        if model_scale is not None:
+            model_scale.requires_grad_(False)  # replaced by `logit_scale`
 
     def train(self, mode: bool = True) -> ClipBackbone:
+        """Set training mode, except for locked towers."""
         super().train(mode)
         if self.towers is not None and self.locked:
             self.towers.eval()
         return self
 
     def forward(self, batch: Batch, then: Any = None) -> Any:
+        """Embeddings of the global batch, [total, D] each, or `then` of them. See `methods.base.Backbone`."""
         self.stream.restart(batch)
         images = gather_rows(self.encode_image(batch.images), batch)
         texts = gather_rows(self.encode_text(batch.texts), batch)
@@ -212,7 +248,7 @@ class ClipBackbone(Scaled):
     def _tower(self, name: str, inputs: Tensor) -> Tensor:
         if self.towers is None:
             return inputs
-        # Locked towers run in full precision, as those do whose outputs are cached.
+        # Locked towers run in full precision, so that results are those of cached features.
         autocast = torch.is_autocast_enabled(inputs.device.type) and not self.locked
         with (
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.locked),
@@ -222,20 +258,24 @@ class ClipBackbone(Scaled):
             return features
 
     def pooled(self, embeddings: Tensor) -> Tensor:
-        """One unit vector each: the embeddings themselves."""
+        """The embeddings themselves, unit vectors [b, D]."""
         return embeddings
 
     @full_precision
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Cosines of all pairs: [M, D], [N, D] -> [M, N]."""
         return images @ texts.T
 
     def pair_similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Cosines of the diagonal: [B, D], [B, D] -> [B]."""
         return (images * texts).sum(-1)
 
     @full_precision
     def vectors(self, images: Tensor, texts: Tensor) -> BilinearVectors:
+        """Similarity vectors of all pairs: [M, D], [N, D] -> [M, N, D]."""
         return BilinearVectors(images, texts, pairs=False)
 
     @full_precision
     def pair_vectors(self, images: Tensor, texts: Tensor) -> BilinearVectors:
+        """Similarity vectors of the diagonal: [B, D], [B, D] -> [B, D]."""
         return BilinearVectors(images, texts, pairs=True)

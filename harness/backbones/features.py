@@ -168,9 +168,7 @@ def cached_features(
 def _compute(
     towers: Any, side: str, inputs: Any, order: list[int], *, device: Any, label: str | None
 ) -> np.ndarray:
-    """Features [len(order), F] by index. They are computed in `order`: captions by length, for
-    less padding.
-    """
+    """Features [len(order), F] by index, computed in `order`: captions by length, for less padding."""
     towers = towers.to(device).eval()
     encode = towers.encode_image if side == "image" else towers.encode_text
     chunks = [order[i : i + 64] for i in range(0, len(order), 64)]

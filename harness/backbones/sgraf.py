@@ -1,9 +1,12 @@
-"""Backbone `sgraf`: SGR and SAF (Diao et al., AAAI 2021) on region features and word ids.
+"""Backbone `sgraf`: SGR and SAF of SGRAF (Diao et al., AAAI 2021) on region features and word ids.
 
-The network of NCR, MSCN and most of the field, under the parameter names of their released code, so that
-their checkpoints load. An image is R region features (36 x 2048), a caption is word ids; every pair gets a
-similarity vector from attention of its words over its regions. See `alignment.py` for how pairs are scored
-together.
+This is the network of NCR, MSCN and most of the field. Parameters have the names of the released code, so
+that its checkpoints load. An image is R region features (36 x 2048), a caption is word ids. The similarity
+vector of a pair comes from attention of the caption's words over the image's regions. See `alignment.py` for
+the computation of many pairs at once.
+
+Shapes: R regions of width F, L words, width D of the embeddings (`embed`), width S of the similarity vectors
+(`similarity`), M images with N captions for all pairs, B for the diagonal (image k with caption k).
 """
 
 from __future__ import annotations
@@ -40,20 +43,21 @@ from methods.seeding import seed_of
 
 
 class SgrafConfig(BackboneConfig):
-    """The fields of `backbone:` in a sweep file for the kind `sgraf`. Defaults are those of the released
-    code.
+    """The fields of `backbone:` in a sweep file for the kind `sgraf`.
+
+    Defaults are those of SGRAF's released code.
 
     Attributes:
-        module: SGR (graph reasoning over the alignments) or SAF (attention filtration).
-        embed: width of regions, words and global vectors.
-        similarity: width of the similarity vector.
+        module: SGR (similarity graph reasoning) or SAF (similarity attention filtration).
+        embed: width D of regions, words and global vectors.
+        similarity: width S of the similarity vectors.
         word: width of the word embeddings.
         steps: reasoning steps of SGR.
-        dropout: of word embeddings and of both self-attentions.
-        vocabulary: a `*_vocab.json`; null: the one that came with the data set, else one made of its training
-            captions.
+        dropout: probability of dropout in the word embeddings and both self-attentions.
+        vocabulary: a file `*_vocab.json`. If null, the one in the data set is used, or one is built from its
+            training captions.
         pretrained: a checkpoint of SGRAF's, NCR's or MSCN's released code, or null.
-        temperature: initial temperature of `logits`, for losses that need one (the published losses do not).
+        temperature: initial temperature of `logits`, for losses that need one. The published losses do not.
     """
 
     kind: Literal["sgraf"] = "sgraf"
@@ -69,13 +73,14 @@ class SgrafConfig(BackboneConfig):
 
 
 class SgrafSetup(BackboneSetup[SgrafConfig]):
-    """What a trial needs of the backbone: inputs for a data set, and networks."""
+    """Inputs and networks of the backbone `sgraf`. See `BackboneSetup`."""
 
     Config = SgrafConfig
     takes = "regions"
 
     @staticmethod
     def check(config: SgrafConfig) -> str | None:
+        """Check that the configured files exist."""
         for name, file in (("vocabulary", config.vocabulary), ("pretrained", config.pretrained)):
             if file is not None and not is_file(file):
                 return f"{name}: {file} does not exist"
@@ -84,10 +89,10 @@ class SgrafSetup(BackboneSetup[SgrafConfig]):
     def inputs(
         self, data: DataSet, split: str, *, device: torch.device | str = "cpu", quiet: bool = True
     ) -> RegionInputs:
-        """Region features [b, R, F] by image, word ids [b, L] (0 is padding) by caption.
+        """Region features [b, R, F] and word ids [b, L] (0 is padding). See `BackboneSetup.inputs`.
 
         Raises:
-            DataError: the images are pictures, or a vocabulary is not one.
+            DataError: the vocabulary is invalid, or the data set has several.
         """
         return RegionInputs(data[split], self.vocabulary(data))
 
@@ -108,18 +113,17 @@ class SgrafSetup(BackboneSetup[SgrafConfig]):
         return None
 
     def vocabulary(self, data: DataSet) -> Vocabulary:
-        """The configured one; else that of the data set; else one made of its training captions.
+        """The configured vocabulary, else that of the data set, else one built from its training captions.
 
         Raises:
-            DataError: the file is no vocabulary, or the data set came with several.
+            DataError: the file is not a vocabulary, or the data set has several.
         """
         if self.config.vocabulary is not None:
             return Vocabulary.read(Path(self.config.vocabulary))
         if len(data.vocabularies) > 1:
             names = ", ".join(f.name for f in data.vocabularies)
             raise DataError(
-                f"data set {data.name!r} holds several vocabularies ({names}): name one in "
-                f"backbone.vocabulary"
+                f"data set {data.name!r} has several vocabularies ({names}): name one in backbone.vocabulary"
             )
         return (
             Vocabulary.read(data.vocabularies[0])
@@ -128,17 +132,21 @@ class SgrafSetup(BackboneSetup[SgrafConfig]):
         )
 
     def identity(self, data: DataSet) -> str:
-        """16 hex digits of the word ids and the checkpoint."""
+        """16 hex digits of the word ids and the checkpoint.
+
+        Raises:
+            DataError: see `vocabulary`.
+        """
         pretrained = self.config.pretrained and file_digest(Path(self.config.pretrained))
         return hashlib.sha256(
             repr((sorted(self.vocabulary(data).ids.items()), pretrained)).encode()
         ).hexdigest()[:16]
 
     def make(self, network: int, seed: int, inputs: Inputs) -> SgrafBackbone:
-        """Network number `network` for such inputs, initialised from (seed, network) or from the checkpoint.
+        """A network initialised from (seed, network) or the checkpoint. See `BackboneSetup.make`.
 
         Raises:
-            DataError: the checkpoint cannot be read, or has other sizes.
+            DataError: the checkpoint cannot be read, or its weights have other shapes.
         """
         assert isinstance(inputs, RegionInputs)
         return self._network(network, seed, inputs.regions.shape[1:], len(inputs.vocabulary))
@@ -146,30 +154,41 @@ class SgrafSetup(BackboneSetup[SgrafConfig]):
     def _network(self, network: int, seed: int, regions: tuple[int, int], words: int) -> SgrafBackbone:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(seed, "init", network))
-            made = SgrafBackbone(self.config, regions, words, network)
+            backbone = SgrafBackbone(self.config, regions, words, network)
         if self.config.pretrained is not None:
             weights, head = read_published(Path(self.config.pretrained), network)
-            made.load_published(weights, head, self.config.pretrained)
-        return made
+            backbone.load_published(weights, head, self.config.pretrained)
+        return backbone
 
 
 class FormedVectors:
-    """Similarity vectors [..., S] that stand in memory; see `methods.base.Vectors`."""
+    """Similarity vectors in memory, as `methods.base.Vectors`.
+
+    Args:
+        vectors: [..., S].
+    """
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors
 
     @full_precision
     def project(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """A linear layer over each vector: [H, S], [H] -> [..., H]."""
         return F.linear(self.vectors, weight, bias)
 
 
 class SgrafBackbone(Scaled):
-    """Regions and words to similarity vectors and similarities in (0, 1).
+    """SGR or SAF as a `methods.base.Backbone`; similarities are in (0, 1).
 
-    An image's embedding is [1 + R, D]: its global vector, then its regions. A caption's is [1 + L, D]: its
-    global vector, then its words, zeros after the last. Both are rows of a tensor, so a method may index
-    them.
+    The embedding of an image is [1 + R, D]: its global vector, then its regions. The embedding of a caption
+    is [1 + L, D]: its global vector, then its words, and zeros at padding. Embeddings of a batch are rows of
+    a tensor, so a method may index them.
+
+    Args:
+        config: the configuration.
+        regions: (R, F), number and width of the regions of an image.
+        words: number of word ids.
+        network: number of the network within the method, for its dropout masks.
     """
 
     def __init__(self, config: SgrafConfig, regions: tuple[int, int], words: int, network: int) -> None:
@@ -183,9 +202,10 @@ class SgrafBackbone(Scaled):
         self.couples_pairs = config.module == "SAF"
 
     def forward(self, batch: Batch, then: Any = None) -> Any:
+        """Embeddings of the global batch, or `then` of them. See `methods.base.Backbone`."""
         self.stream.restart(batch)
         longest = int((batch.texts != 0).sum(1).max()) if len(batch.texts) else 0
-        if batch.sharded:  # all processes pad alike
+        if batch.sharded:  # all processes pad to the same length
             longest = largest_over_processes(longest, batch.texts.device)
         images = gather_rows(self.encode_image(batch.images), batch)
         texts = gather_rows(self.encode_text(F.pad(batch.texts, (0, longest - batch.texts.shape[1]))), batch)
@@ -194,71 +214,89 @@ class SgrafBackbone(Scaled):
     def encode_image(self, images: Tensor) -> Tensor:
         """Region features [b, R, F] -> [b, 1 + R, D]."""
         regions = unit(self.img_enc.fc(images).to(self.dtype))
-        overall = self.sim_enc.v_global_w(regions)
-        return torch.cat([overall[:, None], regions], 1)
+        global_vector = self.sim_enc.v_global_w(regions)
+        return torch.cat([global_vector[:, None], regions], 1)
 
     def encode_text(self, texts: Tensor) -> Tensor:
         """Word ids [b, L] -> [b, 1 + L, D]."""
         mask = texts != 0
         words = unit(self.txt_enc(texts, mask.sum(1)).to(self.dtype)) * mask[..., None]
-        overall = self.sim_enc.t_global_w(words, mask)
-        return torch.cat([overall[:, None], words], 1)
+        global_vector = self.sim_enc.t_global_w(words, mask)
+        return torch.cat([global_vector[:, None], words], 1)
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the parameters, and of the embeddings under autocast too."""
         return self.logit_scale.dtype
 
     def pooled(self, embeddings: Tensor) -> Tensor:
-        """The global unit vectors of images or texts: [b, 1 + R, D] -> [b, D]."""
+        """Global vectors of images or captions, unit vectors: [b, 1 + R, D] or [b, 1 + L, D] -> [b, D]."""
         return embeddings[:, 0]
 
     @full_precision
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Similarities of all pairs: [M, 1 + R, D], [N, 1 + L, D] -> [M, N], in (0, 1)."""
         return self.sim_enc.score(self.sim_enc.all_vectors(images, texts))
 
     @full_precision
     def pair_similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Similarities of the diagonal: [B, 1 + R, D], [B, 1 + L, D] -> [B], in (0, 1)."""
         return self.sim_enc.score(self.sim_enc.pair_vectors(images, texts))
 
     @full_precision
     def vectors(self, images: Tensor, texts: Tensor) -> FormedVectors:
+        """Similarity vectors of all pairs: [M, 1 + R, D], [N, 1 + L, D] -> [M, N, S]."""
         return FormedVectors(self.sim_enc.all_vectors(images, texts))
 
     @full_precision
     def pair_vectors(self, images: Tensor, texts: Tensor) -> FormedVectors:
+        """Similarity vectors of the diagonal: [B, 1 + R, D], [B, 1 + L, D] -> [B, S]."""
         return FormedVectors(self.sim_enc.pair_vectors(images, texts))
 
     def load_published(
         self, weights: Mapping[str, Tensor], head: Mapping[str, Tensor] | None, source: str
     ) -> None:
-        """Take over weights under the published names; a head of MSCN's takes the place of the last layer.
+        """Load weights of a released checkpoint, as `published.read_published` returns them.
+
+        Args:
+            weights: parameters and buffers by name. All are needed, except `logit_scale` and, if there is a
+                head, the last layer.
+            head: MSCN's similarity head, which replaces the last layer; or None.
+            source: name of the checkpoint, for error messages.
 
         Raises:
-            DataError: a tensor is missing, left over, or of another shape.
+            DataError: a tensor is missing, left over, or of another shape; the message lists them.
         """
         if head is not None:
             self.published_head = head
             self.sim_enc.sim_eval_w = PublishedHead(head, self.vector_size, source)
-        own = {
+        expected = {
             k: v
             for k, v in self.state_dict().items()
             if k != "logit_scale" and not (head and "sim_eval_w" in k)
         }
-        faults = [f"{k} is missing" for k in own if k not in weights]
-        faults += [f"{k} is not part of this network" for k in weights if k not in own]
-        faults += [
-            f"{k}: expected {tuple(own[k].shape)}, found {tuple(v.shape)}"
+        errors = [f"{k} is missing" for k in expected if k not in weights]
+        errors += [f"{k} is not part of this network" for k in weights if k not in expected]
+        errors += [
+            f"{k}: expected {tuple(expected[k].shape)}, found {tuple(v.shape)}"
             for k, v in weights.items()
-            if k in own and v.shape != own[k].shape
+            if k in expected and v.shape != expected[k].shape
         ]
-        if faults:
-            raise DataError(f"checkpoint {source} does not fit the backbone: " + "; ".join(faults[:12]))
+        if errors:
+            raise DataError(f"checkpoint {source} does not fit the backbone: " + "; ".join(errors[:12]))
         self.load_state_dict(dict(weights), strict=False)
 
 
 class PublishedHead(nn.Sequential):
-    """MSCN's similarity head of a checkpoint, where it scores by itself: [..., S] -> [..., 1], before the
-    sigmoid.
+    """MSCN's similarity head from a checkpoint, as last layer: [..., S] -> [..., 1], before the sigmoid.
+
+    Args:
+        weights: the head's parameters under the names of the released code.
+        size: width S of the similarity vectors.
+        source: name of the checkpoint, for error messages.
+
+    Raises:
+        DataError: the parameters have other names or shapes.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], size: int, source: str) -> None:
@@ -270,14 +308,19 @@ class PublishedHead(nn.Sequential):
             for kind in ("weight", "bias")
         ]
         expected = {name: tuple(p.shape) for name, p in zip(names, self.parameters(), strict=True)}
-        found = {name: tuple(p.shape) for name, p in weights.items()}
-        if found != expected:
-            raise DataError(f"checkpoint {source}: similarity head: expected {expected}, found {found}")
+        shapes = {name: tuple(p.shape) for name, p in weights.items()}
+        if shapes != expected:
+            raise DataError(f"checkpoint {source}: similarity head: expected {expected}, found {shapes}")
         self.load_state_dict(dict(zip(self.state_dict(), (weights[name] for name in names), strict=True)))
 
 
 class ImageEncoder(nn.Module):
-    """One linear layer on region features."""
+    """The linear layer `fc` on region features, [b, R, F] -> [b, R, D].
+
+    Args:
+        width: F.
+        embed: D.
+    """
 
     def __init__(self, width: int, embed: int) -> None:
         super().__init__()
@@ -285,7 +328,15 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Word embeddings and a bidirectional GRU whose directions are averaged."""
+    """Word embeddings and a bidirectional GRU; the states of both directions are averaged.
+
+    Args:
+        words: number of word ids.
+        word: width of the word embeddings.
+        embed: D.
+        dropout: probability of dropout in the word embeddings.
+        stream: source of the dropout masks.
+    """
 
     def __init__(self, words: int, word: int, embed: int, dropout: float, stream: Stream) -> None:
         super().__init__()
@@ -295,7 +346,7 @@ class TextEncoder(nn.Module):
         self.cap_rnn = _Gru(word, embed, batch_first=True, bidirectional=True)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """[b, L], [b] -> [b, L, D]."""
+        """Word ids [b, L] and numbers of words [b] -> states [b, L, D], not normalised."""
         words: Tensor = self.dropout(self.embed(tokens))
         if not len(tokens):  # a process without a share of the batch
             return words.new_zeros(0, tokens.shape[1], self.cap_rnn.hidden_size)
@@ -310,8 +361,9 @@ class TextEncoder(nn.Module):
 
 
 class _Gru(nn.GRU):
-    """A GRU that sees parameters replaced by `torch.func.functional_call`: the plain one keeps a list of its
-    own.
+    """A GRU that uses parameters replaced by `torch.func.functional_call`.
+
+    `nn.GRU` reads its parameters from a list that a replacement does not reach.
     """
 
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
@@ -322,7 +374,16 @@ class _Gru(nn.GRU):
 
 
 class SimilarityEncoder(nn.Module):
-    """Similarity vectors of pairs, and the last layer that makes them similarities."""
+    """Similarity vectors of pairs, and the last layer, which maps them to similarities.
+
+    Args:
+        config: the configuration.
+        regions: number R of regions of an image.
+        stream: source of the dropout masks.
+
+    Attributes:
+        filters: whether the module is SAF.
+    """
 
     def __init__(self, config: SgrafConfig, regions: int, stream: Stream) -> None:
         super().__init__()
@@ -338,32 +399,36 @@ class SimilarityEncoder(nn.Module):
             self.SGR_module = nn.ModuleList(Reasoning(size) for _ in range(config.steps))
 
     def score(self, vectors: Tensor) -> Tensor:
-        """[..., S] -> [...], in (0, 1)."""
+        """Similarities of pairs from their vectors: [..., S] -> [...], in (0, 1)."""
         scores: Tensor = self.sim_eval_w(vectors).squeeze(-1).sigmoid()
         return scores
 
     def all_vectors(self, images: Tensor, texts: Tensor) -> Tensor:
-        """[M, 1 + R, D], [N, 1 + L, D] -> [M, N, S]. While training, captions are shared out over
-        processes.
+        """Similarity vectors of all pairs: [M, 1 + R, D], [N, 1 + L, D] -> [M, N, S].
+
+        In training, captions are divided among processes, and SAF updates its running statistics.
         """
 
-        def share(texts: Tensor) -> tuple[Tensor, ...]:
+        def compute(texts: Tensor) -> tuple[Tensor, ...]:
             mask = (texts[:, 1:] != 0).any(-1)
-            parts, order = [], []
+            results, order = [], []
             for rows, longest in tiles(mask.sum(1), len(images)):
-                parts.append(
+                results.append(
                     self._tile(images, texts[rows, : 1 + longest], mask[rows, :longest], pairs=False)
                 )
                 order.append(rows)
-            back = torch.cat(order).argsort()
-            return tuple(torch.cat(of_all, 1)[:, back] for of_all in zip(*parts, strict=True))
+            inverse = torch.cat(order).argsort()
+            return tuple(torch.cat(columns, 1)[:, inverse] for columns in zip(*results, strict=True))
 
-        vectors, *statistics = columns_over_processes(share, texts) if self.training else share(texts)
+        vectors, *statistics = columns_over_processes(compute, texts) if self.training else compute(texts)
         self._keep(statistics)
         return vectors
 
     def pair_vectors(self, images: Tensor, texts: Tensor) -> Tensor:
-        """[B, 1 + R, D], [B, 1 + L, D] -> [B, S]: image k with caption k."""
+        """Similarity vectors of the diagonal: [B, 1 + R, D], [B, 1 + L, D] -> [B, S].
+
+        In training, SAF updates its running statistics.
+        """
         mask = (texts[:, 1:] != 0).any(-1)
         longest = int(mask.sum(1).max())
         vectors, *statistics = self._tile(images, texts[:, : 1 + longest], mask[:, :longest], pairs=True)
@@ -371,7 +436,14 @@ class SimilarityEncoder(nn.Module):
         return vectors[0]
 
     def _tile(self, images: Tensor, texts: Tensor, mask: Tensor, *, pairs: bool) -> tuple[Tensor, ...]:
-        """Vectors [M, n, S] (for pairs [1, n, S]) and, of SAF in training, its statistics."""
+        """Vectors of a tile, [M, n, S] or for pairs [1, n, S]; and statistics [2, n] of SAF in training.
+
+        Args:
+            images: embeddings [M, 1 + R, D].
+            texts: embeddings [n, 1 + L, D].
+            mask: bool [n, L], false at padding.
+            pairs: score the diagonal only; then M = n.
+        """
         regions, words = images[:, 1:], texts[:, 1:]
         if not pairs:
             words = words.flatten(0, 1)
@@ -379,8 +451,8 @@ class SimilarityEncoder(nn.Module):
             distances(attend(regions, words, mask), regions, words, self.sim_tranloc_w.weight)
             + self.sim_tranloc_w.bias
         )
-        apart = images[:, 0] - texts[:, 0] if pairs else images[:, None, 0] - texts[None, :, 0]
-        overall = self.sim_tranglo_w(apart.square())
+        difference = images[:, 0] - texts[:, 0] if pairs else images[:, None, 0] - texts[None, :, 0]
+        overall = self.sim_tranglo_w(difference.square())
         shape = (1 if pairs else len(images), len(texts))
         nodes = torch.cat([unit(overall).view(*shape, 1, -1), unit(local).view(*shape, mask.shape[1], -1)], 2)
         mask = F.pad(mask, (1, 0), value=True)
@@ -397,7 +469,16 @@ class SimilarityEncoder(nn.Module):
 
 
 class ImageAttention(nn.Module):
-    """The global vector of an image: its regions weighted by their agreement with their mean."""
+    """Self-attention that pools the regions of an image into its global vector (released code).
+
+    Weights come from the agreement of each region with the mean of the regions.
+
+    Args:
+        embed: D.
+        regions: R.
+        dropout: probability of dropout.
+        stream: source of the dropout masks.
+    """
 
     def __init__(self, embed: int, regions: int, dropout: float, stream: Stream) -> None:
         super().__init__()
@@ -410,14 +491,22 @@ class ImageAttention(nn.Module):
         self.embedding_common = nn.Sequential(_linear(embed, 1))
 
     def forward(self, regions: Tensor) -> Tensor:
-        """[b, R, D] -> [b, D], unit vectors."""
+        """Regions [b, R, D] -> global vectors [b, D], unit vectors."""
         common = self.embedding_local(regions) * self.embedding_global(regions.mean(1))[:, None]
         weights = self.embedding_common(common).softmax(1)
         return unit((weights * regions).sum(1))
 
 
 class TextAttention(nn.Module):
-    """The global vector of a caption: its words weighted by their agreement with their mean."""
+    """Self-attention that pools the words of a caption into its global vector (released code).
+
+    Weights come from the agreement of each word with the mean of the words.
+
+    Args:
+        embed: D.
+        dropout: probability of dropout.
+        stream: source of the dropout masks.
+    """
 
     def __init__(self, embed: int, dropout: float, stream: Stream) -> None:
         super().__init__()
@@ -426,7 +515,7 @@ class TextAttention(nn.Module):
         self.embedding_common = nn.Sequential(_linear(embed, 1))
 
     def forward(self, words: Tensor, mask: Tensor) -> Tensor:
-        """[b, L, D], zeros where `mask` [b, L] is false -> [b, D], unit vectors."""
+        """Words [b, L, D], zeros where `mask` [b, L] is false -> global vectors [b, D], unit vectors."""
         mean = words.sum(1) / mask.sum(1, keepdim=True)
         common = self.embedding_local(words) * self.embedding_global(mean)[:, None]
         weights = self.embedding_common(common).masked_fill(~mask[..., None], -torch.inf).softmax(1)
@@ -434,10 +523,16 @@ class TextAttention(nn.Module):
 
 
 class Reasoning(nn.Module):
-    """A step of SGR: every node becomes a weighted mean of all nodes of its pair, a linear layer and a ReLU.
+    """One step of SGR (SGRAF, "Similarity Graph Reasoning").
 
-    A query meets a key only in their product, so one projection by both matrices takes the place of two;
-    what the key's bias adds is the same for all nodes and falls out of the softmax.
+    The nodes of a pair are its global alignment and its local ones, one for each word. A step takes for each
+    node the attention-weighted mean of all nodes of the pair, and applies a linear layer and a ReLU.
+
+    Queries and keys occur only in their product, so one projection by the product of both matrices replaces
+    two. The bias of the keys adds the same number for all nodes and cancels in the softmax.
+
+    Args:
+        size: S.
     """
 
     def __init__(self, size: int) -> None:
@@ -445,20 +540,26 @@ class Reasoning(nn.Module):
         self.graph_query_w, self.graph_key_w, self.sim_graph_w = (_linear(size, size) for _ in range(3))
 
     def forward(self, nodes: Tensor, mask: Tensor, *, only_first: bool = False) -> Tensor:
-        """[M, n, 1 + L, S], [n, 1 + L] -> the same, or [M, n, 1, S]: the global node alone."""
-        asking = nodes[:, :, :1] if only_first else nodes
+        """Nodes [M, n, 1 + L, S] and mask [n, 1 + L] -> updated nodes, [M, n, 1 + L, S].
+
+        With `only_first`, the global node alone, [M, n, 1, S].
+        """
+        updated = nodes[:, :, :1] if only_first else nodes
         query, key = self.graph_query_w, self.graph_key_w
-        asked = asking @ (query.weight.T @ key.weight) + query.bias @ key.weight
-        edges = (asked @ nodes.mT).masked_fill(~mask[:, None], -torch.inf).softmax(-1)
+        queries = updated @ (query.weight.T @ key.weight) + query.bias @ key.weight
+        edges = (queries @ nodes.mT).masked_fill(~mask[:, None], -torch.inf).softmax(-1)
         reasoned: Tensor = self.sim_graph_w(edges @ nodes).relu()
         return reasoned
 
 
 class Filtration(nn.Module):
-    """SAF: the sum of a pair's nodes, weighted by sigmoids of their own.
+    """SAF: a sum of a pair's nodes weighted by sigmoid gates (SGRAF, "Similarity Attention Filtration").
 
-    As released, batch normalisation takes the statistics of one caption: over all images and the caption's
-    nodes. Running values are updated caption after caption.
+    As in the released code, batch normalisation of the gates takes the statistics of one caption, over all
+    images and the nodes of that caption. Running values are updated caption after caption.
+
+    Args:
+        size: S.
     """
 
     def __init__(self, size: int) -> None:
@@ -467,8 +568,9 @@ class Filtration(nn.Module):
         self.bn = nn.BatchNorm1d(1, momentum=MOMENTUM)
 
     def forward(self, nodes: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """[M, n, 1 + L, S], [n, 1 + L] -> [M, n, S], and in training the mean and variance of each caption
-        [2, n].
+        """Nodes [M, n, 1 + L, S] and mask [n, 1 + L] -> similarity vectors [M, n, S].
+
+        In training also the mean and unbiased variance of the gates of each caption, [2, n], for `keep`.
         """
         gate = self.attn_sim_w(nodes).squeeze(-1)
         if self.training:
@@ -487,7 +589,11 @@ class Filtration(nn.Module):
 
     @torch.no_grad()
     def keep(self, statistics: Tensor) -> None:
-        """The running values after an update for each caption in turn: [2, n]."""
+        """Update the running values for n captions in turn.
+
+        Args:
+            statistics: [2, n], mean and unbiased variance of each caption.
+        """
         count = statistics.shape[1]
         ages = torch.arange(count - 1, -1, -1, device=statistics.device)
         added = MOMENTUM * (statistics * (1 - MOMENTUM) ** ages).sum(1)
@@ -499,7 +605,7 @@ class Filtration(nn.Module):
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
-    """Glorot's uniform initialisation and no bias, as in the released code."""
+    """A linear layer with Glorot's uniform initialisation and zero bias, as in the released code."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)

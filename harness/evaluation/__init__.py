@@ -1,0 +1,1 @@
+"""Retrieval recalls, MS-COCO's measures and noise-detection scores. numpy alone at import."""

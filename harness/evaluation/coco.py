@@ -1,8 +1,8 @@
-"""What MS-COCO's test split is measured by besides its 5,000 images at once.
+"""Measures of MS-COCO's test split in addition to the recalls over all 5,000 images.
 
-The 1K protocol is the mean over five folds of 1,000 images and their captions, in file order (SCAN, NCR and
-NPC alike). ECCV Caption (Chun et al., ECCV 2022) adds matches that the captions' owners miss: mAP@R,
-R-Precision and R@1, from the package `eccv_caption`.
+The 1K protocol is the mean over five folds of 1,000 images and their captions, in file order (released code
+of SCAN, NCR and NPC). ECCV Caption (Chun et al., ECCV 2022) adds judgements of further matching pairs; its
+package `eccv_caption` computes mAP@R, R-Precision and R@1.
 """
 
 from __future__ import annotations
@@ -20,39 +20,66 @@ from harness.data.base import DataSet
 from harness.evaluation.metrics import RECALLS, rank_queries, recalls
 
 FOLD_MEASURES = tuple(f"1k_{m}" for m in (*RECALLS, "rsum"))
+"""Names of the 1K recalls and their sum."""
 ECCV_MEASURES = tuple(f"eccv_{d}_{m}" for d in ("i2t", "t2i") for m in ("map_at_r", "rprecision", "r1"))
+"""Names of the measures of ECCV Caption."""
 
 
 def coco_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float]:
-    """From similarities [images, captions] of test; percent. Empty for other data sets.
+    """All measures of MS-COCO's test split.
 
-    `1k_...`: means over the folds. `eccv_...`: where the package is installed and the data set knows
-        MS-COCO's numbers.
+    Args:
+        scores: similarities of the test split, [N images, C captions].
+        data: the data set.
+
+    Returns:
+        The measures in percent: `1k_...` and `eccv_...`, see `fold_metrics` and `eccv_metrics`. Empty for
+        other data sets.
     """
     return fold_metrics(scores, data) | eccv_metrics(scores, data)
 
 
 def fold_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float]:
-    """`1k_...`: recalls, means over the data set's folds of test; empty where it has none."""
+    """Recalls as means over folds of the test split (the 1K protocol).
+
+    Args:
+        scores: similarities of the test split, [N images, C captions].
+        data: the data set; `data.folds` is the number of folds.
+
+    Returns:
+        `1k_i2t_r1`, ..., `1k_rsum` in percent, and mean and median ranks. Empty if the data set has no folds.
+
+    Raises:
+        ValueError: see `rank_queries`.
+    """
     test, folds = data["test"], data.folds
-    found = []
+    metrics = []
     for fold in range(folds):
         part = test.part(fold, folds)
         images = np.arange(len(test.images)) * folds // len(test.images) == fold
-        own = scores[np.ix_(images, images[test.owner])]
+        similarity = scores[np.ix_(images, images[test.owner])]
         groups = part.image_group, part.caption_group
-        found.append(recalls(rank_queries(own, *groups), rank_queries(own.T, *reversed(groups))))
-    return {f"1k_{k}": float(np.mean([f[k] for f in found])) for k in found[0]} if found else {}
+        metrics.append(
+            recalls(rank_queries(similarity, *groups), rank_queries(similarity.T, *reversed(groups)))
+        )
+    return {f"1k_{k}": float(np.mean([m[k] for m in metrics])) for k in metrics[0]} if metrics else {}
 
 
 def eccv_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float]:
-    """`eccv_...`: empty where the package or MS-COCO's numbers are missing, or test is not the split that it
-    judges.
+    """Measures of ECCV Caption (Chun et al., ECCV 2022).
+
+    Args:
+        scores: similarities of the test split, [N images, C captions].
+        data: the data set; `data.coco_ids` has MS-COCO's ids of the test images and captions.
+
+    Returns:
+        `eccv_i2t_map_at_r`, ..., `eccv_t2i_r1` in percent. Empty if the package is not installed, the ids are
+        unknown, or the test split lacks images or captions that have judgements.
     """
     if data.coco_ids is None or not data.folds or importlib.util.find_spec("eccv_caption") is None:
         return {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a faster JSON reader that it would like to have
+        warnings.simplefilter("ignore")  # the package recommends a faster JSON reader
         import eccv_caption
 
     judge = eccv_caption.Metrics()
@@ -62,17 +89,18 @@ def eccv_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float
         ("i2t", scores, images, captions),
         ("t2i", scores.T, captions, images),
     ):
-        truth = judge.eccv_gts[direction]
-        rows = np.flatnonzero(np.isin(queries, list(truth)))
-        if len(rows) < len(truth):  # not the test split that the judgements are about
+        ground_truth = judge.eccv_gts[direction]
+        rows = np.flatnonzero(np.isin(queries, list(ground_truth)))
+        if len(rows) < len(ground_truth):  # not the test split that was judged
             return {}
-        retrieved[direction] = _best(matrix, queries, candidates, rows, max(map(len, truth.values())))
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        found = judge.eccv_metrics(retrieved, "all")
+        count = max(map(len, ground_truth.values()))
+        retrieved[direction] = _best(matrix, queries, candidates, rows, count)
+    with contextlib.redirect_stderr(io.StringIO()):  # the package shows progress bars
+        measures = judge.eccv_metrics(retrieved, "all")
     return {
         f"eccv_{d}_{name.removeprefix('eccv_')}": 100 * float(v)
-        for name, both in found.items()
-        for d, v in both.items()
+        for name, by_direction in measures.items()
+        for d, v in by_direction.items()
     }
 
 
@@ -83,5 +111,5 @@ def _best(
     rows: NDArray[np.int64],
     count: int,
 ) -> dict[int, list[int]]:
-    """The best candidates' numbers for some queries, best first."""
+    """Ids of the `count` best candidates of the queries in `rows`, best first, by the query's id."""
     return {int(queries[r]): candidates[np.argsort(-scores[r], kind="stable")[:count]].tolist() for r in rows}

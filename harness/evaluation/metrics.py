@@ -1,4 +1,8 @@
-"""Retrieval recalls and noise-detection scores, defined once."""
+"""Retrieval recalls and noise-detection scores.
+
+Q queries are ranked against C candidates. A query matches the candidates of its group: in image-to-text
+retrieval (i2t), an image matches the captions of its group.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CUTOFFS = (1, 5, 10)
+"""The k of R@k."""
 RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in CUTOFFS)
 """The six recalls whose sum is rSum."""
 PERFECT = 600.0
@@ -17,12 +22,13 @@ _BLOCK = 1024  # queries ranked at a time
 
 @dataclass(frozen=True)
 class Ranking:
-    """One direction of retrieval.
+    """Ranks and best candidates of Q queries in one direction of retrieval.
 
     Attributes:
-        rank: int64 [Q], candidates that are no match and score at least as high as the query's best
-            match: 0 is a hit at 1. Ties count against the model.
-        top: int64 [Q, 5] (fewer if there are fewer candidates), the best candidates, best first.
+        rank: int64 [Q], the rank of each query's best match, from 0. It is the number of candidates that do
+            not match and score at least as high, so ties count against the model.
+        top: int64 [Q, 5] (fewer columns if there are fewer candidates), indices of the best candidates, best
+            first.
     """
 
     rank: NDArray[np.int64]
@@ -30,11 +36,16 @@ class Ranking:
 
 
 def rank_queries(similarity: NDArray[np.floating], query_group: NDArray, candidate_group: NDArray) -> Ranking:
-    """Rank all candidates for each query: [Q, C], [Q], [C].
+    """Rank all candidates for each query.
+
+    Args:
+        similarity: [Q, C].
+        query_group: int64 [Q].
+        candidate_group: int64 [C].
 
     Raises:
-        ValueError: a similarity is not finite (every comparison with NaN is false, so a broken model would
-            come out perfect), or a query has no match among the candidates.
+        ValueError: a similarity is not finite (every comparison with NaN is false, so a diverged model would
+            have perfect recalls), or a query has no match among the candidates.
     """
     if not np.isfinite(similarity).all():
         raise ValueError("similarities are not finite: the model has diverged")
@@ -51,37 +62,51 @@ def rank_queries(similarity: NDArray[np.floating], query_group: NDArray, candida
 def _rank_block(
     similarity: NDArray[np.floating], query_group: NDArray, candidate_group: NDArray
 ) -> tuple[NDArray, NDArray]:
-    """Ranks and best candidates of a few queries: what is made beside the matrix stays small."""
+    """Ranks and best candidates of a block of queries, which bounds the memory of temporary arrays."""
     match = query_group[:, None] == candidate_group[None, :]
     best = np.where(match, similarity, -np.inf).max(1, keepdims=True)
     rank = ((similarity >= best) & ~match).sum(1)
     width = min(5, similarity.shape[1])
     head = np.argpartition(-similarity, width - 1, axis=1)[:, :width]
-    # The order of a tie: a match last, then by position, as for the rank.
+    # Order within a tie: matches last, as for the rank; then by index.
     keys = (head, np.take_along_axis(match, head, 1), -np.take_along_axis(similarity, head, 1))
     order = np.lexsort(keys, axis=1)
     return rank.astype(np.int64), np.take_along_axis(head, order, 1).astype(np.int64)
 
 
 def recalls(i2t: Ranking, t2i: Ranking) -> dict[str, float]:
-    """R@1, 5, 10 of both directions in percent, their sum `rsum`, and median and mean rank (from 1)."""
-    out: dict[str, float] = {}
+    """Recalls and ranks of both directions (VSE++'s released code, whose definitions the field shares).
+
+    Args:
+        i2t: images as queries, captions as candidates.
+        t2i: captions as queries, images as candidates.
+
+    Returns:
+        `i2t_r1`, ..., `t2i_r10`: percent of queries with a match among the first k. `rsum`: their sum.
+        `i2t_median_rank`, `i2t_mean_rank` and those of `t2i`: ranks of the best match, from 1.
+    """
+    metrics: dict[str, float] = {}
     for name, ranking in (("i2t", i2t), ("t2i", t2i)):
-        out |= {f"{name}_r{k}": 100 * float((ranking.rank < k).mean()) for k in CUTOFFS}
-        out[f"{name}_median_rank"] = float(np.floor(np.median(ranking.rank)) + 1)
-        out[f"{name}_mean_rank"] = float(ranking.rank.mean() + 1)
-    return out | {"rsum": sum(out[name] for name in RECALLS)}
+        metrics |= {f"{name}_r{k}": 100 * float((ranking.rank < k).mean()) for k in CUTOFFS}
+        metrics[f"{name}_median_rank"] = float(np.floor(np.median(ranking.rank)) + 1)
+        metrics[f"{name}_mean_rank"] = float(ranking.rank.mean() + 1)
+    return metrics | {"rsum": sum(metrics[name] for name in RECALLS)}
 
 
 def chance_rsum(image_group: NDArray, caption_group: NDArray) -> float:
-    """rSum to be expected of a random order, both directions: group of each image and each caption."""
+    """Expected rSum of a random order of the candidates.
+
+    Args:
+        image_group: int64 [N], group of each image.
+        caption_group: int64 [C], group of each caption.
+    """
     total = 0.0
     for queries, candidates in ((image_group, caption_group), (caption_group, image_group)):
         groups, sizes = np.unique(candidates, return_counts=True)
         matches = sizes[np.searchsorted(groups, queries)]
         others = len(candidates) - matches
         for k in CUTOFFS:
-            # None of the first k matches: (others / all) ((others - 1) / (all - 1)) ... k times.
+            # P(no match among the first k) = product of (others - i) / (candidates - i) over i < k.
             missed = np.prod(
                 [np.clip(others - i, 0, None) / max(len(candidates) - i, 1) for i in range(k)], axis=0
             )
@@ -91,11 +116,12 @@ def chance_rsum(image_group: NDArray, caption_group: NDArray) -> float:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Pairs by their confidence, in `BINS` equal bins of [0, 1].
+    """Pairs by confidence, in `BINS` bins of equal width over [0, 1].
 
     Attributes:
-        matched, mismatched: pairs of each kind in each bin, [BINS].
-        confidence: mean confidence of the bin's pairs, NaN where it is empty, [BINS].
+        matched: int64 [BINS], matched pairs in each bin.
+        mismatched: int64 [BINS], mismatched pairs in each bin.
+        confidence: float64 [BINS], mean confidence of the pairs in each bin, NaN in an empty bin.
     """
 
     matched: NDArray[np.int64]
@@ -104,7 +130,7 @@ class Calibration:
 
     @property
     def share(self) -> NDArray[np.float64]:
-        """Share of matched pairs in each bin, NaN where it is empty."""
+        """float64 [BINS], share of matched pairs in each bin, NaN in an empty bin."""
         count = self.matched + self.mismatched
         share: NDArray[np.float64] = np.divide(
             self.matched, count, out=np.full(BINS, np.nan), where=count > 0
@@ -113,42 +139,57 @@ class Calibration:
 
     @property
     def error(self) -> float:
-        """Expected calibration error (Guo et al., ICML 2017, eq. 3): |share matched - mean confidence| over
-        bins, weighted by pairs.
+        """Expected calibration error, in [0, 1] (Guo et al., ICML 2017, equation 3).
+
+        The mean over bins of |share - confidence|, weighted by pairs.
         """
         count = self.matched + self.mismatched
         return float(np.nansum(count * np.abs(self.share - self.confidence)) / count.sum())
 
 
 BINS = 20
+"""Bins of `Calibration`."""
 
 
 def calibration(confidence: NDArray[np.floating], matched: NDArray[np.bool_]) -> Calibration:
-    """Matched and mismatched pairs by confidence, [N] in [0, 1] and [N]."""
-    place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    count = np.bincount(place, minlength=BINS)
-    total = np.bincount(place, confidence, BINS)
+    """Count matched and mismatched pairs by confidence.
+
+    Args:
+        confidence: [P] in [0, 1], belief that each pair matches.
+        matched: bool [P], the ground truth.
+    """
+    bin_index = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    count = np.bincount(bin_index, minlength=BINS)
+    total = np.bincount(bin_index, confidence, BINS)
     mean = np.divide(total, count, out=np.full(BINS, np.nan), where=count > 0)
-    of_matched = np.bincount(place[matched], minlength=BINS)
-    return Calibration(of_matched, count - of_matched, mean)
+    matched_count = np.bincount(bin_index[matched], minlength=BINS)
+    return Calibration(matched_count, count - matched_count, mean)
 
 
 DETECTION = ("auroc", "average_precision", "f1", "ece")
+"""Names of the noise-detection scores."""
 
 
 def detection(confidence: NDArray[np.floating], matched: NDArray[np.bool_]) -> dict[str, float]:
-    """How well confidence tells mismatched from matched pairs, [N] in [0, 1] and [N].
+    """Scores of the detection of mismatched pairs by their confidence.
 
-    `auroc`, `average_precision` and `f1` (mismatched: below 0.5) are of mismatched pairs, and are left out
-    where all pairs are of one kind:
-    there is nothing to tell apart. `ece`: expected calibration error as a belief that a pair matches.
+    scikit-learn is imported here: it takes a second.
+
+    Args:
+        confidence: [P] in [0, 1], belief that each pair matches.
+        matched: bool [P], the ground truth.
+
+    Returns:
+        `auroc`, `average_precision` and `f1` of mismatched pairs, in [0, 1]; for `f1` a pair is detected if
+        its confidence is below 0.5. They are left out if all pairs match or none does. `ece`: expected
+        calibration error of the confidence, in [0, 1].
     """
     from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-    found = {"ece": calibration(confidence, matched).error}
+    scores = {"ece": calibration(confidence, matched).error}
     if matched.all() or not matched.any():
-        return found
-    return found | {
+        return scores
+    return scores | {
         "auroc": float(roc_auc_score(matched, confidence)),
         "average_precision": float(average_precision_score(~matched, -confidence)),
         "f1": float(f1_score(~matched, confidence < 0.5, zero_division=0)),
