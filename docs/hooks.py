@@ -26,6 +26,7 @@ LAYERS = (
 )
 _COPIED = (
     "CHANGELOG.md",
+    "CITATION.cff",
     "CONTRIBUTING.md",
     "LICENSE",
     "harness/data/emoji/NOTICE.md",
@@ -44,6 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
+    files.append(File.generated(config, "index.md", abs_src_path=str(ROOT / "README.md")))
     layers = [("methods", "methods", "what is compared"), *((f"harness.{n}", n, t) for n, t in LAYERS)]
     index = ["# API", "", "Generated from the docstrings, layer by layer, from the top of the harness down.", ""]
     for package, name, title in layers:
@@ -64,9 +66,9 @@ def _api_page(package: str) -> str:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links that are right in the repository, made right on the site."""
     name = page.file.src_uri
-    if name in ("CHANGELOG.md", "CONTRIBUTING.md"):
+    if name in ("index.md", "CHANGELOG.md", "CONTRIBUTING.md"):
         return markdown.replace("](docs/", "](")
-    return markdown if "/" in name else markdown.replace("](../", "](")
+    return markdown if "/" in name else markdown.replace("](../README.md", "](index.md").replace("](../", "](")
 
 
 def on_post_build(config: MkDocsConfig) -> None:
