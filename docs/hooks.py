@@ -1,4 +1,4 @@
-"""What the site holds besides `docs/`: the reports, sweep files and API pages, and nothing of another host."""
+"""What the site holds besides `docs/`: reports, sweep files and API pages, and nothing of another host."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, name, abs_src_path=str(path)))
     files.append(File.generated(config, "index.md", abs_src_path=str(ROOT / "README.md")))
     layers = [("methods", "methods", "what is compared"), *((f"harness.{n}", n, t) for n, t in LAYERS)]
-    index = ["# API", "", "Generated from the docstrings, layer by layer, from the top of the harness down.", ""]
+    index = [
+        "# API",
+        "",
+        "Generated from the docstrings, layer by layer, from the top of the harness down.",
+        "",
+    ]
     for package, name, title in layers:
         files.append(File.generated(config, f"api/{name}.md", content=_api_page(package)))
         index.append(f"- [`{package}`](api/{name}.md): {title}")
@@ -67,8 +72,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links that are right in the repository, made right on the site."""
     name = page.file.src_uri
     if name in ("index.md", "CHANGELOG.md", "CONTRIBUTING.md"):
-        return markdown.replace("](docs/", "](")
-    return markdown if "/" in name else markdown.replace("](../README.md", "](index.md").replace("](../", "](")
+        return markdown.replace("](docs/", "](").replace("](README.md", "](index.md")
+    return (
+        markdown if "/" in name else markdown.replace("](../README.md", "](index.md").replace("](../", "](")
+    )
 
 
 def on_post_build(config: MkDocsConfig) -> None:
