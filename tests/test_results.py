@@ -19,6 +19,7 @@ from harness.sweep.preflight import check_trial
 from tests import layouts, small
 
 README = Path(__file__).parents[1] / "README.md"
+DOCS = README.parent / "docs"
 
 
 def frame(rows):
@@ -190,15 +191,30 @@ def test_latex_escapes_and_rules():
     assert r"\toprule" in text
 
 
-def test_the_readmes_tables_are_those_of_the_report():
-    report = (README.parent / "reports" / "emoji" / "report.md").read_text()
-    tables = [
-        line
-        for line in README.read_text().split("## What comes out")[1].split("\n## ")[0].splitlines()
-        if line.startswith("|")
-    ]
-    assert len(tables) > 10
-    assert set(tables) <= set(report.splitlines())
+def section(page, heading):
+    """The text of a page under a heading of the second level."""
+    return page.read_text(encoding="utf-8").split(f"## {heading}")[1].split("\n## ")[0]
+
+
+def table_rows(text):
+    """The rows of Markdown tables as cells, without what marks a cell as best or not significantly worse."""
+    lines = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|:")]
+    return [tuple(c.strip() for c in re.sub(r"\*\*|</?u>", "", line).strip("|").split("|")) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "sweep", "rows"),
+    [
+        (README, "What comes out", "emoji", 7),
+        (DOCS / "results.md", "Six methods", "emoji", 7),
+        (DOCS / "results.md", "Region features", "regions", 4),
+    ],
+)
+def test_the_documented_tables_are_those_of_the_reports(page, heading, sweep, rows):
+    report = (README.parent / "reports" / sweep / "report.md").read_text()
+    documented = table_rows(section(page, heading))
+    assert len(documented) == rows
+    assert set(documented) <= set(table_rows(report))
 
 
 def test_the_readmes_method_is_complete_and_trains(tmp_path, monkeypatch):
@@ -217,15 +233,24 @@ def test_the_readmes_method_is_complete_and_trains(tmp_path, monkeypatch):
     assert outcome.metrics["test/rsum"] > 0
 
 
-def test_the_readmes_sweep_is_valid():
-    import yaml
-
-    from harness.config.sweep_file import parse_sweep
-
+@pytest.mark.parametrize(
+    ("page", "trials"), [(README, 2 * 2 * 3), (DOCS / "operations.md", 2 * 3 + 2 * 3 * 3)]
+)
+def test_the_documented_sweep_is_valid(page, trials):
     (text,) = [
-        block for block in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S) if "grid:" in block
+        block for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.S) if "grid:" in block
     ]
-    assert len(parse_sweep({"name": "readme", **yaml.safe_load(text)}).trials) == 2 * 3 + 2 * 3 * 3
+    assert len(parse_sweep({"name": "documented", **yaml.safe_load(text)}).trials) == trials
+
+
+@pytest.mark.parametrize("page", ["operations.md", "region_features.md"])
+def test_the_documented_settings_of_all_trials_are_valid(page):
+    texts = [b for b in re.findall(r"```yaml\n(.*?)```", (DOCS / page).read_text(), re.S) if "grid:" not in b]
+    assert texts
+    for text in texts:
+        content = small.content("clip")
+        content["fixed"] |= yaml.safe_load(text)["fixed"]
+        assert parse_sweep(content).trials
 
 
 def test_the_readmes_lines_for_pictures_of_ones_own_are_enough(tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def stratified_bootstrap(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Estimate:
-    """A statistic of scores [block][seed], with the percentile interval of resampling seeds within each block
+    """A statistic of scores `[block][seed]`, with the percentile interval of resampling seeds in each block
     (Agarwal et al. 2021).
 
     A resample of n seeds has (n - 1) / n of their variance, a fifth too little at five. Ours: resamples are

@@ -1,0 +1,84 @@
+"""What the site holds besides `docs/`: reports, sweep files and API pages, and nothing of another host."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+LAYERS = (
+    ("bench", "what a step, a load, a ranking and a sweep cost"),
+    ("sweep", "plan, preflight, launchers, progress and status"),
+    ("report", "from records to tables, figures and the page"),
+    ("training", "one trial"),
+    ("record", "what a trial leaves"),
+    ("config", "sweep files and trials"),
+    ("data_tools", "check, prepare, export"),
+    ("backbones", "features and similarities"),
+    ("noise", "noise models and index files"),
+    ("evaluation", "recalls, ranks and detection"),
+    ("data", "data sets"),
+    ("lib", "files, locks, console, registry and watchdog"),
+)
+_COPIED = (
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "harness/data/emoji/NOTICE.md",
+    "harness/report/published_results.csv",
+    "reports/*.png",
+    "reports/*/*.md",
+    "reports/*/*.png",
+    "sweeps/*.yaml",
+)
+_FOREIGN = re.compile(r"https://unpkg\.com/[\w@./-]+")  # Material's, for diagrams and for browsers of old
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the files of the repository that pages link to, and a page of the API for each layer."""
+    for pattern in _COPIED:
+        for path in sorted(ROOT.glob(pattern)):
+            name = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, name, abs_src_path=str(path)))
+    files.append(File.generated(config, "index.md", abs_src_path=str(ROOT / "README.md")))
+    layers = [("methods", "methods", "what is compared"), *((f"harness.{n}", n, t) for n, t in LAYERS)]
+    index = [
+        "# API",
+        "",
+        "Generated from the docstrings, layer by layer, from the top of the harness down.",
+        "",
+    ]
+    for package, name, title in layers:
+        files.append(File.generated(config, f"api/{name}.md", content=_api_page(package)))
+        index.append(f"- [`{package}`](api/{name}.md): {title}")
+    files.append(File.generated(config, "api.md", content="\n".join(index) + "\n"))
+    return files
+
+
+def _api_page(package: str) -> str:
+    """A page that documents every public module of a package."""
+    folder = ROOT / package.replace(".", "/")
+    modules = [p.stem for p in sorted(folder.glob("*.py")) if not p.stem.startswith("_")]
+    names = [package, *(f"{package}.{module}" for module in modules)]
+    return f"# `{package}`\n\n" + "\n\n".join(f"::: {name}" for name in names) + "\n"
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links that are right in the repository, made right on the site."""
+    name = page.file.src_uri
+    if name in ("index.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+        return markdown.replace("](docs/", "](").replace("](README.md", "](index.md")
+    return (
+        markdown if "/" in name else markdown.replace("](../README.md", "](index.md").replace("](../", "](")
+    )
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Take out the addresses that the theme's script would load from another host, were they needed."""
+    for script in Path(config.site_dir).glob("assets/javascripts/*.js"):
+        script.write_text(_FOREIGN.sub("", script.read_text(encoding="utf-8")), encoding="utf-8")
