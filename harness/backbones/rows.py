@@ -40,17 +40,30 @@ def sum_over_processes(x: Tensor) -> Tensor:
     return result
 
 
-def gather_rows(x: Tensor, batch: Batch) -> Tensor:
-    """This process's rows [b, ...] -> the global batch's [total, ...], with gradient.
+def sums_over_processes(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The sum of each of several tensors of one type, in one transfer: each transfer costs its latency."""
+    flat = sum_over_processes(torch.cat([x.flatten() for x in tensors]))
+    parts = flat.split([x.numel() for x in tensors])
+    return tuple(part.view_as(x) for part, x in zip(parts, tensors, strict=True))
+
+
+def gather_pair(images: Tensor, texts: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """This process's rows [b, ...] of both sides -> the global batch's [total, ...], with gradient.
 
     Rows may be spread unevenly: each process puts its own in place and zeros elsewhere, and the sum is the
     whole.
     """
     if not batch.sharded:
-        return x
+        return images, texts
+    images, texts = sums_over_processes(_in_place(images, batch), _in_place(texts, batch))
+    return images, texts
+
+
+def _in_place(x: Tensor, batch: Batch) -> Tensor:
+    """This process's rows [b, ...] among zeros: [total, ...]."""
     before, after = batch.start, batch.total - batch.start - len(x)
     rest = tuple(x.shape[1:])
-    return sum_over_processes(torch.cat([x.new_zeros(before, *rest), x, x.new_zeros(after, *rest)]))
+    return torch.cat([x.new_zeros(before, *rest), x, x.new_zeros(after, *rest)])
 
 
 def columns_over_processes(
