@@ -25,7 +25,7 @@ from harness.report.write import write
 from harness.training.run_trial import fingerprint, noise_of
 from tests import small
 
-FOLDER = Path(__file__).parent / "data" / "golden"
+FOLDER = Path(__file__).parent / "fixtures" / "golden"
 BACKBONE = {
     "backbone": {"model": "effnet_minilm", "pretrained": "packages", "locked": True}
 }  # one without a path: ids are the same everywhere

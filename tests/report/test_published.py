@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 
 from harness.report.published import papers_table, published
-from tests.test_results import frame
+from tests.report.test_results import frame
 
 
 def ours(

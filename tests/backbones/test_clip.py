@@ -17,7 +17,7 @@ from harness.training.loading import Fetch, Plan
 from methods.base import Batch, Pairs
 from tests import build, small
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def setup(**changes):
@@ -149,7 +149,7 @@ def test_a_torn_cache_file_is_computed_again(feature_cache):
 def test_parallel_trials_compute_features_once(tmp_path):
     """Two processes ask for the same features at once: one computes, both read the same."""
     code = (
-        "from tests import small; from tests.test_backbones import setup;"
+        "from tests import small; from tests.backbones.test_clip import setup;"
         "import harness.backbones.features as f; inner = f._compute;"
         "f._compute = lambda *a, **k: (print('computed', flush=True), inner(*a, **k))[1];"
         "print(float(setup().inputs(small.load(), 'dev').image_features.sum()))"
@@ -163,7 +163,7 @@ def test_parallel_trials_compute_features_once(tmp_path):
         )
         for _ in range(2)
     ]
-    out = [p.communicate(timeout=120)[0].split() for p in running]
+    out = [p.communicate()[0].split() for p in running]
     assert sum(line.count("computed") for line in out) == 2  # images and texts, once each
     assert out[0][-1] == out[1][-1]
     assert not list(tmp_path.rglob("*.tmp"))
