@@ -93,5 +93,6 @@ def test_a_killed_trial_ends_as_if_nothing_had_happened(places, names, processes
         assert found[:2] == wanted[:2], name
         assert found[2].keys() == wanted[2].keys(), name
         assert all(np.array_equal(found[2][path], wanted[2][path]) for path in wanted[2]), name
+        assert alone.tags["processes"] == killed.tags["processes"] == str(processes)
         assert int(killed.tags["attempts"]) <= 1 + kills
         assert not place.folder(folder, trials[name]).exists()

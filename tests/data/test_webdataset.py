@@ -178,7 +178,7 @@ def many_samples(root, count):
 @pytest.mark.parametrize(
     ("layout", "make", "count"),
     [
-        ("table", many_files, 20_000),
+        ("table", many_files, 50_000),
         ("webdataset", many_samples, 20_000),
         pytest.param("table", many_files, 100_000, marks=pytest.mark.cluster),
     ],
