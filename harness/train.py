@@ -1,7 +1,8 @@
 """`python -m harness.train SWEEP --trial ID`: one trial by hand, also under torchrun.
 
 With `--no-tracking` it prints instead of recording, and imports neither Ray nor MLflow, so that it runs on a
-GPU machine with little installed. Exit code 0: done; 1: the trial failed; 2: bad input.
+GPU
+machine with little installed. Exit code 0: done; 1: the trial failed; 2: bad input; 130: stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -9,19 +10,64 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
-from harness.config.sweep_file import BadInput, Sweep, Trial, load_sweep
-from harness.data import DataError, load_dataset
-from harness.lib.console import console, fail
-from harness.lib.locks import Busy, acquire
-from harness.lib.watchdog import OutOfTime
-from harness.sweep.preflight import check_same_data, check_trial
-from harness.training.run_trial import STORAGE, PrintRecorder, fingerprint, run_trial
-from harness.training.trainer import DataChanged, Diverged
+if TYPE_CHECKING:
+    from harness.config.sweep_file import Sweep
+    from harness.config.trial import Trial
+    from harness.record.store import Store
+    from harness.record.types import SweepHandle
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command. Returns the exit code."""
+    options = _parse(arguments)
+    from harness.config.sweep_file import (  # what the command needs is loaded once it is known
+        BadInput,
+        load_sweep,
+    )
+    from harness.lib.console import console, escape_undecodable, fail
+    from harness.record.provenance import Provenance
+    from harness.sweep.attempt import DONE, STORAGE, Task, attempt
+    from harness.sweep.preflight import check_trial
+
+    escape_undecodable()
+    main_process = os.environ.get("RANK", "0") == "0"
+    try:
+        sweep = load_sweep(options.sweep)
+        trial = find_trial(sweep, options.trial)
+        errors = check_trial(trial)
+    except BadInput as error:
+        errors = error.errors
+    store = handle = None
+    if not errors and not options.no_tracking:
+        store, errors = _open(options.tracking_uri, sweep, trial)
+    if errors:
+        return fail(errors) if main_process else 2
+    if store:
+        record = store.find_records(sweep.name, [trial]).get(
+            trial.id
+        )  # all processes look, so that none waits
+        if record and record.done:
+            console.print(f"trial {trial.id} is done already: run {record.run_id}")
+            return 0
+        handle = _handle(store, sweep)
+    task = Task(handle, sweep.file.resources, Provenance.of([trial]), STORAGE.absolute(), os.getcwd())
+    try:
+        ended = attempt(trial, task, main=main_process)
+    except KeyboardInterrupt:
+        if main_process and store and handle:
+            store.stop(handle, trial, "stopped by Ctrl-C")
+        console.print("[bold]stopped[/]; run the same command to resume from the last epoch")
+        return 130
+    if main_process and ended.outcome != DONE:
+        console.print(f"{ended.outcome}: {ended.reason}", markup=False)
+    elif main_process and store:
+        console.print(f"trial {trial.id}: done, recorded in {store.uri}")
+    return 0 if ended.outcome == DONE else 1
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m harness.train",
         description=__doc__,
@@ -33,75 +79,31 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--no-tracking", action="store_true", help="print the results, record nothing")
     parser.add_argument("--tracking-uri", help="MLflow store (default: mlflow.db here)")
-    options = parser.parse_args(arguments)
-    try:
-        sweep = load_sweep(options.sweep)
-        trial = find_trial(sweep, options.trial)
-    except BadInput as error:
-        return fail(error.errors)
-    errors = check_trial(trial)
-    if errors:
-        return fail(errors)
-    if options.no_tracking:
-        try:
-            run_trial(
-                trial,
-                PrintRecorder(),
-                folder=STORAGE.absolute() / "untracked" / trial.id,
-                resources=sweep.file.resources,
-            )
-        except (Diverged, DataError, DataChanged, Busy, OutOfTime) as error:
-            console.print(f"failed: {error}", markup=False)
-            return 1
-        return 0
-    return _run_tracked(sweep, trial, options.tracking_uri)
+    return parser.parse_args(arguments)
 
 
-def _run_tracked(sweep: Sweep, trial: Trial, uri: str | None) -> int:
-    from harness.record.store import MlflowRecorder, Store, StoreError, describe_failure
+def _open(uri: str | None, sweep: Sweep, trial: Trial) -> tuple[Store | None, list[str]]:
+    """The store, or why the trial cannot be recorded in it."""
+    from harness.data import load_dataset
+    from harness.record.store import Store
+    from harness.record.types import StoreError
+    from harness.sweep.preflight import check_same_data
 
-    main_process = os.environ.get("RANK", "0") == "0"
     try:
         store = Store(uri, patient=False)
     except StoreError as error:
-        return fail([str(error)]) if main_process else 2
-    known = store.find_records(sweep)
-    errors = check_same_data(
-        [trial], known, {trial.id: fingerprint(trial, load_dataset(trial.dataset, **trial.dataset_options))}
-    )
-    if errors:
-        return fail(errors) if main_process else 2
-    done = known.get(trial.id)  # every process looks, so that none waits for one that has left
-    if done and done.done:
-        console.print(f"trial {trial.id} is done already: run {done.run_id}")
-        return 0
-    recorder: Any = PrintRecorder()
+        return None, [str(error)]
+    fingerprint = trial.fingerprint(load_dataset(trial.dataset, **trial.dataset_options))
+    known = store.find_records(sweep.name, [trial])
+    return store, check_same_data([trial], known, {trial.id: fingerprint})
+
+
+def _handle(store: Store, sweep: Sweep) -> SweepHandle:
+    from harness.lib.locks import acquire
+    from harness.sweep.attempt import STORAGE
+
     with acquire(STORAGE.absolute() / "opening", wait=True):
-        place = store.open_sweep(sweep)
-    folder = place.folder(STORAGE.absolute(), trial)
-    if main_process:
-        recorder = MlflowRecorder(place, trial, folder=folder)
-    try:
-        outcome = run_trial(trial, recorder, folder=folder, resources=sweep.file.resources)
-    except Busy as error:
-        console.print(f"trial {trial.id}: {error}", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        if main_process:
-            store.stop(place, trial, "stopped by Ctrl-C")
-            console.print("[bold]stopped[/]; run the same command to go on from the last epoch")
-        return 130
-    except Exception as error:
-        if main_process:
-            reason, details = describe_failure(error)
-            store.fail(place, trial, reason, details)
-            console.print(f"failed: {reason}", markup=False)
-        return 1
-    if main_process:
-        console.print(
-            f"trial {trial.id}: test rSum {outcome.metrics['test/rsum']:.1f}, recorded in {store.uri}"
-        )
-    return 0
+        return store.open_sweep(sweep)
 
 
 def find_trial(sweep: Sweep, beginning: str) -> Trial:
@@ -110,15 +112,21 @@ def find_trial(sweep: Sweep, beginning: str) -> Trial:
     Raises:
         BadInput: none does, or several do.
     """
-    found = [t for t in sweep.trials if t.id.startswith(beginning)]
-    if len(found) != 1:
+    from harness.config.sweep_file import BadInput
+
+    matching = [t for t in sweep.trials if t.id.startswith(beginning)]
+    if len(matching) != 1:
         listed = ", ".join(
-            f"{t.id} ({t.method} noise={t.noise_ratio:g} seed={t.seed})" for t in (found or sweep.trials)[:12]
+            f"{t.id} ({t.method} noise={t.noise_ratio:g} seed={t.seed})"
+            for t in (matching or sweep.trials)[:12]
         )
         raise BadInput(
-            [f"--trial {beginning!r}: {len(found)} trials of {sweep.name} begin so; there are: {listed}, ..."]
+            [
+                f"--trial {beginning!r}: {len(matching)} trials of {sweep.name} begin so; there are: "
+                f"{listed}, ..."
+            ]
         )
-    return found[0]
+    return matching[0]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.training.loading import load
-from harness.training.run_trial import build_trainer, noise_of
+from harness.training.run_trial import build_trainer
 from harness.training.trainer import Trainer, make_accelerator
 from methods.base import Batch, Method
 from tests import small
@@ -24,10 +23,10 @@ def trainer(
     if hyper:
         trial = trial.model_copy(update={"hyper": {**trial.hyper, **hyper}})
     data = small.regions() if trial.backbone["kind"] == "sgraf" else small.load()
-    noise = noise_of(trial, data)
+    noise = trial.noise_index(data)
     if scramble_truth:
         noise.matched[:] = ~noise.matched
-    return build_trainer(trial, data, noise, make_accelerator(trial.precision), folder=folder)
+    return build_trainer(trial, data, noise, make_accelerator(trial.precision), directory=folder)
 
 
 def method(name: str, **changes: Any) -> Method:
@@ -35,6 +34,4 @@ def method(name: str, **changes: Any) -> Method:
 
 
 def first_batch(made: Trainer, *, epoch: int = 0, network: int = 0) -> Batch:
-    batches, _ = made._batches(epoch, network)
-    plans = made._plans(batches[:1], epoch, network)
-    return next(iter(load(plans, made._fetch(), workers=0))).to(made.accelerator.device, made.dtype)
+    return next(made.batches(epoch, network))

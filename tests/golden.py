@@ -18,11 +18,10 @@ import numpy as np
 
 from harness.config.sweep_file import Sweep, parse_sweep
 from harness.evaluation.metrics import Ranking, detection, recalls
-from harness.record.store import StoreError, SweepRecord, TrialRecord
+from harness.record.types import MethodFacts, StoreError, SweepRecord, TrialRecord
 from harness.report.source import Source
 from harness.report.versus import write_versus
 from harness.report.write import write
-from harness.training.run_trial import fingerprint, noise_of
 from tests import small
 
 FOLDER = Path(__file__).parent / "fixtures" / "golden"
@@ -103,7 +102,13 @@ def source(name: str) -> Source:
         )
 
     record = SweepRecord(
-        name, planned.file.description, planned.file.select, planned.trials, records, planned.file.reference
+        name,
+        planned.file.description,
+        planned.file.select,
+        planned.trials,
+        records,
+        {t.method: MethodFacts.of(t.method) for t in planned.trials},
+        planned.file.reference,
     )
     return Source(record, read, names, lambda run: f"http://127.0.0.1:5000/#/experiments/1/runs/{run}")
 
@@ -145,7 +150,7 @@ def _trial(trial, number, prefix, arrays, tags) -> dict[str, float]:
     """One finished trial: its metrics, with its arrays and tags put where they belong."""
     draw = np.random.default_rng([number, trial.seed])
     data, test = small.load(), small.load()["test"]
-    noise = noise_of(trial, data)
+    noise = trial.noise_index(data)
     start, slope = SKILL[trial.method]
     distance = (
         start
@@ -197,7 +202,7 @@ def _trial(trial, number, prefix, arrays, tags) -> dict[str, float]:
     metrics |= {"cost/peak_memory_mb": 900.0, "cost/networks_at_test": networks, "cost/parameters": 12_000.0}
     tags |= {
         "noise_digest": noise.digest,
-        "data_fingerprint": fingerprint(trial, data),
+        "data_fingerprint": trial.fingerprint(data),
         "git_commit": "0123456789ab",
         "device": "cpu (x86_64)",
     }

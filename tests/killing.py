@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
-from harness.config.sweep_file import Trial
+from harness.config.trial import Trial
 from harness.lib.watchdog import Watchdog
-from harness.record.store import MlflowRecorder, SweepHandle
-from harness.training.run_trial import PrintRecorder, run_trial
+from harness.record.recorder import MlflowRecorder, PrintRecorder
+from harness.record.types import SweepHandle
+from harness.training.run_trial import run_trial
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.killing", "tests.warm"])

@@ -14,7 +14,7 @@ from tests import build, small
 
 def few_embeddings(trainer: Trainer) -> torch.Tensor:
     """A scan over so few pairs that there are more processes than batches."""
-    return trainer._scan(
+    return trainer.scan(
         lambda images, texts: {"images": images}, pairs=trainer.method.pairs[torch.arange(5)]
     )["images"]
 

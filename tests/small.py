@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.sweep_file import Sweep, Trial, parse_sweep
-from harness.data import DataSet, Split, load_dataset
+from harness.config.sweep_file import Sweep, parse_sweep
+from harness.config.trial import Trial
+from harness.data import load_dataset
+from harness.data.base import DataSet, Split
 from harness.data.scan import Regions
 
 TINY_MODEL = str(Path(__file__).parent / "fixtures" / "tiny_clip.json")
@@ -49,7 +51,7 @@ def regions() -> DataSet:
     data = load()
     fewer = {name: first_concepts(split, 20) for name, split in data.splits.items()}
     splits = {
-        name: replace(split, images=Regions(_patches(split), np.arange(len(split.images))))
+        name: replace(split, images=Regions(_patches(split), np.arange(len(split.images))), kind="regions")
         for name, split in fewer.items()
     }
     return replace(data, name="regions", splits=splits, fingerprint=f"{data.fingerprint}-regions")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.config.sweep_file import method_class
+from harness.config.trial import method_class
 from methods import METHODS
 from methods.base import Method
 from tests import build, small
@@ -123,7 +123,7 @@ def test_a_resumed_trial_continues_bit_for_bit(name, setting, tmp_path):
     class Stop(Exception):
         pass
 
-    last = trained.settings.epochs - 1
+    last = trained.config.epochs - 1
 
     def stop_in_the_last(record):
         if record.epoch == last:  # trained and recorded, not saved

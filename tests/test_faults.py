@@ -21,10 +21,12 @@ import pytest
 import yaml
 from ray.cluster_utils import Cluster
 
-from harness.config.sweep_file import Resources, load_sweep
+from harness.config.resources import Resources
+from harness.config.sweep_file import load_sweep
 from harness.lib.locks import acquire
-from harness.record.store import Store, SweepHandle
-from harness.record.verify import faults_of
+from harness.record.store import Store
+from harness.record.types import SweepHandle
+from harness.record.verify import errors_of
 from harness.sweep import schedule
 from tests import build, small
 
@@ -188,7 +190,7 @@ def whole(store, found, alone) -> bool:
     assert len(runs) == len(found)
     for seed, record in found.items():
         assert record.done, record
-        assert faults_of(store, record) == []
+        assert errors_of(store, record) == []
         assert record.metrics["test/rsum"] == alone[seed].metrics["test/rsum"]
         assert record.metrics["dev/best_rsum"] == alone[seed].metrics["dev/best_rsum"]
     return True
@@ -231,7 +233,7 @@ def test_one_of_two_processes_that_dies(cluster, server, tmp_path):
     assert running.ends() == 0, running.said()
     store, found = records(tmp_path, server)
     assert found[0].done
-    assert faults_of(store, found[0]) == []
+    assert errors_of(store, found[0]) == []
     assert (found[0].tags["attempts"], found[0].tags["processes"]) == ("2", "2")
     assert "goes on after 1 epochs" in found[0].tags["history"]
     assert found[0].metrics["test/rsum"] == pytest.approx(

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from harness.config.sweep_file import method_class
+from harness.config.trial import method_class
 from harness.record.store import Store
 from methods import METHODS
 from tests import build, killing, small

@@ -18,11 +18,12 @@ import pytest
 
 from harness.evaluation.metrics import RECALLS, Ranking
 from harness.lib.console import console
-from harness.record.store import MlflowRecorder, Store
-from harness.sweep.__main__ import _Progress
-from harness.sweep.schedule import BUSY, DONE, FAILED, Finished
+from harness.record.recorder import MlflowRecorder
+from harness.record.store import Store
+from harness.record.types import EpochRecord, Outcome
+from harness.sweep.attempt import BUSY, DONE, FAILED, Finished
+from harness.sweep.progress import Progress
 from harness.training.run_trial import _describe as describe
-from harness.training.trainer import EpochRecord, Outcome
 from tests import build, small
 from tests.test_faults import SOON, until
 
@@ -147,7 +148,7 @@ def test_64_trials_at_once_lose_nothing(server, feature_cache):
 def test_progress_counts_right(capfd):
     """What is done, failed, put back because another sweep has it, and done elsewhere."""
     trials = small.sweep("clip", grid={"seed": list(range(6))}).trials
-    shown = _Progress(total=10, done=4)
+    shown = Progress(total=10, done=4)
     for trial in trials[:4]:
         shown.started(trial)
     assert len(shown.running) == 4

@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 from harness.backbones import towers
 from harness.backbones.towers import check_towers
 from harness.config.plain_yaml import read_yaml
-from harness.config.sweep_file import BadInput, Trial, load_sweep
-from harness.data import DataError, load_dataset
-from harness.data.base import read_array
+from harness.config.sweep_file import BadInput, load_sweep
+from harness.config.trial import Trial
+from harness.data import load_dataset
+from harness.data.base import DataError, read_array
 from harness.data_tools.cli import main as data_command
 from harness.noise.files import read_index
 from harness.sweep.preflight import check_sweep

@@ -1,10 +1,11 @@
-"""Similarity vectors of SGRAF (AAAI 2021) for many pairs at once: attention over regions, alignments,
-reasoning.
+"""Attention of words over regions and local alignments of SGRAF (AAAI 2021), for many pairs at once.
 
-The published code goes caption by caption. Here captions stand side by side under a mask, in tiles of
-like length that bound the memory. Shapes: M images of R regions, n captions of at most L words, width D of
-the embeddings, width S of the similarity vector. A pair (i, j) of a tile is image i with caption j; for the
-diagonal alone ("pairs"), the tile is one row of n pairs.
+The released code scores one caption at a time. Here captions are batched under a mask, in tiles of captions
+of similar length, which bound the memory.
+
+Shapes: M images of R regions, n captions of at most L words in a tile, width D of the embeddings, width S of
+the similarity vector. Pair (i, j) of a tile is image i with caption j. Of matched pairs only ("the
+diagonal": image k with caption k), a tile is one row of n pairs.
 """
 
 from __future__ import annotations
@@ -15,41 +16,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SMOOTH = 9.0  # inverse temperature of the attention (SCAN, ECCV 2018; SGRAF, released code)
-TILE_ROWS = {
-    "cpu": 2**13,
-    "cuda": 2**17,
-}  # (image, word) rows of a tile: what fits a cache; what fills a GPU in 512 MB at D = 1024
+SMOOTH = 9.0
+"""Inverse temperature of the attention (SCAN, ECCV 2018; SGRAF, released code)."""
+TILE_ROWS = {"cpu": 2**13, "cuda": 2**17}
+"""Largest number of (image, word) rows in a tile, by type of device.
+
+A tile fits the cache of a CPU; on a GPU it occupies the device and takes 512 MB at D = 1024.
+"""
 
 
 def unit(x: Tensor, dim: int = -1) -> Tensor:
-    """x / (|x| + 1e-8), as in the released code; the gradient at 0 is 0 (there it is NaN)."""
+    """x / (|x| + 1e-8) along `dim`, as in SGRAF's released code.
+
+    The gradient at x = 0 is 0. In the released code it is NaN.
+    """
     square = x.square().sum(dim, keepdim=True)
     return x / (square.clamp(min=torch.finfo(x.dtype).tiny).sqrt() + 1e-8)
 
 
 def tiles(lengths: Tensor, images: int) -> Iterator[tuple[Tensor, int]]:
-    """Captions by length, in tiles: their rows and their longest length. Every caption is in one tile."""
+    """Partition captions into tiles of similar length.
+
+    Args:
+        lengths: int64 [n], words of each caption.
+        images: number of images that the captions are paired with.
+
+    Yields:
+        The indices of a tile's captions, int64 [t], and the length of its longest caption.
+    """
     budget = TILE_ROWS.get(lengths.device.type, TILE_ROWS["cuda"])
     order = lengths.argsort(stable=True)
-    longest = lengths[order].tolist()
+    ascending = lengths[order].tolist()
     start = 0
     for stop in range(1, len(order) + 1):
-        full = stop < len(order) and (stop + 1 - start) * longest[stop] * images > budget
+        full = stop < len(order) and (stop + 1 - start) * ascending[stop] * images > budget
         if full or stop == len(order):
-            yield order[start:stop], int(longest[stop - 1])
+            yield order[start:stop], int(ascending[stop - 1])
             start = stop
 
 
 def attend(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-    """Weights of each word over the regions, scaled so that the weighted sum of regions is a unit vector.
+    """Attention weights of each word over the regions (SGRAF, section 3.2).
 
-    The norm of a weighted sum comes from the regions' Gram matrix, R numbers wide and not D.
+    The weights are scaled so that the weighted sum of regions is a unit vector. Its norm is computed from the
+    Gram matrix of the regions, which needs rows of R numbers and not of D.
 
     Args:
-        regions: [M, R, D].
-        words: [n * L, D] for all pairs, [M, L, D] for the diagonal (then n is 1).
-        mask: [n, L] or [M, L], true where there is a word.
+        regions: [M, R, D], unit vectors.
+        words: unit vectors, [n * L, D] for all pairs, [M, L, D] for the diagonal (then n is 1).
+        mask: bool, [n, L] for all pairs, [M, L] for the diagonal; false at padding.
 
     Returns:
         [M, n * L, R].
@@ -64,11 +79,10 @@ def attend(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
 
 
 class Distances(torch.autograd.Function):
-    """(weights @ regions - words)^2 @ weight.T, keeping nothing that is D wide between forward and backward.
+    """(weights @ regions - words)^2 @ weight.T without saving a tensor [M, T, D] for the backward pass.
 
-    [M, T, R], [M, R, D], [T, D] or [M, T, D], [S, D] -> [M, T, S]. Most of the time of SGRAF is spent here.
-    Twice
-    differentiable: a backward pass that is itself differentiated goes through plain operations.
+    Most of the time of SGRAF is spent here. The function is twice differentiable: a backward pass that is
+    itself differentiated uses plain operations. See `distances` for the shapes.
     """
 
     @staticmethod
@@ -84,10 +98,11 @@ class Distances(torch.autograd.Function):
         weights, regions, words, weight = inputs
         difference = _difference(weights, regions, words)
         flat = gradient.flatten(0, 1)
-        to_weight = flat.T @ difference.square().flatten(0, 1)
-        to_difference = (flat @ (2 * weight)).view_as(difference).mul_(difference)
-        to_words = -(to_difference.sum(0) if words.ndim == 2 else to_difference)
-        return to_difference @ regions.mT, weights.mT @ to_difference, to_words, to_weight
+        weight_gradient = flat.T @ difference.square().flatten(0, 1)
+        difference_gradient = (flat @ (2 * weight)).view_as(difference).mul_(difference)
+        words_gradient = -(difference_gradient.sum(0) if words.ndim == 2 else difference_gradient)
+        weights_gradient = difference_gradient @ regions.mT
+        return weights_gradient, weights.mT @ difference_gradient, words_gradient, weight_gradient
 
 
 def _difference(weights: Tensor, regions: Tensor, words: Tensor) -> Tensor:
@@ -99,6 +114,17 @@ def _plain_distances(weights: Tensor, regions: Tensor, words: Tensor, weight: Te
 
 
 def distances(weights: Tensor, regions: Tensor, words: Tensor, weight: Tensor) -> Tensor:
-    """See `Distances`."""
+    """Local alignments of words with their attended regions (SGRAF, section 3.2), before the bias and
+    normalisation.
+
+    Args:
+        weights: [M, T, R], attention of T words over the regions.
+        regions: [M, R, D].
+        words: [T, D] shared by all images, or [M, T, D].
+        weight: [S, D], the matrix of the linear layer.
+
+    Returns:
+        (weights @ regions - words)^2 @ weight.T, [M, T, S].
+    """
     result: Tensor = Distances.apply(weights, regions, words, weight)  # type: ignore[no-untyped-call]
     return result

@@ -1,25 +1,144 @@
-"""What backbones share: a learned temperature, and similarities in full precision."""
+"""The contract of a backbone, and what backbones share: a learned temperature, similarities in fp32.
+
+A backbone has two halves. Its setup (`BackboneSetup`) is made from the configuration alone: it checks the
+configuration and the data, reads or computes inputs, and makes networks. Its networks (`Scaled`) implement
+`methods.base.Backbone`, the half that methods see.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from harness.backbones.features import Inputs
+from harness.data.base import DataKind, DataSet
+
 MAX_LOGIT_SCALE = math.log(100)
+"""Upper bound of `Scaled.logit_scale`: logits are at most 100 times the similarity (CLIP, ICML 2021,
+section 2.5)."""
+
+
+class BackboneConfig(BaseModel):
+    """The fields of `backbone:` in a sweep file. A backbone adds its own.
+
+    Attributes:
+        kind: a name in `harness.backbones.BACKBONES`, or `package.module:Name` of a `BackboneSetup`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: str
+
+
+ConfigT = TypeVar("ConfigT", bound=BackboneConfig)
+
+
+class BackboneSetup(ABC, Generic[ConfigT]):
+    """A configured backbone: checks, inputs for a data set, and networks.
+
+    Making one is cheap. Weights are read in `inputs`, `make` and `identity`.
+
+    Attributes:
+        Config: the model of this backbone's configuration; its field `kind` has the backbone's name.
+        takes: the kind of data that the networks take; `check_data` refuses the other.
+        uses_cache: whether `inputs` computes features and keeps them in the disk cache. The sweep then
+            computes them before it schedules trials.
+    """
+
+    Config: ClassVar[type[BackboneConfig]]
+    takes: ClassVar[DataKind]
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    @property
+    def uses_cache(self) -> bool:
+        return False
+
+    @staticmethod
+    def check(config: Any) -> str | None:
+        """Check a configuration beyond the types of its fields, without building anything.
+
+        Returns:
+            An error message, or None if the configuration is valid.
+        """
+        return None
+
+    def check_data(self, data: DataSet, networks: int) -> str | None:
+        """Check that `networks` networks of this backbone can be trained on the data set.
+
+        Returns:
+            An error message, or None if they can.
+        """
+        kind = data["train"].kind
+        if kind != self.takes:
+            return _wrong_kind(self.config.kind, self.takes, data.name)
+        return self._check_fit(data, networks)
+
+    def _check_fit(self, data: DataSet, networks: int) -> str | None:
+        """The rest of `check_data`, for data of the kind that the backbone takes."""
+        return None
+
+    @abstractmethod
+    def identity(self, data: DataSet) -> str:
+        """16 hex digits that stand for everything outside the code that determines the networks' outputs.
+
+        They are stored with each record, and a trial resumes only from a checkpoint with the same digits.
+        """
+
+    @abstractmethod
+    def inputs(
+        self, data: DataSet, split: str, *, device: torch.device | str = "cpu", quiet: bool = True
+    ) -> Inputs:
+        """Inputs of the networks for a split.
+
+        Args:
+            data: the data set.
+            split: name of one of its splits.
+            device: where features that are not cached yet are computed.
+            quiet: show no progress.
+
+        Raises:
+            DataError: the data cannot be read as this backbone takes it.
+        """
+
+    @abstractmethod
+    def make(self, network: int, seed: int, inputs: Inputs) -> nn.Module:
+        """Make a network (a `methods.base.Backbone`) on the CPU.
+
+        Args:
+            network: number of the network within the method, from 0; networks of one trial differ.
+            seed: the trial's seed. Equal (seed, network) give equal initial weights.
+            inputs: inputs of any split, for their sizes.
+        """
+
+
+def _wrong_kind(backbone: str, takes: DataKind, data: str) -> str:
+    if takes == "pictures":
+        return f"backbone {backbone} needs pictures, and {data!r} has region features: use the backbone sgraf"
+    return (
+        f"backbone {backbone} needs region features, and {data!r} has pictures: write them with "
+        f"`python -m harness.data export {data} --format scan`, and use `dataset: scan` (in a data set of "
+        f'your own, splits with region features are made with kind="regions")'
+    )
 
 
 def full(x: Tensor) -> Tensor:
-    """Half precision made single."""
+    """`x` in single precision if it is in half precision (bf16 or fp16), else `x` itself."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def full_precision(function: Any) -> Any:
-    """Similarities are computed in full precision under autocast too: a step of bf16 is 0.1 of a logit."""
+    """Decorator of a method on tensors: it runs without autocast, on arguments in full precision.
+
+    Similarities are computed so. The resolution of bf16 at a logit of 20 is 0.1.
+    """
 
     @functools.wraps(function)
     def inner(self: Any, first: Tensor, *others: Tensor) -> Any:
@@ -30,7 +149,13 @@ def full_precision(function: Any) -> Any:
 
 
 class Scaled(nn.Module):
-    """A backbone with a learned temperature: `logits` are its similarities times exp(logit_scale)."""
+    """Base class of networks: a learned temperature, `logits` = exp(`logit_scale`) * `similarity`.
+
+    See `methods.base.Backbone` for `couples_pairs` and `published_head`.
+
+    Args:
+        logit_scale: initial logarithm of the inverse temperature, a scalar.
+    """
 
     couples_pairs = False
     published_head: Mapping[str, Tensor] | None = None
@@ -40,13 +165,15 @@ class Scaled(nn.Module):
         self.logit_scale = nn.Parameter(torch.as_tensor(logit_scale))
 
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Similarities of all pairs: embeddings [M, ...], [N, ...] -> [M, N]."""
         raise NotImplementedError
 
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Similarities of all pairs times the inverse temperature: [M, ...], [N, ...] -> [M, N]."""
         logits: Tensor = self.logit_scale.exp() * self.similarity(images, texts)
         return logits
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Called after each optimizer step: the temperature stays above 1 / 100 (CLIP, section 2.5)."""
+        """Keep the temperature at 1 / 100 or above (CLIP, section 2.5). Called after each optimizer step."""
         self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)

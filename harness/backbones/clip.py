@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from harness.backbones.base import Scaled, full, full_precision
+from harness.backbones.base import BackboneConfig, BackboneSetup, Scaled, full, full_precision
 from harness.backbones.features import CachedInputs, Inputs, LiveInputs, cached_features
 from harness.backbones.rows import PairDropout, Stream, gather_pair, use_pair_dropout
 from harness.backbones.towers import Towers, build_towers, check_towers, weights_identity
@@ -32,7 +32,7 @@ class HeadConfig(BaseModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
 
 
-class ClipConfig(BaseModel):
+class ClipConfig(BackboneConfig):
     """The fields of `backbone:` in a sweep file for the kind `clip`.
 
     Attributes:
@@ -45,7 +45,6 @@ class ClipConfig(BaseModel):
         temperature: initial temperature of the logits, or null for the model's own.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["clip"] = "clip"
     model: str = "effnet_minilm"
     pretrained: str = "packages"
@@ -56,13 +55,14 @@ class ClipConfig(BaseModel):
     temperature: Annotated[float, Field(gt=0)] | None = 0.07
 
 
-class ClipSetup:
+class ClipSetup(BackboneSetup[ClipConfig]):
     """What a trial needs of the backbone: inputs for a data set, and networks."""
 
     Config = ClipConfig
+    takes = "pictures"
 
     def __init__(self, config: ClipConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self._towers: Towers | None = None
 
     @staticmethod
@@ -71,15 +71,6 @@ class ClipSetup:
         if config.locked and config.head is None:
             return "locked towers without a head leave nothing to train: set locked: false, or give a head"
         return check_towers(model=config.model, pretrained=config.pretrained)
-
-    @staticmethod
-    def check_data(data: DataSet, networks: int) -> str | None:
-        """Why the data set cannot be used with this backbone, or None."""
-        if hasattr(data["train"].images, "shape"):
-            return (
-                f"backbone clip needs pictures, and {data.name!r} has region features: use the backbone sgraf"
-            )
-        return None
 
     def identity(self, data: DataSet) -> str:
         """16 hex digits of what the towers' outputs follow from: architecture, weights, library versions."""

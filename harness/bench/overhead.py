@@ -1,5 +1,8 @@
-"""What a sweep costs beside its trials: thousands of trials of a method that does nothing, and the time that
-is neither MLflow's nor Ray's.
+"""What a sweep costs besides its trials: thousands of trials of a method that does nothing, in this process
+and with a real store.
+
+The harness's own time is what is left of the wall time after MLflow's calls and the trial's own work (making
+its network, ranking dev and test), which is measured by itself.
 """
 
 from __future__ import annotations
@@ -11,29 +14,30 @@ import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from rich.table import Table
 
-from harness.config.sweep_file import load_sweep
-from harness.data import DataSet, Split
+from harness.config.sweep_file import Sweep, load_sweep
+from harness.config.trial import Trial
+from harness.data.base import DataSet, Split
 from harness.data.scan import Regions
 from harness.data.vocabulary import Vocabulary
-from harness.lib.console import console
-from harness.record.store import MlflowClient, Store
+from harness.lib.console import console, duration
+from harness.record.provenance import Provenance
+from harness.record.store import Client, Store
 from harness.report.write import write_report
-from harness.sweep.__main__ import _Progress
-from harness.sweep.plan import duration
+from harness.sweep.attempt import DONE, Ending, Task
+from harness.sweep.launcher import InProcessLauncher
 from harness.sweep.preflight import check_sweep, data_key
-from harness.sweep.schedule import Finished, Task, _run_here
-from harness.training import run_trial as trial_module
-from harness.training.run_trial import fingerprint
-from harness.training.trainer import Trainer
+from harness.sweep.progress import Progress
+from harness.training.run_trial import build_trainer
+from harness.training.trainer import make_accelerator
 from methods.base import Method
 
-MLFLOW, WORK = "MLflow (sqlite)", "the trial's own work: making the network, ranking dev and test"
+MEASURED = 200
+"""Trials whose own work is measured by itself."""
 
 
 class Nothing(Method):
@@ -43,128 +47,139 @@ class Nothing(Method):
 
 
 @lru_cache
-def data() -> DataSet:
-    """Eight images of two regions with a caption each, in every split."""
+def tiny_regions() -> DataSet:
+    """Eight images of two regions with a caption each, in all splits."""
     draw = np.random.default_rng(0)
-    captions = [f"{word} thing" for word in ["one", "two", "three", "four", "five", "six", "seven", "eight"]]
-    split = Split(
-        Regions(draw.standard_normal((8, 2, 4)).astype(np.float32), np.arange(8)),
-        captions,
-        np.arange(8),
-        np.arange(8),
-    )
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+    regions = Regions(draw.standard_normal((8, 2, 4)).astype(np.float32), np.arange(8))
+    captions = [f"{word} thing" for word in words]
+    split = Split(regions, captions, np.arange(8), np.arange(8), kind="regions")
     return DataSet(
         "nothing", dict.fromkeys(("train", "dev", "test"), split), "nothing", distinct_groups=False
     )
 
 
 class _Clock:
-    """Wall time of parts, each without the parts and the MLflow calls within it."""
+    """Seconds of the parts of a sweep, without those of MLflow's calls within them."""
 
     def __init__(self) -> None:
-        self.of: dict[str, float] = {}
-        self._open: list[float] = []
+        self.seconds: dict[str, float] = {}
+        self.mlflow = 0.0
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        if name == MLFLOW and self._open and self._open[-1] < 0:  # one call of MLflow's within another
-            yield
-            return
-        began = time.perf_counter()
-        self._open.append(-1e-12 if name == MLFLOW else 0.0)
-        try:
-            yield
-        finally:
-            took = time.perf_counter() - began
-            self.of[name] = self.of.get(name, 0.0) + took - max(0.0, self._open.pop())
-            if self._open and self._open[-1] >= 0:
-                self._open[-1] += took
-
-    def watch(self, owner: Any, name: str, part: str) -> None:
-        """Count the time of a function to a part."""
-        function = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(part):
-                return function(*args, **kwargs)
-
-        setattr(owner, name, timed)
+        began, before = time.perf_counter(), Client.seconds_in_mlflow
+        yield
+        mlflow = Client.seconds_in_mlflow - before
+        self.mlflow += mlflow
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began - mlflow
 
 
 def bench_sweep(trials: int) -> None:
-    """Run a sweep's own parts one after another in this process, with a real store and without Ray; print
-    what each costs a trial.
-    """
+    """Run the parts of a sweep one after another, without Ray; print what each costs a trial."""
     clock = _Clock()
-    for name in [
-        n for n, f in vars(MlflowClient).items() if callable(f) and (n == "__init__" or not n.startswith("_"))
-    ]:
-        clock.watch(MlflowClient, name, MLFLOW)
-    clock.watch(trial_module, "build_trainer", WORK)
-    clock.watch(Trainer, "fit", WORK)
-    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
-        Path("words_vocab.json").touch()
-        Vocabulary.build(data()["train"].captions, min_count=1).write(Path("words_vocab.json"))
-        backbone = {
-            "kind": "sgraf",
-            "module": "SAF",
-            "embed": 4,
-            "similarity": 4,
-            "word": 4,
-            "vocabulary": str(Path("words_vocab.json").absolute()),
-        }
-        content = {
-            "grid": {
-                "method": ["harness.bench.overhead:Nothing"],
-                "dataset": ["harness.bench.overhead:data"],
-                "noise_ratio": [0.2],
-                "seed": list(range(trials)),
-            },
-            "fixed": {"backbone": backbone, "batch_size": 4, "epochs": 1},
-        }
-        Path("nothing.yaml").write_text(yaml.safe_dump(content))
+    with tempfile.TemporaryDirectory() as directory, contextlib.chdir(directory):
+        _write_sweep(Path("nothing.yaml"), trials)
+        Store()  # the database, and MLflow's imports
         with clock.part("reading and checking the sweep"):
             sweep = load_sweep("nothing.yaml")
-            errors, sets = check_sweep(sweep)
+            errors, data = check_sweep(sweep)
             assert not errors, errors
-            expected = {t.id: fingerprint(t, sets[data_key(t)]) for t in sweep.trials}
+            expected = {t.id: t.fingerprint(data[data_key(t)]) for t in sweep.trials}
+        work = _work(sweep, data) * trials
         with clock.part("plan, and looking up what is done"):
             store = Store()
-            opened = store.open_sweep(sweep)
-            store.records(opened, sweep.trials)
-        task = Task(
-            opened, sweep.file.resources, expected, Path("storage").absolute(), os.getcwd(), since=time.time()
-        )
-        shown = _Progress(trials, 0)
-        memory = []
-        for number, trial in enumerate(sweep.trials):
-            with clock.part("around a trial"):
-                result = _run_here({"trial": trial.model_dump_json()}, task)
-            assert result["outcome"] == "done", result
-            with clock.part("telling how far it is"), open(os.devnull, "w") as nowhere:
-                console.file = nowhere
-                shown.started(trial)
-                shown.ended(Finished(trial, 0.0, **result))
-                console.file = None  # type: ignore[assignment]
-            if number in (trials // 5, trials - 1):
-                memory.append(_resident())
+            handle = store.open_sweep(sweep)
+            store.records(handle, sweep.trials)
+        memory: list[float] = []
+        with clock.part("around a trial, and progress"):
+            task = Task(
+                handle,
+                sweep.file.resources,
+                Provenance.of(sweep.trials),
+                Path("storage").absolute(),
+                os.getcwd(),
+                expected=expected,
+                since=time.time(),
+            )
+            _run(sweep, task, memory)
+        clock.seconds["around a trial, and progress"] -= work
         with clock.part("records and report at the end"):
-            store.records(opened, sweep.trials)
+            store.records(handle, sweep.trials)
             write_report(store, sweep.name, Path("reports"))
-    table = Table("part", "ms a trial", title=f"{trials:,} trials that do nothing, {os.cpu_count()} CPUs")
-    own = {name: seconds for name, seconds in clock.of.items() if name not in (MLFLOW, WORK)}
-    for name, seconds in [
-        *own.items(),
-        ("our own, in all", sum(own.values())),
-        (WORK, clock.of[WORK]),
-        (MLFLOW, clock.of[MLFLOW]),
-    ]:
+    rows = [
+        *clock.seconds.items(),
+        ("the harness's own, in all", sum(clock.seconds.values())),
+        ("the trial's own work: making the network, ranking dev and test", work),
+        ("MLflow (SQLite)", clock.mlflow),
+    ]
+    title = f"{trials:,} trials that do nothing, {os.cpu_count()} CPUs"
+    table = Table("part", "ms a trial", title=title)
+    for name, seconds in rows:
         table.add_row(name, f"{1000 * seconds / trials:.2f}")
     console.print(table)
+    total = sum(clock.seconds.values()) + work + clock.mlflow
     console.print(
-        f"{duration(sum(clock.of.values()))}; memory after a fifth of the trials {memory[0]:.0f} MB, after "
-        f"all {memory[-1]:.0f} MB"
+        f"{duration(total)}; memory after a fifth of the trials {memory[0]:.0f} MB, after all "
+        f"{memory[-1]:.0f} MB"
     )
+
+
+def _write_sweep(file: Path, trials: int) -> None:
+    vocabulary = Path("words_vocab.json").absolute()
+    Vocabulary.build(tiny_regions()["train"].captions, min_count=1).write(vocabulary)
+    backbone = {
+        "kind": "sgraf",
+        "module": "SAF",
+        "embed": 4,
+        "similarity": 4,
+        "word": 4,
+        "vocabulary": str(vocabulary),
+    }
+    grid = {
+        "method": ["harness.bench.overhead:Nothing"],
+        "dataset": ["harness.bench.overhead:tiny_regions"],
+        "noise_ratio": [0.2],
+        "seed": list(range(trials)),
+    }
+    content = {"grid": grid, "fixed": {"backbone": backbone, "batch_size": 4, "epochs": 1}}
+    file.write_text(yaml.safe_dump(content))
+
+
+def _work(sweep: Sweep, data: dict[str, DataSet]) -> float:
+    """Seconds of a trial's own work, the mean of `MEASURED` trials."""
+    began = time.perf_counter()
+    for trial in sweep.trials[:MEASURED]:
+        loaded = data[data_key(trial)]
+        build_trainer(trial, loaded, trial.noise_index(loaded), make_accelerator(trial.precision)).fit()
+    return (time.perf_counter() - began) / len(sweep.trials[:MEASURED])
+
+
+def _run(sweep: Sweep, task: Task, memory: list[float]) -> None:
+    """Run all trials, show the progress to nobody, and note the memory after a fifth of them and
+    after all.
+    """
+    progress = Progress(len(sweep.trials), 0)
+    noted = {len(sweep.trials) // 5, len(sweep.trials) - 1}
+    ended = 0
+
+    def on_end(ending: Ending) -> None:
+        nonlocal ended
+        assert ending.outcome == DONE, ending
+        progress.ended(ending)
+        if ended in noted:
+            memory.append(_resident())
+        ended += 1
+
+    def on_start(trial: Trial) -> None:
+        progress.started(trial)
+
+    with open(os.devnull, "w") as nowhere:
+        shown, console.file = console.file, nowhere
+        try:
+            InProcessLauncher().run(sweep.trials, task, on_start=on_start, on_end=on_end)
+        finally:
+            console.file = shown
 
 
 def _resident() -> float:

@@ -1,195 +1,76 @@
-"""Sweep files: YAML to a validated sweep, and a sweep to trials with hash ids.
+"""Sweep files: from YAML to a validated sweep, and from a sweep to trials with hash ids.
 
-A sweep names its grid (or several, as a list), the fixed settings, overrides for one method, and the
-resources of a trial. Keys are fields of a trial (`lr`, `noise_ratio`, ...), or `METHOD.KEY` for a field or
-hyper-parameter of one method. Every error of a file is found and named before anything starts.
+A sweep names its grid (or several, as a list), fixed settings, overrides for single methods, and the
+resources of a trial. A key is a field of a trial (`lr`, `noise_ratio`, ...), or `METHOD.KEY` for a field or a
+hyper-parameter of one method. All errors of a file are reported before anything starts.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import itertools
-import json
 import math
 import re
-import typing
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from harness import PROTOCOL_VERSION
-from harness.backbones import BACKBONES
+from harness.backbones import BACKBONES, DEFAULT, backbone_setup
+from harness.config.base import StrictModel
+from harness.config.hyper import admits_bool, hyper_model
 from harness.config.plain_yaml import MOST_BYTES, read_yaml
+from harness.config.resources import Resources
+from harness.config.trial import Trial, method_class
 from harness.lib.registry import UnknownName, resolve, suggest
-from harness.noise.inject import MODELS, FromFile, Hard, NoiseModel, Partial, Shuffle, misfit
-from methods import METHODS
-from methods.base import Method
+from harness.noise.models import MODELS
 
-_ID_NEUTRAL_FIELDS = ("decay_epochs", "evaluate_every", "noise")
-_MOST_TRIALS = 100_000  # of a sweep: more is a mistake or an attack
-_HARNESS_SUPPLIES = {"make_backbone", "pairs", "batch_size", "seed", "clean", "ground_truth"}
+MOST_TRIALS = 100_000
+"""The most trials of a sweep: more is a mistake or an attack."""
+TRIAL_KEYS = tuple(k for k in Trial.model_fields if k != "hyper")
+"""Fields of a trial that a sweep file may set."""
+_AXES_OF_ALL = ("method", "dataset")
+
+Value = TypeVar("Value")
 
 
 class BadInput(ValueError):
-    """Everything that is wrong with an input, one text for each fault."""
+    """All errors of an input, one text for each."""
 
     def __init__(self, errors: list[str]) -> None:
         self.errors = list(dict.fromkeys(errors))
         super().__init__("; ".join(self.errors))
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class _Errors(list[str]):
+    """Collects the errors of a file."""
 
-
-class Trial(_Model):
-    """One point of the grid, fully resolved: equal trials have equal ids and give equal numbers.
-
-    Defaults are those of CLIP fine-tuning as the field does it (NPC, released code), except the learning
-    rate,
-    which does not carry over from fp16 weights: 1e-5, as OSA and CLIP_ITM use it.
-
-    Attributes:
-        hyper: the method's hyper-parameters, defaults filled in.
-        noise: what is injected: a name of `harness.noise.MODELS`, or a mapping with `model` and its settings.
-        noise_seed: seed of the noise index; the trial's seed unless the sweep varies it.
-        batch_size: pairs in a global batch, over all processes.
-        warmup_steps: linear warm-up, by optimizer steps.
-        decay_epochs: null for a cosine to zero; or the epochs from which the rate is a tenth of what it was.
-        clip_norm: gradient norm to clip at, or null.
-        precision: auto (bf16 where a GPU has it), fp32, bf16 or fp64.
-        evaluate_every: epochs between evaluations on dev; the last epoch is always one.
-    """
-
-    method: str
-    dataset: str
-    dataset_options: dict[str, Any] = {}
-    noise_ratio: Annotated[float, Field(ge=0, lt=1)]
-    noise_granularity: Literal["caption", "image"] = "caption"
-    seed: Annotated[int, Field(ge=0, strict=True)]
-    noise_seed: Annotated[int, Field(ge=0, strict=True)]
-    backbone: dict[str, Any] = {"kind": "clip"}
-    epochs: Annotated[int, Field(ge=1)] = 5
-    batch_size: Annotated[int, Field(ge=2)] = 256
-    lr: Annotated[float, Field(gt=0)] = 1e-5
-    weight_decay: Annotated[float, Field(ge=0)] = 0.2
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
-    eps: Annotated[float, Field(gt=0)] = 1e-6
-    warmup_steps: Annotated[int, Field(ge=0)] = 500
-    clip_norm: Annotated[float, Field(gt=0)] | None = 10.0
-    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
-    decay_epochs: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    evaluate_every: Annotated[int, Field(ge=1)] = 1
-    noise: NoiseModel = Shuffle()
-    hyper: dict[str, Any] = {}
-
-    @field_validator("noise", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"model": value} if isinstance(value, str) else value
-
-    @field_validator("dataset_options", "backbone", "hyper")
-    @classmethod
-    def _finite(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """JSON, in which a trial travels and is hashed, would make nothing of other numbers."""
+    def collect(self, call: Callable[[], Value]) -> Value | None:
+        """The value of a call; None where it does not know a name, which becomes an error."""
         try:
-            json.dumps(value, allow_nan=False)
-        except ValueError:
-            raise ValueError("a number in it is not finite") from None
-        return value
-
-    @property
-    def id(self) -> str:
-        """12 hex digits: the hash of the canonical form and the protocol version."""
-        return _digest({"protocol": PROTOCOL_VERSION, **self._canonical()})
-
-    @property
-    def cell_id(self) -> str:
-        """The id without the seeds: trials of one cell differ in nothing else."""
-        return _digest({k: v for k, v in self._canonical().items() if k not in ("seed", "noise_seed")})
-
-    def _canonical(self) -> dict[str, Any]:
-        """All fields, without later ones at their id-neutral default: an id outlives a new field."""
-        fields = self.model_dump(mode="json")
-        id_neutral_defaults = method_class(self.method).id_neutral_defaults
-        fields["hyper"] = {
-            k: v
-            for k, v in fields["hyper"].items()
-            if k not in id_neutral_defaults or v != id_neutral_defaults[k]
-        }
-        return {
-            k: v
-            for k, v in fields.items()
-            if k not in _ID_NEUTRAL_FIELDS or getattr(self, k) != Trial.model_fields[k].default
-        }
-
-    @property
-    def dataset_label(self) -> str:
-        """The data set in a few words: its name, and the folder that it is read from."""
-        folder = self.dataset_options.get("folder")
-        return f"{self.dataset} {Path(str(folder)).name}" if folder else self.dataset
-
-    @property
-    def noise_label(self) -> str:
-        """The noise in a few words: what its ratio is a ratio of."""
-        model = self.noise
-        if isinstance(model, Partial):
-            return f"partial noise ({model.words:g} of the words)"
-        if isinstance(model, FromFile):
-            return f"noise of {Path(model.path).name}"
-        if isinstance(model, Hard):
-            return f"hard noise by {Path(model.embedding).stem}"
-        level = f"{self.noise_granularity}-level noise"
-        return {"shuffle": level, "derangement": f"{level} without fixed points", "none": "its own noise"}[
-            model.model
-        ]
-
-    @property
-    def backbone_label(self) -> str:
-        """The backbone in a few words, for tables and MLflow."""
-        config = self.backbone
-        name = config.get("model") or " ".join(str(config[k]) for k in ("kind", "module") if k in config)
-        return f"{name}{' locked' if config.get('locked') else ''}"
+            return call()
+        except UnknownName as error:
+            self.append(str(error))
+            return None
 
 
-class Resources(_Model):
-    """What one trial gets. `at_once` caps concurrent trials (null: as many as fit); `workers` are loader
-    processes.
-
-    A trial that makes no step for `stall_minutes` is hung: it is ended and goes on from its last epoch. One
-    that takes longer than `deadline_hours` (null: as long as it needs) ends as failed; a rerun goes on from
-    its last epoch, and has as long again.
-    """
-
-    cpus: Annotated[float, Field(gt=0)] = 1
-    gpus: Annotated[float, Field(ge=0)] = 0
-    processes: Annotated[int, Field(ge=1)] = 1
-    workers: Annotated[int, Field(ge=0)] = 0
-    at_once: Annotated[int, Field(ge=1)] | None = None
-    stall_minutes: Annotated[float, Field(gt=0)] = 30
-    deadline_hours: Annotated[float, Field(gt=0)] | None = None
-
-
-class SweepFile(_Model):
+class SweepFile(StrictModel):
     """The top level of a sweep file.
 
-    `grid` is one grid, or a list of grids whose trials are put together; a trial that stands in several is
-    one trial. `reference` is the method that the report compares the others with (default: `clip`, or the
-    first).
-    `select` makes a sweep a search: the report then names, for each method, the setting with the best dev
-    rSum, and tests stay out of it.
+    Attributes:
+        grid: one grid, or a list of grids whose trials are put together; a trial in several of them counts
+            once.
+        reference: the method that the report compares the others with (default: `clip`, or the first).
+        select: whether the sweep is a search: its report then names the setting with the best dev rSum of
+            each method, and leaves test out.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
     description: str = ""
     grid: list[dict[str, list[Any]]]
-    fixed: dict[str, Any] = {}
-    overrides: dict[str, dict[str, Any]] = {}
+    fixed: dict[str, Any] = Field(default_factory=dict)
+    overrides: dict[str, dict[str, Any]] = Field(default_factory=dict)
     resources: Resources = Resources()
     reference: str | None = None
     select: bool = False
@@ -202,12 +83,12 @@ class SweepFile(_Model):
     @property
     def methods(self) -> list[Any]:
         """The methods of all grids, in their order."""
-        every = [m for grid in self.grid for m in _methods(grid, self.fixed)]
-        return [m for i, m in enumerate(every) if m not in every[:i]]
+        listed = [m for grid in self.grid for m in _methods(grid, self.fixed)]
+        return [m for i, m in enumerate(listed) if m not in listed[:i]]
 
 
-class Sweep(_Model):
-    """A validated sweep: its file, and its trials in the order of the grid."""
+class Sweep(StrictModel):
+    """A validated sweep: its file, its trials in the order of the grid, and the text of the file."""
 
     file: SweepFile
     trials: tuple[Trial, ...]
@@ -215,6 +96,7 @@ class Sweep(_Model):
 
     @property
     def name(self) -> str:
+        """The name of the sweep, and of its experiment."""
         return self.file.name
 
 
@@ -222,7 +104,17 @@ def load_sweep(path: str | Path) -> Sweep:
     """Read and expand a sweep file.
 
     Raises:
-        BadInput: with every fault of the file, each naming the field, the value and what is allowed.
+        BadInput: with all errors of the file, each naming the field, the value and what is allowed.
+    """
+    content, text = read_sweep_file(path)
+    return parse_sweep(content, text=text)
+
+
+def read_sweep_file(path: str | Path) -> tuple[dict[str, Any], str]:
+    """The content of a sweep file with its name, not yet validated, and its text.
+
+    Raises:
+        BadInput: the file is missing, is no YAML mapping, or cannot be read.
     """
     path = Path(path)
     try:
@@ -230,29 +122,33 @@ def load_sweep(path: str | Path) -> Sweep:
             text = stream.read(MOST_BYTES + 1).decode("utf-8-sig")
         content = read_yaml(text)
     except FileNotFoundError:
-        near = (
-            suggest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
-        )
+        files = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        near = suggest(path.name, files) if path.parent.is_dir() else ""
         raise BadInput([f"sweep file {path} does not exist{near}"]) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise BadInput([f"sweep file {path} cannot be read: {' '.join(str(error).split())}"]) from None
     if not isinstance(content, dict):
         raise BadInput([f"sweep file {path}: expected a mapping with a grid, found {type(content).__name__}"])
-    return parse_sweep({"name": path.stem, **content}, text=text)
+    return {"name": path.stem, **content}, text
 
 
 def parse_sweep(content: Mapping[str, Any], *, text: str = "") -> Sweep:
-    """Expand a sweep given as a mapping. Raises BadInput as `load_sweep` does."""
+    """Expand a sweep given as a mapping.
+
+    Raises:
+        BadInput: as `load_sweep` does.
+    """
     try:
         file = SweepFile.model_validate(content)
     except ValidationError as error:
-        errors = [_describe(e, list(SweepFile.model_fields)) for e in error.errors()]
+        texts = [_describe(e, SweepFile.model_fields) for e in error.errors()]
         single = isinstance(content.get("grid"), Mapping)
-        raise BadInput([e.replace("grid.0.", "grid.", 1) if single else e for e in errors]) from None
-    errors = _faults(file)
+        raise BadInput([t.replace("grid.0.", "grid.", 1) if single else t for t in texts]) from None
+    errors = _Errors()
+    _check_file(file, errors)
     trials: dict[str, Trial] = {}
     for values in _points(file, errors) if not errors else ():
-        trial = _trial(values, file, errors)
+        trial = _trial(values, errors)
         if trial is not None:
             trials.setdefault(trial.id, trial)
     if errors:
@@ -261,53 +157,33 @@ def parse_sweep(content: Mapping[str, Any], *, text: str = "") -> Sweep:
 
 
 def _methods(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any]) -> list[Any]:
-    found: list[Any] = grid.get("method", [fixed["method"]] if "method" in fixed else [])
-    return found
+    listed: list[Any] = grid.get("method", [fixed["method"]] if "method" in fixed else [])
+    return listed
 
 
-def _faults(file: SweepFile) -> list[str]:
-    """What is wrong with a file as a whole, before any trial is made."""
-    errors: list[str] = []
+# The file as a whole -------------------------------------------------------------------------------
+
+
+def _check_file(file: SweepFile, errors: _Errors) -> None:
+    """Report what is wrong with a file before any trial is made."""
     if file.name == "Default":
         errors.append("name = 'Default': MLflow keeps this name for itself")
     if not file.grid:
         errors.append("grid = []: expected at least one grid")
     for number, grid in enumerate(file.grid):
         _check_grid(grid, file.fixed, f"grid[{number}]" if len(file.grid) > 1 else "grid", errors)
-    methods = file.methods
-    for name in methods:
-        _collect(errors, lambda name=name: method_class(name))
-    if file.reference is not None and file.reference not in methods:
-        errors.append(
-            f"reference = {file.reference!r}: no such method in the "
-            f"grid{suggest(file.reference, [str(m) for m in methods])}"
-        )
-    for key in [*(k for grid in file.grid for k in grid), *file.fixed, *(f"{m}.x" for m in file.overrides)]:
-        owner = key.rpartition(".")[0]
-        if owner and owner not in methods:
-            where = "overrides" if owner in file.overrides else "key"
-            errors.append(
-                f"{where} {key.removesuffix('.x')!r}: no method {owner!r} in the "
-                f"grid{suggest(owner, [str(m) for m in methods])}"
-            )
-        elif (not owner and key not in _trial_keys()) or key.rpartition(".")[2] == "hyper":
-            errors.append(
-                f"unknown key {key!r}{suggest(key, _trial_keys())} (hyper-parameters are given as "
-                f"METHOD.KEY, or in overrides)"
-            )
-        elif owner and key.rpartition(".")[2] in ("method", "dataset"):
-            errors.append(
-                f"{key!r}: {key.rpartition('.')[2]} is an axis of the whole grid, not of one method"
-            )
-    most = sum(math.prod(len(v) for v in grid.values()) for grid in file.grid)
-    if most > _MOST_TRIALS:
-        errors.append(f"grid: {most:,} trials, and a sweep has at most {_MOST_TRIALS:,}")
-    return errors
+    for name in file.methods:
+        errors.collect(lambda name=name: method_class(name))  # type: ignore[misc]
+    _check_keys(file, errors)
+    if file.reference is not None and file.reference not in file.methods:
+        near = suggest(file.reference, [str(m) for m in file.methods])
+        errors.append(f"reference = {file.reference!r}: no such method in the grid{near}")
+    count = sum(math.prod(len(v) for v in grid.values()) for grid in file.grid)
+    if count > MOST_TRIALS:
+        errors.append(f"grid: {count:,} trials, and a sweep has at most {MOST_TRIALS:,}")
 
 
-def _check_grid(
-    grid: Mapping[str, list[Any]], fixed: Mapping[str, Any], where: str, errors: list[str]
-) -> None:
+def _check_grid(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any], where: str, errors: _Errors) -> None:
     for key in ("method", "dataset", "noise_ratio", "seed"):
         if key not in grid and key not in fixed:
             errors.append(f"{where}: {key} is missing (a list of at least one value)")
@@ -315,150 +191,138 @@ def _check_grid(
         if not values:
             errors.append(f"{where}.{key} = []: expected at least one value")
         elif len({repr(v) for v in values}) < len(values):
-            errors.append(f"{where}.{key} = {values}: a value stands there twice")
+            errors.append(f"{where}.{key} = {values}: it has a duplicate value")
         if key in fixed:
-            errors.append(f"{key} stands in both {where} and fixed")
+            errors.append(f"{key} is set both in {where} and in fixed")
 
 
-def _points(file: SweepFile, errors: list[str]) -> Iterator[dict[str, Any]]:
-    """Every combination of each grid, method by method.
+def _check_keys(file: SweepFile, errors: _Errors) -> None:
+    """Keys of grids, of `fixed` and of `overrides`: a known field, or a field of a method of the grid."""
+    methods = [str(m) for m in file.methods]
+    for key in [*(k for grid in file.grid for k in grid), *file.fixed]:
+        method, name = _split_key(key)
+        if method and method not in methods:
+            errors.append(f"key {key!r}: no method {method!r} in the grid{suggest(method, methods)}")
+        elif name == "hyper" or (not method and name not in TRIAL_KEYS):
+            errors.append(
+                f"unknown key {key!r}{suggest(key, TRIAL_KEYS)} "
+                "(hyper-parameters are given as METHOD.KEY, or in overrides)"
+            )
+        elif method and name in _AXES_OF_ALL:
+            errors.append(f"{key!r}: {name} is an axis of the whole grid, not of one method")
+    for method, settings in file.overrides.items():
+        if method not in methods:
+            errors.append(f"overrides {method!r}: no method {method!r} in the grid{suggest(method, methods)}")
+        errors += [
+            f"overrides {method!r}: {name} is an axis of the whole grid, not of one method"
+            for name in _AXES_OF_ALL
+            if name in settings
+        ]
 
-    What is said of one method (its own axes, `METHOD.KEY`, overrides) wins over what is said of all.
+
+def _split_key(key: str) -> tuple[str, str]:
+    """`METHOD.KEY` as method and key; a key of all methods has no method."""
+    method, _, name = key.rpartition(".")
+    return method, name
+
+
+# From the file to points of the grid ---------------------------------------------------------------
+
+
+def _points(file: SweepFile, errors: _Errors) -> Iterator[dict[str, Any]]:
+    """All combinations of each grid, method by method.
+
+    Settings of one method (its axes, `METHOD.KEY`, overrides) win over settings of all methods.
     """
     for grid in file.grid:
         for method in _methods(grid, file.fixed):
-            shared_axes, own_axes = _for_all_and_one(grid, method)
-            general, own = _for_all_and_one(file.fixed, method)
+            shared_axes, method_axes = _settings_of(grid, method)
+            shared, own = _settings_of(file.fixed, method)
             own |= file.overrides.get(str(method), {})
-            for clash in set(own) & set(own_axes):
-                errors.append(f"{method}.{clash} stands in both the grid and the settings of {method}")
-            axes = {k: v for k, v in {**shared_axes, **own_axes}.items() if k != "method" and k not in own}
+            for clash in set(own) & set(method_axes):
+                errors.append(f"{method}.{clash} is set both in the grid and in the settings of {method}")
+            axes = {**shared_axes, **method_axes}
+            axes = {k: v for k, v in axes.items() if k != "method" and k not in own}
             for values in itertools.product(*axes.values()):
-                yield {**general, **own, **dict(zip(axes, values, strict=True)), "method": method}
+                yield {**shared, **own, **dict(zip(axes, values, strict=True)), "method": method}
 
 
-def _for_all_and_one(keys: Mapping[str, Any], method: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Entries said of all methods, and those said of this one as `METHOD.KEY`."""
-    split = [(k.rpartition("."), v) for k, v in keys.items()]
-    general = {key: v for (owner, _, key), v in split if not owner}
-    return general, {key: v for (owner, _, key), v in split if owner == method}
+def _settings_of(keys: Mapping[str, Any], method: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of all methods, and those of one method, given as `METHOD.KEY`."""
+    split = [(*_split_key(k), v) for k, v in keys.items()]
+    shared = {name: v for owner, name, v in split if not owner}
+    return shared, {name: v for owner, name, v in split if owner == method}
 
 
-def _trial(values: dict[str, Any], file: SweepFile, errors: list[str]) -> Trial | None:
-    """Build and check one trial; what is wrong with it goes to `errors`."""
+# From a point to a trial ---------------------------------------------------------------------------
+
+
+def _trial(values: Mapping[str, Any], errors: _Errors) -> Trial | None:
+    """Build and check one trial; None where it has errors, which are collected."""
     before = len(errors)
     name = values["method"]
-    cls = _collect(errors, lambda: method_class(name))
+    cls: Any = errors.collect(lambda: method_class(name))
     if cls is None:
         return None
-    hyper = {k: v for k, v in values.items() if k not in Trial.model_fields}
+    hyper_fields = hyper_model(cls).model_fields
     fields = {k: v for k, v in values.items() if k in Trial.model_fields}
-    allowed = [*hyper_model(cls).model_fields, *_trial_keys()]
-    for key in hyper:
-        if key not in hyper_model(cls).model_fields:
-            errors.append(f"{name}.{key}: {name} has no such hyper-parameter{suggest(key, allowed)}")
-    known = {k: v for k, v in hyper.items() if k in hyper_model(cls).model_fields}
-    switches = [k for k, field in hyper_model(cls).model_fields.items() if "bool" in str(field.annotation)]
-    for key, value in values.items():  # `true` would count as 1
-        if isinstance(value, bool) and key not in switches:
+    hyper = {k: v for k, v in values.items() if k not in Trial.model_fields}
+    for key in [k for k in hyper if k not in hyper_fields]:
+        near = suggest(key, [*hyper_fields, *TRIAL_KEYS])
+        errors.append(f"{name}.{key}: {name} has no such hyper-parameter{near}")
+        del hyper[key]
+    for key, value in values.items():
+        field = hyper_fields.get(key) or Trial.model_fields.get(key)
+        if isinstance(value, bool) and not (field and admits_bool(field.annotation)):
             errors.append(f"{key} = {value}: expected a value, not true or false")
     try:
-        fields["hyper"] = hyper_model(cls).model_validate(known).model_dump(mode="json")
+        fields["hyper"] = hyper_model(cls).model_validate(hyper).model_dump(mode="json")
     except ValidationError as error:
-        errors += [_describe(e, [], f"{name}.") for e in error.errors()]
+        errors += [_describe(e, {}, f"{name}.") for e in error.errors()]
     fields.setdefault("noise_seed", fields.get("seed"))
     fields["backbone"] = _backbone(fields.get("backbone", {}), errors)
     try:
         trial = Trial.model_validate(fields)
     except ValidationError as error:
-        errors += [
-            _describe(e, _trial_keys())
-            for e in error.errors()
-            if e["loc"] != ("noise_seed",) or "noise_seed" in values
-        ]
+        repeated = ("noise_seed",) if "noise_seed" not in values else ()
+        errors += [_describe(e, TRIAL_KEYS) for e in error.errors() if e["loc"] != repeated]
         return None
-    fault = misfit(trial.noise, trial.noise_ratio, trial.noise_granularity)
-    if fault:
-        errors.append(fault)
+    incompatibility = trial.noise.incompatibility(trial.noise_ratio, trial.noise_granularity)
+    if incompatibility:
+        errors.append(incompatibility)
     return trial if len(errors) == before else None
 
 
-def _backbone(value: Any, errors: list[str]) -> dict[str, Any]:
+def _backbone(value: Any, errors: _Errors) -> dict[str, Any]:
+    """The configuration of a backbone with its defaults; empty where it has errors, which are collected."""
     config = {"kind": value} if isinstance(value, str) else value
     if not isinstance(config, Mapping):
         errors.append(
             f"backbone = {value!r}: expected a mapping with a kind, or a kind ({', '.join(BACKBONES)})"
         )
         return {}
-    setup = _collect(errors, lambda: resolve("backbone", str(config.get("kind", "clip")), BACKBONES))
-    if setup is None:
-        return {}
-    if not (isinstance(getattr(setup, "Config", None), type) and issubclass(setup.Config, BaseModel)):
-        errors.append(
-            f"backbone.kind = {config['kind']!r}: it is no backbone (one has a Config; see harness/backbones)"
-        )
-        return {}
     try:
-        resolved = setup.Config.model_validate(config)
+        setup = backbone_setup(config)
     except ValidationError as error:
-        errors += [_describe(e, list(setup.Config.model_fields), "backbone.") for e in error.errors()]
+        fields = resolve("backbone", config.get("kind", DEFAULT), BACKBONES).Config.model_fields
+        errors += [_describe(e, fields, "backbone.") for e in error.errors()]
         return {}
-    fault = setup.check(resolved)
-    if fault:
-        errors.append(f"backbone: {fault}")
-    dumped: dict[str, Any] = resolved.model_dump(mode="json")
+    except ValueError as error:  # no such backbone
+        errors.append(str(error))
+        return {}
+    problem = setup.check(setup.config)
+    if problem:
+        errors.append(f"backbone: {problem}")
+    dumped: dict[str, Any] = setup.config.model_dump(mode="json")
     return dumped
 
 
-def method_class(name: Any) -> type[Method]:
-    """The class behind a method's name.
-
-    Raises:
-        UnknownName: no such method, or what the name leads to is not a `methods.base.Method`.
-    """
-    cls = resolve("method", name, METHODS)
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise UnknownName(f"method {name!r} is not a subclass of methods.base.Method")
-    return cls
-
-
-@lru_cache
-def hyper_model(cls: type[Method]) -> type[BaseModel]:
-    """A model of the hyper-parameters that a method's constructors declare, with their types and defaults."""
-    fields: dict[str, Any] = {}
-    for owner in reversed(cls.__mro__[: cls.__mro__.index(Method)]):
-        constructor = vars(owner).get("__init__")
-        if constructor is None:
-            continue
-        hints = typing.get_type_hints(constructor, include_extras=True)
-        for name, parameter in inspect.signature(constructor).parameters.items():
-            if parameter.kind is parameter.KEYWORD_ONLY and name not in _HARNESS_SUPPLIES:
-                default = ... if parameter.default is parameter.empty else parameter.default
-                fields[name] = (hints.get(name, Any), default)
-    return create_model(
-        f"{cls.__name__}Hyper", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields
-    )
-
-
-def _trial_keys() -> list[str]:
-    return [k for k in Trial.model_fields if k != "hyper"]
-
-
-def _collect(errors: list[str], call: Any) -> Any:
-    try:
-        return call()
-    except UnknownName as error:
-        errors.append(str(error))
-        return None
-
-
-def _describe(error: Any, allowed: list[str], prefix: str = "") -> str:
+def _describe(error: Any, allowed: Any, prefix: str = "") -> str:
     """A pydantic error as one line: field, value, what is allowed."""
     path = prefix + ".".join(str(p) for p in error["loc"])
     if error["type"] == "extra_forbidden":
-        return (
-            f"unknown key {path!r}{suggest(str(error['loc'][-1]), allowed) if len(error['loc']) == 1 else ''}"
-        )
+        near = suggest(str(error["loc"][-1]), list(allowed)) if len(error["loc"]) == 1 else ""
+        return f"unknown key {path!r}{near}"
     if error["type"] == "missing":
         return f"{path} is missing"
     if error["type"] == "union_tag_invalid":
@@ -466,8 +330,3 @@ def _describe(error: Any, allowed: list[str], prefix: str = "") -> str:
         return f"{path}: unknown noise model {given!r}{suggest(str(given), list(MODELS))}"
     message = re.sub(r"^Input should be", "expected", error["msg"]).removeprefix("Value error, ")
     return f"{path} = {error['input']!r}: {message}"
-
-
-def _digest(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

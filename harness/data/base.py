@@ -2,7 +2,7 @@
 
 A split carries Flickr30K-like sets (five captions an image, the image is the group), one-caption sets
 (`owner` = 0, 1, 2, ...), sets where several images are one concept (`emoji`), and precomputed region
-features (`images` gives arrays and not pictures).
+features (`kind` is "regions").
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+DataKind = Literal["pictures", "regions"]
+"""What a split holds for each image: a PIL picture, or precomputed region features."""
 COCO_FOLDS = 5  # MS-COCO's 1K protocol: the mean over so many parts of the 5,000 test images, in file order
 
 
@@ -78,12 +80,14 @@ class Split:
     """Images and captions of one split.
 
     Attributes:
-        images: N pictures (PIL, RGB) or arrays, read by position; pictures are decoded when asked for.
+        images: N pictures (PIL, RGB), decoded when they are read by index; or region features with
+            `shape` [N, R, F], read by index or by an array of indices.
         captions: C strings.
         owner: int64 [C], the image that each caption belongs to (the truth).
         image_group: int64 [N], group of each image; images and captions of one group match at test.
         altered: what changed the captions' words (a digest), where noise did; empty for those of the data
             set.
+        kind: what `images` holds: "pictures" or "regions". It decides which backbones can use the split.
 
     Raises:
         DataError: lengths differ, an owner is out of range, or the split is empty.
@@ -94,6 +98,7 @@ class Split:
     owner: NDArray[np.int64]
     image_group: NDArray[np.int64]
     altered: str = ""
+    kind: DataKind = "pictures"
 
     def __post_init__(self) -> None:
         if not len(self.images) or not len(self.captions):

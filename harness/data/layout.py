@@ -22,11 +22,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from harness.data.base import DataError, DataSet, Split, Strings, choose
+from harness.data.base import DataError, DataKind, DataSet, Split, Strings, choose
 from harness.data.pictures import BadPicture, Files, Pictures, decode, leaves_folder
 from harness.lib.console import progress
-from harness.lib.files import cache_folder
-from methods.seeding import numpy_generator
+from harness.lib.files import atomic_write, cache_directory
 
 SHOWN = 8  # faults that an error names; `check` lists all
 SPLITS = ("train", "dev", "test")
@@ -116,6 +115,7 @@ class Listed:
     captions: Strings
     owner: NDArray[np.int64]
     group: NDArray[np.int64] | None = None
+    kind: DataKind = "pictures"
 
     def split(self) -> Split:
         group = (
@@ -123,7 +123,7 @@ class Listed:
             if self.group is None
             else np.unique(self.group, return_inverse=True)[1]
         )
-        return Split(self.images, self.captions, self.owner, group.astype(np.int64))
+        return Split(self.images, self.captions, self.owner, group.astype(np.int64), kind=self.kind)
 
     def only(self, images: NDArray[np.int64]) -> Listed:
         """Those of the images, by number and in that order, with their captions."""
@@ -131,7 +131,9 @@ class Listed:
         place[images] = np.arange(len(images))
         rows = np.flatnonzero(place[self.owner] >= 0)
         group = None if self.group is None else self.group[images]
-        return Listed(choose(self.images, images), self.captions.only(rows), place[self.owner[rows]], group)
+        return Listed(
+            choose(self.images, images), self.captions.only(rows), place[self.owner[rows]], group, self.kind
+        )
 
     def content(self) -> tuple[str, ...]:
         """Digests of all that is not the pictures themselves."""
@@ -172,10 +174,12 @@ class Listing:
         captions: Strings,
         owner: Sequence[int] | NDArray[np.int64],
         group: NDArray[np.int64] | None = None,
+        *,
+        kind: DataKind = "pictures",
     ) -> None:
         """Add a split. Of pictures in files, missing ones, paths that leave the folder, and those that stand
         twice are found; of others the layout fills `content`."""
-        self.splits[name] = listed = Listed(images, captions, np.asarray(owner, np.int64), group)
+        self.splits[name] = listed = Listed(images, captions, np.asarray(owner, np.int64), group, kind)
         if isinstance(images, Files):
             out = [path for path in images.paths if leaves_folder(path)]
             self.faults += [
@@ -369,6 +373,8 @@ def draw_images(
     """Sorted numbers of `count` images drawn from `among` by a fixed seed; whole groups of images, so at
     least so many.
     """
+    from methods.seeding import numpy_generator  # loads PyTorch, which reading a data set does not need
+
     draw = numpy_generator(*purpose)
     if group is None:
         return np.sort(among[draw.permutation(len(among))[:count]])
@@ -419,7 +425,7 @@ def _bad(images: Any, key: str) -> NDArray[np.bool_]:
     """bool [N], pictures that cannot be decoded; found once for the content that `key` stands for,
     and kept.
     """
-    file = cache_folder() / "pictures" / f"{key[:24]}.json"
+    file = cache_directory() / "pictures" / f"{key[:24]}.json"
     bad = np.zeros(len(images), bool)
     try:
         bad[json.loads(file.read_text())] = True
@@ -428,10 +434,8 @@ def _bad(images: Any, key: str) -> NDArray[np.bool_]:
         pass
     label = f"decoding {len(images):,} pictures, to leave out those that cannot be"
     bad[:] = [bool(seen.fault) for seen in look_at(images, label, threads=os.cpu_count() or 1)]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(np.flatnonzero(bad).tolist()))
-    temporary.replace(file)
+    with atomic_write(file, "w") as stream:
+        json.dump(np.flatnonzero(bad).tolist(), stream)
     return bad
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from harness.data.base import DataError, Strings
 from harness.lib.console import progress
-from harness.lib.files import cache_folder
+from harness.lib.files import atomic_write, cache_directory
 
 MAX_PIXELS = (
     89_478_485  # PIL's own bound: a small file that unpacks to more is taken for a decompression bomb
@@ -143,7 +143,7 @@ class Files(Pictures):
         for i, path in enumerate(self.paths):
             stamps[i] = _stamp(os.path.join(self.folder, path))
         place = hashlib.sha256(f"{self.folder.resolve()} {self.paths.digest()}".encode()).hexdigest()[:24]
-        memo = cache_folder() / "digests" / f"files-{place}.npz"
+        memo = cache_directory() / "digests" / f"files-{place}.npz"
         known, found = _remembered(memo, stamps.shape)
         changed = np.flatnonzero((known != stamps).any(1) & (stamps[:, 0] >= 0))
         found[stamps[:, 0] < 0] = b""
@@ -161,10 +161,8 @@ class Files(Pictures):
             for k, digest in zip(progress(range(len(changed)), label), digests, strict=True):
                 found[changed[k]] = digest
         if len(changed):
-            memo.parent.mkdir(parents=True, exist_ok=True)
-            temporary = memo.with_suffix(f".{os.getpid()}.npz")
-            np.savez(temporary, stamps=stamps, digests=found)
-            temporary.replace(memo)
+            with atomic_write(memo) as stream:
+                np.savez(stream, stamps=stamps, digests=found)
         return found
 
     def _digest(self, i: int) -> bytes:

@@ -122,6 +122,7 @@ def _split(root: Path, split: str, name: str, found: Listing) -> None:
         Strings(captions),
         owner,
         _groups(root / f"{name}_groups.npy", len(rows)),
+        kind="regions",
     )
 
 

@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from harness.data.base import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 MIN_COUNT = 4  # VSE++ and all that follow it, released code
@@ -81,6 +81,8 @@ class Vocabulary:
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Word ids [C, L] of captions, zeros after the end of each."""
+        import torch  # here, because building and checking a vocabulary does not need it
+
         start, end, unknown = (self.ids[token] for token in SPECIAL[1:])
         rows = [
             torch.tensor([start, *(self.ids.get(word, unknown) for word in tokenize(c)), end])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tarfile
 from collections import Counter
@@ -30,7 +29,7 @@ from harness.data.base import DataError, DataSet, Strings
 from harness.data.layout import WORDS, HeldOut, Listed, Listing, read_options, split_name
 from harness.data.pictures import PICTURE_SUFFIXES, Slices
 from harness.lib.console import progress
-from harness.lib.files import cache_folder, file_digest
+from harness.lib.files import atomic_write, cache_directory, file_digest
 
 ABOUT = "dataset.json"  # beside the shards of `harness.data prepare`: what they were made from
 _MOST_TEXT = (
@@ -253,10 +252,8 @@ def shard_index(file: Path) -> tuple[pa.Table, list[str]]:
                 "group": [s.group for s in samples.values()],
             }
             table = pa.table(columns, schema=_INDEX).replace_schema_metadata({"faults": json.dumps(faults)})
-            temporary = place.with_suffix(f".{os.getpid()}")
-            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            with atomic_write(place) as stream, pa.ipc.new_file(stream, table.schema) as writer:
                 writer.write_table(table)
-            temporary.replace(place)
     table = pa.ipc.open_file(pa.memory_map(str(place))).read_all()
     return table, json.loads(table.schema.metadata[b"faults"])
 
@@ -274,7 +271,7 @@ def _index_file(file: Path) -> Path:
     except OSError as error:
         raise DataError(f"shard {file} cannot be read: {error.strerror}") from None
     stamp = f"2 {file.resolve()} {known.st_size} {known.st_mtime_ns}"
-    return cache_folder() / "shards" / f"{hashlib.sha256(stamp.encode()).hexdigest()[:24]}.arrow"
+    return cache_directory() / "shards" / f"{hashlib.sha256(stamp.encode()).hexdigest()[:24]}.arrow"
 
 
 def _read_shard(file: Path) -> tuple[dict[str, _Sample], list[str]]:

@@ -83,7 +83,7 @@ def check(
         if isinstance(listed.images, Pictures)
     }
     for split, listed in listing.splits.items():
-        if isinstance(listed.images, Regions):
+        if listed.kind == "regions":
             found.faults += [
                 f"{split}: the region features of image {i} are not finite" for i in _broken(listed.images)
             ]

@@ -22,8 +22,8 @@ from harness.data.base import DataError, DataSet, Split
 from harness.data.scan import CAPTIONS
 from harness.data.vocabulary import Vocabulary
 from harness.lib.console import progress
-from harness.lib.files import whole_folder
-from harness.noise.inject import make_noise
+from harness.lib.files import complete_directory
+from harness.noise.models import make_noise
 
 IMAGE_SIZE, CHUNK = 192, 64
 
@@ -46,12 +46,12 @@ def export_scan(
     """
     if folder.exists():
         raise DataError(f"{folder} exists already: remove it, or choose another --out")
-    if hasattr(data["train"].images, "shape"):
+    if data["train"].kind != "pictures":
         raise DataError(f"{data.name!r} has region features already")
     owners = {name: np.unique(split.owner) for name, split in data.splits.items()}
     each = _captions_each(data)
     towers = build_towers(model="effnet_minilm", pretrained="packages", image_size=IMAGE_SIZE).eval()
-    with whole_folder(folder) as part:
+    with complete_directory(folder) as part:
         captions: dict[str, list[str]] = {}
         for name, split in data.splits.items():
             captions[name] = _write_captions(part, name, split, owners[name], each)

@@ -26,7 +26,7 @@ from PIL import Image
 from harness.data.base import DataError, DataSet, Split
 from harness.data.webdataset import ABOUT, About
 from harness.lib.console import progress
-from harness.lib.files import whole_folder
+from harness.lib.files import complete_directory
 
 FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpeg": ("jpg", {"format": "JPEG", "quality": 95, "subsampling": 0}),
@@ -51,7 +51,7 @@ def prepare(
     """
     if folder.exists():
         raise DataError(f"{folder} exists already: remove it, or choose another --out")
-    if hasattr(data["train"].images, "shape"):
+    if data["train"].kind != "pictures":
         raise DataError(f"{data.name!r} has region features, and no pictures to prepare")
     ids = data.coco_ids and (data.coco_ids[0].tolist(), data.coco_ids[1].tolist())
     about = About(
@@ -64,7 +64,7 @@ def prepare(
         skipped=dict(data.skipped),
         coco_ids=ids,
     )
-    with whole_folder(folder) as part:
+    with complete_directory(folder) as part:
         for name, split in data.splits.items():
             _write_split(part, name, split, size, form, threads or os.cpu_count() or 1)
         (part / ABOUT).write_text(about.model_dump_json(), encoding="utf-8")

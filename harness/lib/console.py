@@ -5,16 +5,26 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 T = TypeVar("T")
+
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
-for _stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that no terminal can show
-    if isinstance(_stream, io.TextIOWrapper):
-        _stream.reconfigure(errors="backslashreplace")
+
+
+def escape_undecodable() -> None:
+    """Let standard output and error show names of files with bytes that no terminal can show. A command calls
+    it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def progress(items: Sequence[T], label: str | None) -> Iterator[T]:
@@ -33,6 +43,9 @@ def progress(items: Sequence[T], label: str | None) -> Iterator[T]:
 
 
 def bar() -> Progress:
+    """A progress bar with a count and the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -42,10 +55,21 @@ def bar() -> Progress:
     )
 
 
+def duration(seconds: float | None) -> str:
+    """Seconds as text for people: `3.2 h`; `?` where they are unknown."""
+    if seconds is None:
+        return "?"
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def fail(errors: Iterable[str]) -> int:
-    """Print every error and return the exit code of bad input."""
+    """Print all errors and return the exit code of bad input."""
     listed = list(dict.fromkeys(errors))
-    console.print(f"[bold red]{len(listed)} error{'s' if len(listed) != 1 else ''}, nothing was started:[/]")
+    title = f"{len(listed)} error{'s' if len(listed) != 1 else ''}, nothing was started:"
+    console.print(f"[bold red]{title}[/]")
     for error in listed:
         console.print(f"  - {error}", markup=False)
     sys.stderr.flush()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -37,8 +37,9 @@ def resolve(kind: str, name: Any, known: Mapping[str, str]) -> Any:
     return getattr(module, attribute)
 
 
-def suggest(name: str, allowed: Mapping[str, Any] | list[str]) -> str:
+def suggest(name: str, allowed: Iterable[str]) -> str:
     """What to say after an unknown name: `; did you mean 'x'? allowed: ...`."""
-    near = difflib.get_close_matches(name, list(allowed), n=2, cutoff=0.5)
+    names = list(allowed)
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"{hint} (allowed: {', '.join(sorted(allowed))})"
+    return f"{hint} (allowed: {', '.join(sorted(names))})"

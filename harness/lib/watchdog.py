@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.lib.files import atomic_write
+
 _HEARTBEAT, _REPORT = "heartbeat.json", "termination_report.txt"
 _EVERY = 5.0  # seconds between heartbeats on disk
 
@@ -89,10 +91,10 @@ class Watchdog:
 
     def _write_heartbeat(self, folder: Path, silent: float) -> None:
         """A heartbeat that cannot be written (a full disk) ends nothing."""
-        with contextlib.suppress(OSError):
-            aside = folder / f"{_HEARTBEAT}.tmp"
-            aside.write_text(json.dumps({"where": self.where, "time": time.time() - silent}))
-            os.replace(aside, folder / _HEARTBEAT)
+        if not folder.is_dir():  # a finished trial has removed it, and writing would bring it back
+            return
+        with contextlib.suppress(OSError), atomic_write(folder / _HEARTBEAT, "w") as stream:
+            json.dump({"where": self.where, "time": time.time() - silent}, stream)
 
     def _end(self, folder: Path, silent: float) -> None:
         with contextlib.suppress(OSError), open(folder / _REPORT, "w") as stream:

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from harness.data.base import DataError, Split, read_array
 from harness.data.layout import read_lines
 
-FORMS = ("caption", "image", "text")
 _FEWER = (
     " (an index goes by position: it fits the data set without on_bad_image: skip, train_groups, or "
     "drawn splits)"
@@ -39,7 +38,7 @@ class IndexFile:
     """What a file says of a training split.
 
     Attributes:
-        form: one of `FORMS`.
+        form: one of `harness.noise.FORMS`.
         image: int64 [C], image of each caption.
         matched: bool [C], whether they are of one group.
         ambiguous: captions whose text stands several times, where the form goes by text.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from harness.lib.files import cache_folder
+from harness.lib.files import atomic_write, cache_directory
 
 _BLOCK = 2048
 
@@ -19,7 +18,7 @@ def nearest(embedding: NDArray[Any], width: int, *, key: str) -> NDArray[np.int3
     """int32 [R, width]: for each row the nearest others, nearest first. `key` names the embedding's content
     in the cache.
     """
-    file = cache_folder() / "neighbours" / f"{key[:24]}-{width}.npy"
+    file = cache_directory() / "neighbours" / f"{key[:24]}-{width}.npy"
     try:
         found: NDArray[np.int32] = np.load(file, allow_pickle=False)
         if found.shape == (len(embedding), width):
@@ -36,8 +35,6 @@ def nearest(embedding: NDArray[Any], width: int, *, key: str) -> NDArray[np.int3
         scores[own, own + start] = -torch.inf
         parts.append(scores.topk(width, dim=1).indices.int())
     found = torch.cat(parts).numpy()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(f".{os.getpid()}.npy")
-    np.save(temporary, found)
-    temporary.replace(file)
+    with atomic_write(file) as stream:
+        np.save(stream, found)
     return found

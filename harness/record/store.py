@@ -1,13 +1,13 @@
-"""MLflow, the one record of every result. No other module imports it.
+"""MLflow, the one record of every result. No other module imports it, and it is imported when a store is
+opened.
 
-A sweep is an experiment: a parent run that holds the plan, and one child run for each trial. A trial is
-done when its run is FINISHED and carries its test metrics.
+A sweep is an experiment: a parent run that holds the plan, and a child run for each trial. A trial is done
+when its run is FINISHED and carries its test metrics.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -15,35 +15,37 @@ import os
 import random
 import tempfile
 import time
-import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from harness import PROTOCOL_VERSION
-from harness.config.sweep_file import Sweep, Trial
-from harness.lib.watchdog import take_termination_report
-from harness.training.run_trial import AlreadyDone, AlreadyFailed, Setup
-from harness.training.trainer import DataChanged, EpochRecord, Outcome
+from harness.config.trial import Trial
+from harness.lib.registry import UnknownName
+from harness.record.types import (
+    AlreadyDone,
+    MethodFacts,
+    Speed,
+    StoreError,
+    SweepHandle,
+    SweepRecord,
+    TrialRecord,
+)
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+if TYPE_CHECKING:
+    from mlflow.entities import Run as MlflowRun
 
-from mlflow import MlflowClient as MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
+    from harness.config.sweep_file import Sweep
 
-for _name in ("mlflow", "mlflow.store.db.utils", "alembic"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-
-TRIAL, PARENT, RUN_NAME = "trial_id", "mlflow.parentRunId", "mlflow.runName"
-_PATIENCE = 300.0  # seconds that a busy store is asked again
+TRIAL, PARENT, RUN_NAME, CREATION = "trial_id", "mlflow.parentRunId", "mlflow.runName", "creation_id"
+SUPERSEDED = ("superseded", "given_up")
+"""Tags of a run whose trial was restarted in another run: of today, and of older versions."""
+_PATIENCE = 300.0  # seconds for which a busy store is asked again
 _BUSY_STORE = (
     "QueuePool limit",
     "database is locked",
@@ -51,123 +53,259 @@ _BUSY_STORE = (
     "could not serialize",
     "too many clients",
 )
-PER_ATTEMPT_TAGS = ("git_commit", "device", "processes", "threads")
-"""What may differ between attempts at one trial. Code, versions and the rest may not: its numbers could not
-be repeated.
-"""
-
-
-class StoreError(RuntimeError):
-    """The tracking store does not answer, or does not hold what is asked for; the text is for the user."""
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class SweepHandle:
-    """Where a sweep's runs go; plain data, so that it travels to other processes."""
+class Run:
+    """What the store holds of a run.
 
-    uri: str
-    sweep: str
-    experiment_id: str
-    parent_run: str
+    Attributes:
+        end_time: milliseconds since 1970; 0 while it runs.
+        has_dataset: whether a data-set input is logged.
+    """
 
-    def folder(self, storage: Path, trial: Trial) -> Path:
-        """Where a trial keeps its checkpoints: a sweep of one name in another store has others."""
-        store = hashlib.sha256(f"{self.uri} {self.experiment_id}".encode()).hexdigest()[:6]
-        return storage / f"{self.sweep}-{store}" / trial.id
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """What the store holds of one trial."""
-
-    trial: Trial
     run_id: str
+    experiment_id: str
     status: str
-    metrics: dict[str, float] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
+    end_time: int
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    has_dataset: bool
 
-    @property
-    def done(self) -> bool:
-        return self.status == "FINISHED" and "test/rsum" in self.metrics
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast a finished trial trained."""
-
-    method: str
-    dataset: str
-    backbone: dict[str, Any]
-    batch_size: int
-    steps_per_second: float
-    device: str
-    processes: str
+    @classmethod
+    def of(cls, run: MlflowRun) -> Run:
+        """From MLflow's own type."""
+        info, data = run.info, run.data
+        inputs = bool(run.inputs and run.inputs.dataset_inputs)
+        end = int(info.end_time or 0)
+        return cls(
+            info.run_id, info.experiment_id, info.status, end, data.tags, data.params, data.metrics, inputs
+        )
 
 
-@dataclass(frozen=True)
-class SweepRecord:
-    """The plan of a sweep, and what the store holds of it: at most one record for each planned trial."""
+class Client:
+    """The calls to MLflow that the harness makes.
 
-    name: str
-    description: str
-    select: bool
-    planned: tuple[Trial, ...]
-    records: dict[str, TrialRecord]
-    reference: str | None = None
+    A call to a store that is only busy is repeated. (MLflow itself repeats calls to a server that cannot be
+    reached.) Values are identified by key, step and time, so a call may be made twice; a run is identified by
+    a tag of its creation, so that it is never made twice.
 
-
-def absolute_uri(uri: str | None) -> str:
-    """The URI with absolute paths (workers change directory); default: `mlflow.db` in the working folder."""
-    if uri is None:
-        return f"sqlite:///{Path.cwd() / 'mlflow.db'}"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        return f"sqlite:///{Path.cwd() / uri.removeprefix('sqlite:///')}"
-    return uri
-
-
-class _Persistent:
-    """A client that asks again where the store is only busy. (MLflow itself tries again where a server cannot
-    be reached.)
-
-    Every call of ours may be made twice: values are told apart by key, step and time.
-
-    Raises (each of its methods):
+    Raises (each method):
         StoreError: the server does not answer any more.
     """
 
-    def __init__(self, client: Any, *, seconds: float) -> None:
-        self._client, self._seconds = client, seconds
+    seconds_in_mlflow: ClassVar[float] = 0.0
+    """Seconds that this process has spent in calls to MLflow."""
 
-    def __getattr__(self, name: str) -> Any:
-        function = getattr(self._client, name)
+    def __init__(self, uri: str, *, seconds: float) -> None:
+        began = time.perf_counter()
+        self._mlflow = _mlflow_client(uri)
+        Client.seconds_in_mlflow += time.perf_counter() - began
+        self._seconds = seconds
+        self._remote = bool(urlsplit(uri).netloc)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            end, pause = time.monotonic() + self._seconds, 0.2
-            while True:
-                try:
-                    return function(*args, **kwargs)
-                except MlflowException as error:
-                    if "API request to" in str(error):
-                        raise StoreError(
-                            f"the tracking store does not answer any more: "
-                            f"{' '.join(str(error).split())[:300]}"
-                        ) from error
-                    if time.monotonic() > end or not any(words in str(error) for words in _BUSY_STORE):
-                        raise
-                time.sleep(pause * (1 + random.random()))
-                pause = min(10.0, 2 * pause)
+    # Experiments
 
-        return call
+    def experiments(self) -> dict[str, str]:
+        """Ids of all experiments, by name."""
+        listed = self._call(lambda: self._mlflow.search_experiments())
+        return {e.name: e.experiment_id for e in listed}
+
+    def experiment_id(self, name: str) -> str | None:
+        """The id of an experiment, or None."""
+        experiment = self._call(lambda: self._mlflow.get_experiment_by_name(name))
+        return experiment.experiment_id if experiment else None
+
+    def create_experiment(self, name: str, artifact_location: str | None) -> str:
+        """A new experiment, or the one that another process has just made. Returns its id."""
+
+        def create() -> str:
+            known = self._mlflow.get_experiment_by_name(name)
+            return str(
+                known.experiment_id if known else self._mlflow.create_experiment(name, artifact_location)
+            )
+
+        return self._call(create)
+
+    # Runs
+
+    def search_runs(self, experiment_id: str, query: str) -> list[Run]:
+        """All runs of an experiment that a query names, the newest first."""
+        runs: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self._call(
+                lambda token=token: self._mlflow.search_runs(  # type: ignore[misc]
+                    [experiment_id], query, max_results=1000, page_token=token
+                )
+            )
+            runs += map(Run.of, page)
+            token = page.token
+            if not token:
+                return runs
+
+    def get_run(self, run_id: str) -> Run:
+        """A run by its id."""
+        return Run.of(self._call(lambda: self._mlflow.get_run(run_id)))
+
+    def create_run(self, experiment_id: str, tags: Mapping[str, str]) -> str:
+        """Make one run, whatever is repeated on the way. Returns its id."""
+        creation = uuid.uuid4().hex
+        query = f"tags.{CREATION} = '{creation}'"
+        tried = False
+
+        def create() -> str:
+            nonlocal tried
+            known = self._mlflow.search_runs([experiment_id], query) if tried else []
+            tried = True
+            run = (
+                known[0]
+                if known
+                else self._mlflow.create_run(experiment_id, tags={**tags, CREATION: creation})
+            )
+            return str(run.info.run_id)
+
+        run_id: str = self._call(create)
+        # A server may have made a run whose answer was lost on the way: MLflow then asks again by itself.
+        for run in self.search_runs(experiment_id, query) if self._remote else ():
+            if run.run_id != run_id:
+                self._call(lambda lost=run.run_id: self._mlflow.delete_run(lost))  # type: ignore[misc]
+        return run_id
+
+    def set_status(self, run_id: str, status: str) -> None:
+        """RUNNING, or how the run ended: FINISHED, FAILED or KILLED."""
+        if status == "RUNNING":
+            self._call(lambda: self._mlflow.update_run(run_id, status=status))
+        else:
+            self._call(lambda: self._mlflow.set_terminated(run_id, status))
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        """Set a tag of a run."""
+        self._call(lambda: self._mlflow.set_tag(run_id, key, value))
+
+    def delete_tag(self, run_id: str, key: str) -> None:
+        """Remove a tag of a run."""
+        self._call(lambda: self._mlflow.delete_tag(run_id, key))
+
+    def log(
+        self,
+        run_id: str,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        step: int = 0,
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Metrics at a step, parameters and tags of a run, in one call."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        now = int(time.time() * 1000)
+        batch = {
+            "metrics": [Metric(k, float(v), now, step) for k, v in (metrics or {}).items()],
+            "params": [Param(k, v) for k, v in (params or {}).items()],
+            "tags": [RunTag(k, v) for k, v in (tags or {}).items()],
+        }
+        self._call(lambda: self._mlflow.log_batch(run_id, **batch))
+
+    def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
+        """Steps and values of a metric, as they were logged."""
+        listed = self._call(lambda: self._mlflow.get_metric_history(run_id, metric))
+        return [(m.step, m.value) for m in listed]
+
+    def log_dataset(
+        self, run_id: str, *, name: str, digest: str, kind: str, source: str, profile: str
+    ) -> None:
+        """The data-set input of a run.
+
+        Trials of one seed share their noise index, and MLflow fails where two runs are the first to name it
+        at
+        once: a later try finds it there.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
+
+        dataset = Dataset(name=name, digest=digest, source_type=kind, source=source, profile=profile)
+        given = DatasetInput(dataset, [InputTag("mlflow.data.context", "train")])
+        for attempt in range(5):
+            try:
+                self._call(lambda: self._mlflow.log_inputs(run_id, [given]))
+                return
+            except MlflowException:
+                if attempt == 4:
+                    raise
+                time.sleep(0.1 * 2**attempt)
+
+    # Artifacts
+
+    def log_text(self, run_id: str, text: str, path: str) -> None:
+        """A text file among the artifacts of a run."""
+        self._call(lambda: self._mlflow.log_text(run_id, text, path))
+
+    def log_file(self, run_id: str, file: Path, directory: str | None = None) -> None:
+        """A file among the artifacts of a run."""
+        self._call(lambda: self._mlflow.log_artifact(run_id, str(file), directory))
+
+    def artifacts(self, run_id: str, directory: str) -> list[str]:
+        """The artifacts in a directory of a run, sorted; empty where there is none."""
+        listed = self._call(lambda: self._mlflow.list_artifacts(run_id, directory))
+        return sorted(file.path for file in listed)
+
+    def read(self, run_id: str, path: str) -> bytes:
+        """The content of an artifact. Raises StoreError where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        with tempfile.TemporaryDirectory() as directory:
+            try:
+                file = self._call(lambda: self._mlflow.download_artifacts(run_id, path, directory))
+                return Path(file).read_bytes()
+            except (MlflowException, OSError) as error:
+                raise StoreError(f"run {run_id} has no artifact {path}: {error}") from None
+
+    def _call(self, function: Callable[[], Value]) -> Value:
+        from mlflow.exceptions import MlflowException
+
+        end, pause = time.monotonic() + self._seconds, 0.2
+        while True:
+            began = time.perf_counter()
+            try:
+                return function()
+            except MlflowException as error:
+                if "API request to" in str(error):
+                    text = " ".join(str(error).split())[:300]
+                    raise StoreError(f"the tracking store does not answer any more: {text}") from error
+                if time.monotonic() > end or not any(words in str(error) for words in _BUSY_STORE):
+                    raise
+            finally:
+                Client.seconds_in_mlflow += time.perf_counter() - began
+            time.sleep(pause * (1 + random.random()))
+            pause = min(10.0, 2 * pause)
+
+
+def _mlflow_client(uri: str) -> Any:
+    """MLflow's own client, quiet. What is set here holds before MLflow is imported, unless the user has set
+    it.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(uri)
 
 
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
-    """Before a sweep a dead server is told at once; during one it gets MLflow's retries, or as many as the
-    user has set.
+    """Before a sweep a dead server is reported at once; during one it gets MLflow's retries, or
+    the user's.
     """
-    own = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    before = {key: os.environ.get(key) for key in own}
-    os.environ.update(own)
+    settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    before = {key: os.environ.get(key) for key in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
@@ -176,6 +314,17 @@ def _impatient() -> Iterator[None]:
                 del os.environ[key]
             else:
                 os.environ[key] = value
+
+
+def absolute_uri(uri: str | None) -> str:
+    """The URI with absolute paths (workers change directory); default: `mlflow.db` in the working
+    directory.
+    """
+    if uri is None:
+        return f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return f"sqlite:///{Path.cwd() / uri.removeprefix('sqlite:///')}"
+    return uri
 
 
 class Store:
@@ -189,446 +338,238 @@ class Store:
         self.uri = absolute_uri(uri)
         with contextlib.nullcontext() if patient else _impatient():
             try:
-                self.client: Any = _Persistent(MlflowClient(self.uri), seconds=_PATIENCE if patient else 0)
-                self.client.search_experiments(max_results=1)
+                self.client = Client(self.uri, seconds=_PATIENCE if patient else 0)
+                self.client.experiment_id("Default")
             except Exception as error:  # MLflow raises many kinds here
-                reason = (
-                    str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-                )
+                text = str(error).strip()
+                reason = text.splitlines()[0][:200] if text else type(error).__name__
                 raise StoreError(
                     f"tracking store {self.uri} does not answer: {reason} (allowed: sqlite:///FILE, or the "
-                    f"http(s) address of a running `mlflow server`)"
+                    "http(s) address of a running `mlflow server`)"
                 ) from None
 
     # A sweep ----------------------------------------------------------------------------------
 
     def open_sweep(self, sweep: Sweep) -> SweepHandle:
-        """The sweep's experiment and parent run, made on the first start and found again later; the plan is
-        kept current.
+        """The sweep's experiment and parent run, made on the first start and reused later; the plan is kept
+        current.
         """
-        experiment = self.client.get_experiment_by_name(sweep.name)
-        if experiment is None:
-            experiment_id = self.client.create_experiment(sweep.name, self._artifact_location(sweep.name))
-        else:
-            experiment_id = experiment.experiment_id
-        parents = self._search(experiment_id, "tags.kind = 'sweep'")
+        experiment_id = self.client.experiment_id(sweep.name)
+        if experiment_id is None:
+            location = self._artifact_location(sweep.name)
+            experiment_id = self.client.create_experiment(sweep.name, location)
+        parents = self._parents(experiment_id)
         if parents:
-            parent = parents[0].info.run_id
-            self.client.update_run(parent, status="RUNNING")
+            parent = parents[0].run_id
+            self.client.set_status(parent, "RUNNING")
         else:
             tags = {
                 "kind": "sweep",
                 RUN_NAME: f"sweep {sweep.name}",
                 "mlflow.note.content": sweep.file.description,
             }
-            parent = self.client.create_run(experiment_id, tags=tags).info.run_id
-        plan = {
-            "name": sweep.name,
-            "description": sweep.file.description,
-            "select": sweep.file.select,
-            "reference": sweep.file.reference,
-            "protocol_version": PROTOCOL_VERSION,
-            "trials": [t.model_dump(mode="json") for t in sweep.trials],
-        }
-        self.client.log_text(parent, json.dumps(plan, indent=1), "plan.json")
+            parent = self.client.create_run(experiment_id, tags)
+        self.client.log_text(parent, json.dumps(plan_of(sweep), indent=1), "plan.json")
         self.client.log_text(parent, sweep.text, "sweep.yaml")
         return SweepHandle(self.uri, sweep.name, experiment_id, parent)
 
-    def close_sweep(self, place: SweepHandle, status: str, **counts: int) -> None:
-        """Say how a sweep ended: FINISHED, FAILED or KILLED."""
+    def close_sweep(self, handle: SweepHandle, status: str, **counts: int) -> None:
+        """Record how a sweep ended: FINISHED, FAILED or KILLED."""
         for key, value in counts.items():
-            self.client.set_tag(place.parent_run, key, str(value))
-        self.client.set_terminated(place.parent_run, status)
+            self.client.set_tag(handle.parent_run, key, str(value))
+        self.client.set_status(handle.parent_run, status)
 
     def read_sweep(self, name: str) -> SweepRecord:
-        """Plan and records of a sweep.
+        """Plan and records of a sweep. Loads no method where the plan has what a reader must know of them.
 
         Raises:
             StoreError: there is no such sweep, or its plan is of another protocol version.
         """
-        experiment = self.client.get_experiment_by_name(name)
-        parents = self._search(experiment.experiment_id, "tags.kind = 'sweep'") if experiment else []
-        if not experiment or not parents:
-            names = [e.name for e in self.client.search_experiments() if e.name != "Default"]
-            raise StoreError(
-                f"no sweep {name!r} in {self.uri} (it holds: {', '.join(sorted(names)) or 'none'})"
-            )
-        plan = json.loads(self._read_artifact(parents[0].info.run_id, "plan.json"))
+        experiment_id = self.client.experiment_id(name)
+        parents = self._parents(experiment_id) if experiment_id else []
+        if not experiment_id or not parents:
+            names = sorted(n for n in self.client.experiments() if n != "Default")
+            raise StoreError(f"no sweep {name!r} in {self.uri} (it holds: {', '.join(names) or 'none'})")
+        plan = json.loads(self.client.read(parents[0].run_id, "plan.json"))
         if plan["protocol_version"] != PROTOCOL_VERSION:
             raise StoreError(
                 f"sweep {name!r} was made under protocol version {plan['protocol_version']}, this is version "
                 f"{PROTOCOL_VERSION}: records of different versions are not merged"
             )
-        planned = tuple(Trial.model_validate(t) for t in plan["trials"])
-        place = SweepHandle(self.uri, name, experiment.experiment_id, parents[0].info.run_id)
-        records = self.records(place, planned)
-        return SweepRecord(name, plan["description"], plan["select"], planned, records, plan.get("reference"))
+        trials = trials_of(plan)
+        facts = plan.get("methods") or {}
+        methods = {
+            t.method: MethodFacts(**{**facts[t.method], "published": tuple(facts[t.method]["published"])})
+            if t.method in facts
+            else MethodFacts.of(t.method)
+            for t in trials
+        }
+        handle = SweepHandle(self.uri, name, experiment_id, parents[0].run_id)
+        records = self.records(handle, trials)
+        return SweepRecord(
+            name, plan["description"], plan["select"], trials, records, methods, plan.get("reference")
+        )
 
-    def records(self, place: SweepHandle, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
+    def planned(self, name: str, text: str) -> tuple[Trial, ...] | None:
+        """The trials of a sweep's plan, if it was made from a file of this text under this
+        protocol version.
+        """
+        experiment_id = self.client.experiment_id(name)
+        parents = self._parents(experiment_id) if experiment_id else []
+        try:
+            if not parents or self.client.read(parents[0].run_id, "sweep.yaml").decode() != text:
+                return None
+            plan = json.loads(self.client.read(parents[0].run_id, "plan.json"))
+        except (StoreError, ValueError):  # a lost artifact
+            return None
+        return trials_of(plan) if plan["protocol_version"] == PROTOCOL_VERSION else None
+
+    def records(self, handle: SweepHandle, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
         """What the store holds of these trials, by id. A finished run wins over others of the same trial,
-        then the last one begun.
+        then the last one started.
         """
         wanted = {t.id: t for t in trials}
-        found: dict[str, TrialRecord] = {}
-        for run in self._search(place.experiment_id, "tags.kind = 'trial'"):
-            trial = wanted.get(run.data.tags.get(TRIAL, ""))
-            if trial is None or (
-                trial.id in found and (found[trial.id].done or run.info.status != "FINISHED")
-            ):
+        records: dict[str, TrialRecord] = {}
+        for run in self.client.search_runs(handle.experiment_id, "tags.kind = 'trial'"):
+            trial = wanted.get(run.tags.get(TRIAL, ""))
+            if trial is None:
                 continue
-            tags = {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
-            found[trial.id] = TrialRecord(
-                trial, run.info.run_id, run.info.status, dict(run.data.metrics), tags
-            )
-        return found
+            known = records.get(trial.id)
+            if known and (known.done or run.status != "FINISHED"):
+                continue
+            tags = {k: v for k, v in run.tags.items() if not k.startswith("mlflow.")}
+            records[trial.id] = TrialRecord(trial, run.run_id, run.status, dict(run.metrics), tags)
+        return records
 
-    def find_records(self, sweep: Sweep) -> dict[str, TrialRecord]:
+    def find_records(self, name: str, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
         """Records of a sweep's trials without opening it: empty if it was never started."""
-        place = self.find_sweep(sweep.name)
-        return self.records(place, sweep.trials) if place else {}
+        handle = self.find_sweep(name)
+        return self.records(handle, trials) if handle else {}
 
     def find_sweep(self, name: str) -> SweepHandle | None:
-        """Where a sweep's runs are, without its parent run; None if it was never started."""
-        experiment = self.client.get_experiment_by_name(name)
-        return SweepHandle(self.uri, name, experiment.experiment_id, "") if experiment else None
+        """The handle of a sweep, without its parent run; None if it was never started."""
+        experiment_id = self.client.experiment_id(name)
+        return SweepHandle(self.uri, name, experiment_id, "") if experiment_id else None
 
     def speeds(self) -> list[Speed]:
-        """Of every finished trial in the store that the plan of its sweep still names."""
-        found = []
-        for experiment in self.client.search_experiments():
-            for parent in self._search(experiment.experiment_id, "tags.kind = 'sweep'"):
+        """The speed of each finished trial in the store that the plan of its sweep still names."""
+        speeds = []
+        for name, experiment_id in self.client.experiments().items():
+            for parent in self._parents(experiment_id):
                 try:
-                    plan = json.loads(self._read_artifact(parent.info.run_id, "plan.json"))
-                    trials = (
-                        [Trial.model_validate(t) for t in plan["trials"]]
-                        if plan["protocol_version"] == PROTOCOL_VERSION
-                        else []
-                    )
-                except (
-                    StoreError,
-                    ValueError,
-                    KeyError,
-                    TypeError,
-                ):  # another sweep's plan that is damaged, or names a method that is not here
-                    continue
-                for r in self.records(
-                    SweepHandle(self.uri, experiment.name, experiment.experiment_id, parent.info.run_id),
-                    trials,
-                ).values():
-                    pairs = r.metrics.get("cost/pairs_per_second")
-                    if r.done and pairs:
-                        t, tags = r.trial, r.tags
-                        found.append(
-                            Speed(
-                                t.method,
-                                t.dataset_label,
-                                t.backbone,
-                                t.batch_size,
-                                pairs / t.batch_size,
-                                tags.get("device", "?"),
-                                tags.get("processes", "?"),
-                            )
-                        )
-        return found
+                    plan = json.loads(self.client.read(parent.run_id, "plan.json"))
+                    trials = trials_of(plan) if plan["protocol_version"] == PROTOCOL_VERSION else ()
+                    records = self.records(SweepHandle(self.uri, name, experiment_id, parent.run_id), trials)
+                except (StoreError, UnknownName, ValueError, KeyError, TypeError):
+                    continue  # another sweep's plan that is damaged, or names a method that is not here
+                speeds += [speed for r in records.values() if (speed := _speed(r))]
+        return speeds
 
     def read_array(self, run_id: str, path: str) -> Mapping[str, np.ndarray]:
-        """An `.npz` artifact of a run."""
-        with np.load(io.BytesIO(self._read_artifact(run_id, path)), allow_pickle=False) as content:
+        """The arrays of an `.npz` artifact of a run. Raises StoreError where there is none."""
+        with np.load(io.BytesIO(self.client.read(run_id, path)), allow_pickle=False) as content:
             return {k: content[k] for k in content.files}
-
-    def artifacts(self, run_id: str, folder: str) -> list[str]:
-        """The artifacts in a folder of a run, sorted; empty where there is none."""
-        return sorted(file.path for file in self.client.list_artifacts(run_id, folder))
-
-    def parameters(self, run_id: str) -> dict[str, str]:
-        return dict(self.client.get_run(run_id).data.params)
-
-    def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
-        """Steps and values of a metric, as they were logged."""
-        return [(m.step, m.value) for m in self.client.get_metric_history(run_id, metric)]
 
     def runs_address(self, sweep: str) -> str:
         """What the addresses of a sweep's runs begin with in the MLflow UI: on the server, or where `mlflow
         ui` serves a database file by default.
         """
-        experiment = self.client.get_experiment_by_name(sweep)
+        experiment_id = self.client.experiment_id(sweep)
         given = urlsplit(self.uri)
         # Without a name and password that may stand before the host.
-        server = (
-            f"{given.scheme}://{given.netloc.rpartition('@')[2]}{given.path.rstrip('/')}"
-            if given.netloc
-            else "http://127.0.0.1:5000"
-        )
-        return f"{server}/#/experiments/{experiment.experiment_id if experiment else 0}/runs/"
+        host = given.netloc.rpartition("@")[2]
+        server = f"{given.scheme}://{host}{given.path.rstrip('/')}" if host else "http://127.0.0.1:5000"
+        return f"{server}/#/experiments/{experiment_id or 0}/runs/"
 
     # A trial ----------------------------------------------------------------------------------
 
-    def fail(self, place: SweepHandle, trial: Trial, reason: str, details: str = "") -> None:
+    def fail(self, handle: SweepHandle, trial: Trial, reason: str, details: str = "") -> None:
         """Record that a trial failed, and why. Its run is made if it had not got that far."""
-        found = self.unfinished_run(place, trial)
-        run_id = found.info.run_id if found else self.create_run(place, trial, {"attempts": "1"})
+        run = self.unfinished_run(handle, trial)
+        run_id = run.run_id if run else self.create_run(handle, trial, {"attempts": "1"})
         self.client.set_tag(run_id, "failure", reason[:5000])
         if details:
             self.client.log_text(run_id, details, "failure.txt")
-        self.client.set_terminated(run_id, "FAILED")
+        self.client.set_status(run_id, "FAILED")
 
-    def stop(self, place: SweepHandle, trial: Trial, reason: str) -> None:
-        """Record that a trial was stopped from outside, if it had begun."""
-        found = self.unfinished_run(place, trial)
-        if found and found.info.status == "RUNNING":
-            self.client.set_tag(found.info.run_id, "failure", reason[:5000])
-            self.client.set_terminated(found.info.run_id, "KILLED")
+    def stop(self, handle: SweepHandle, trial: Trial, reason: str) -> None:
+        """Record that a trial was stopped from outside, if it had started."""
+        run = self.unfinished_run(handle, trial)
+        if run and run.status == "RUNNING":
+            self.client.set_tag(run.run_id, "failure", reason[:5000])
+            self.client.set_status(run.run_id, "KILLED")
 
-    def unfinished_run(self, place: SweepHandle, trial: Trial) -> Run | None:
-        """The run that an attempt at a trial goes on with, if there is one.
+    def unfinished_run(self, handle: SweepHandle, trial: Trial) -> Run | None:
+        """The run that an attempt at a trial resumes, if there is one.
 
         Raises:
             AlreadyDone: the trial is on record as finished.
         """
-        runs = self._search(place.experiment_id, f"tags.{TRIAL} = '{trial.id}'")
+        runs = self.client.search_runs(handle.experiment_id, f"tags.{TRIAL} = '{trial.id}'")
         for run in runs:
-            if run.info.status == "FINISHED":
-                raise AlreadyDone(f"trial {trial.id} is done already: run {run.info.run_id}")
-        return next((r for r in runs if "given_up" not in r.data.tags), None)
+            if run.status == "FINISHED":
+                raise AlreadyDone(f"trial {trial.id} is done already: run {run.run_id}")
+        return next((r for r in runs if not r.tags.keys() & set(SUPERSEDED)), None)
 
-    def create_run(self, place: SweepHandle, trial: Trial, tags: Mapping[str, str]) -> str:
-        """A new run of a trial, with its parameters."""
-        own = {
+    def create_run(self, handle: SweepHandle, trial: Trial, tags: Mapping[str, str]) -> str:
+        """A new run of a trial, with its parameters. Returns its id."""
+        identity = {
             "kind": "trial",
             TRIAL: trial.id,
-            PARENT: place.parent_run,
+            PARENT: handle.parent_run,
             RUN_NAME: f"{trial.method} noise={trial.noise_ratio:g} seed={trial.seed}",
             "cell": f"{trial.method} {trial.dataset} noise={trial.noise_ratio:g} {trial.cell_id[:6]}",
             "cell_id": trial.cell_id,
             "protocol_version": str(PROTOCOL_VERSION),
         }
-        run = self.client.create_run(place.experiment_id, tags={**own, **tags})
-        self.client.log_batch(
-            run.info.run_id, params=[Param(k, str(v)[:6000]) for k, v in parameters(trial).items()]
-        )
-        return str(run.info.run_id)
+        run_id = self.client.create_run(handle.experiment_id, {**identity, **tags})
+        self.client.log(run_id, params={k: str(v)[:6000] for k, v in trial.parameters().items()})
+        return run_id
+
+    def _parents(self, experiment_id: str) -> list[Run]:
+        return self.client.search_runs(experiment_id, "tags.kind = 'sweep'")
 
     def _artifact_location(self, name: str) -> str | None:
-        """A server decides for itself; beside a database file, a folder next to it."""
+        """A server decides for itself; for a database file it is a directory next to it."""
         if not self.uri.startswith("sqlite:///"):
             return None
         return (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / name).as_uri()
 
-    def _search(self, experiment_id: str, query: str) -> list[Run]:
-        found: list[Run] = []
-        token = None
-        while True:
-            page = self.client.search_runs([experiment_id], query, max_results=1000, page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                return found
 
-    def _read_artifact(self, run_id: str, path: str) -> bytes:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
-            except (MlflowException, OSError) as error:
-                raise StoreError(f"run {run_id} has no artifact {path}: {error}") from None
+def plan_of(sweep: Sweep) -> dict[str, Any]:
+    """The plan of a sweep as JSON: what a report needs to know of it without its file and its methods."""
+    facts = {t.method: MethodFacts.of(t.method) for t in sweep.trials}
+    return {
+        "name": sweep.name,
+        "description": sweep.file.description,
+        "select": sweep.file.select,
+        "reference": sweep.file.reference,
+        "protocol_version": PROTOCOL_VERSION,
+        "methods": {name: vars(fact) for name, fact in facts.items()},
+        "ids": [t.id for t in sweep.trials],
+        "trials": [t.model_dump(mode="json") for t in sweep.trials],
+    }
 
 
-class MlflowRecorder:
-    """Writes a trial into its run as it goes; steps that an interrupted attempt already logged are not logged
-    twice.
+def trials_of(plan: Mapping[str, Any]) -> tuple[Trial, ...]:
+    """The trials of a plan; plans of older versions have no ids, which then take the methods' classes."""
+    contents: Sequence[Any] = plan["trials"]
+    ids = plan.get("ids") or [None] * len(contents)
+    return tuple(Trial.recorded(content, i) for content, i in zip(contents, ids, strict=True))
 
-    The run's tag `attempts` counts the starts, and `history` says in words how each attempt but the last
-    ended, and what the next went on from.
 
-    Args:
-        folder: the trial's own, where an attempt may have left its last words.
-        since: when the sweep was started: what another sweep has seen fail after that is not tried again.
-    """
-
-    def __init__(
-        self, place: SweepHandle, trial: Trial, *, folder: Path | None = None, since: float = float("inf")
-    ) -> None:
-        self.place, self.trial, self.folder, self.since = place, trial, folder, since
-
-    def start(self, setup: Setup) -> float:
-        self.store = Store(self.place.uri)
-        self.client = self.store.client
-        self.test, self.logged = setup.data["test"], -1
-        noise = setup.noise
-        tags = {
-            **setup.environment,
-            "data_fingerprint": setup.fingerprint,
-            "noise_digest": noise.digest,
-            "noise_granularity": noise.granularity,
-            "noise_model": noise.model,
-            "uses_clean_data": str(setup.uses_clean_data).lower(),
-            "uses_ground_truth": str(setup.uses_ground_truth).lower(),
-        }
-        before = self.store.unfinished_run(self.place, self.trial)
-        if before and before.info.status == "FAILED" and before.info.end_time > self.since * 1000:
-            raise AlreadyFailed(before.data.tags.get("failure", "it failed in another sweep"))
-        before = before and self._fitting(before, tags)
-        if before:
-            self.run_id = before.info.run_id
-            tags = self._again(before, tags)
-        else:
-            tags["attempts"] = "1"
-            self.run_id, self.history = self.store.create_run(self.place, self.trial, tags), ""
-        metrics = {"cost/parameters": float(setup.parameters), "noise/ambiguous": float(noise.ambiguous)}
-        metrics |= {} if noise.matched is None else {"noise/realised_ratio": noise.realised}
-        metrics |= {f"skipped/{split}_images": float(count) for split, count in setup.data.skipped.items()}
-        known = before.data.metrics if before else {}
-        self._log({k: v for k, v in metrics.items() if k not in known}, step=0, tags=tags if before else None)
-        self._log_array(
-            "noise_index", image=noise.image, **({} if noise.matched is None else {"matched": noise.matched})
-        )
-        if not before or not before.inputs or not before.inputs.dataset_inputs:
-            self._log_noise(setup)
-        return self.logged + 1 if setup.trains else float("inf")
-
-    def _fitting(self, run: Run, tags: Mapping[str, str]) -> Run | None:
-        """The run, if an attempt as described by these tags may go on with it; else it is given up.
-
-        Raises:
-            DataChanged: it is of other data.
-        """
-        known = run.data.tags
-        for key, words in (("data_fingerprint", "data"), ("noise_digest", "noise index")):
-            if known.get(key, tags[key]) != tags[key]:
-                raise DataChanged(
-                    f"the {words} of this trial changed since it was begun: {known[key]} then, "
-                    f"{tags[key]} now"
-                )
-        changed = [
-            f"{k} {known[k]} -> {v}"
-            for k, v in tags.items()
-            if k not in PER_ATTEMPT_TAGS and known.get(k, v) != v
-        ]
-        if not changed:
-            return run
-        self.client.set_tag(
-            run.info.run_id, "given_up", f"begun anew in another run: {', '.join(changed)}"[:5000]
-        )
-        self.client.set_terminated(run.info.run_id, "KILLED")
+def _speed(record: TrialRecord) -> Speed | None:
+    """How fast a finished trial trained; None where the record does not say."""
+    pairs = record.metrics.get("cost/pairs_per_second")
+    if not record.done or not pairs:
         return None
-
-    def _again(self, run: Run, tags: dict[str, str]) -> dict[str, str]:
-        """Take up a run: what is on record of it, how the attempt before ended, and its tags from now on."""
-        known = run.data.tags
-        self.logged = max((step for step, _ in self.store.history(self.run_id, "seconds/train")), default=-1)
-        words, details = take_termination_report(self.folder) if self.folder else ("", "")
-        if details:
-            self.client.log_text(self.run_id, details, "termination_report.txt")
-        ended = known.get("failure") or words or "its process ended without a word"
-        attempt = int(known.get("attempts", "0"))
-        self.history = known.get("history", "")
-        tags["attempts"] = str(attempt + 1)
-        if attempt:
-            moved = "".join(
-                f"; {k} {known[k]} -> {tags[k]}"
-                for k in PER_ATTEMPT_TAGS
-                if k in known and known[k] != tags[k]
-            )
-            tags["history"] = self._add(
-                f"attempt {attempt}, {self.logged + 1} epochs on record: {ended}{moved}"
-            )
-        if "failure" in known:
-            self.client.delete_tag(self.run_id, "failure")
-        self.client.update_run(self.run_id, status="RUNNING")
-        return tags
-
-    def note(self, text: str) -> None:
-        self.client.set_tag(self.run_id, "history", self._add(text))
-
-    def _add(self, text: str) -> str:
-        self.history = f"{self.history}\n{text}".strip()[-5000:]
-        return self.history
-
-    def _log_noise(self, setup: Setup) -> None:
-        noise = setup.noise
-        profile = json.dumps(
-            {
-                "pairs": len(noise.image),
-                "nominal": noise.nominal,
-                "realised": None if noise.matched is None else noise.realised,
-            }
-        )
-        source = json.dumps(
-            {
-                "seed": noise.seed,
-                "granularity": noise.granularity,
-                "model": noise.model,
-                "data": setup.fingerprint,
-            }
-        )
-        name = f"{setup.data.name} noise {noise.nominal:g} {noise.granularity} seed {noise.seed}"
-        index = Dataset(
-            name=name, digest=noise.digest, source_type="noise index", source=source, profile=profile
-        )
-        self._log_input(DatasetInput(index, [InputTag("mlflow.data.context", "train")]))
-
-    def epoch(self, record: EpochRecord) -> None:
-        if record.epoch <= self.logged:
-            return
-        if record.confidence is not None:
-            self._log_array(f"confidence/epoch_{record.epoch:03d}", confidence=record.confidence)
-        self._log(
-            record.metrics, step=record.epoch
-        )  # last: what is looked for when an interrupted trial goes on
-
-    def finish(self, outcome: Outcome) -> None:
-        i2t, t2i = outcome.i2t, outcome.t2i
-        groups = {"i2t_group": self.test.image_group, "t2i_group": self.test.caption_group}
-        self._log_array(
-            "test_rankings", i2t_rank=i2t.rank, i2t_top=i2t.top, t2i_rank=t2i.rank, t2i_top=t2i.top, **groups
-        )
-        self._log(outcome.metrics, step=0, tags={"weights_digest": outcome.weights})
-        self.client.set_terminated(self.run_id, "FINISHED")  # last: a run that says so is whole
-
-    def _log(self, metrics: Mapping[str, float], *, step: int, tags: Mapping[str, str] | None = None) -> None:
-        now = int(time.time() * 1000)
-        found = [Metric(k, float(v), now, step) for k, v in metrics.items()]
-        self.client.log_batch(
-            self.run_id, metrics=found, tags=[RunTag(k, v) for k, v in (tags or {}).items()]
-        )
-
-    def _log_input(self, given: DatasetInput) -> None:
-        """Trials of one seed share their noise index, and MLflow fails where two runs are the first to name
-        it at once: the second try finds it there."""
-        for attempt in range(5):
-            try:
-                self.client.log_inputs(self.run_id, [given])
-                return
-            except MlflowException:
-                if attempt == 4:
-                    raise
-                time.sleep(0.1 * 2**attempt)
-
-    def _log_array(self, path: str, **arrays: np.ndarray) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / f"{Path(path).name}.npz"
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-            self.client.log_artifact(self.run_id, str(file), str(Path(path).parent) if "/" in path else None)
-
-
-def parameters(trial: Trial) -> dict[str, Any]:
-    """A trial as flat MLflow parameters; hyper-parameters as `METHOD.KEY`, the words of a sweep file."""
-    fields = trial.model_dump(mode="json")
-    hyper, backbone, options, noise = (
-        fields.pop(k) for k in ("hyper", "backbone", "dataset_options", "noise")
+    trial, tags = record.trial, record.tags
+    return Speed(
+        trial.method,
+        trial.dataset_label,
+        trial.backbone,
+        trial.batch_size,
+        pairs / trial.batch_size,
+        tags.get("device", "?"),
+        tags.get("processes", "?"),
     )
-    fields["backbone"] = trial.backbone_label
-    if trial.noise != Trial.model_fields["noise"].default:
-        fields |= {f"noise.{k}": v for k, v in noise.items()}
-    for prefix, nested in (
-        (f"{trial.method.rpartition(':')[2]}.", hyper),
-        ("backbone.", backbone),
-        ("dataset.", options),
-    ):
-        fields |= {f"{prefix}{k}": v for k, v in nested.items()}
-    return fields
-
-
-def describe_failure(error: BaseException) -> tuple[str, str]:
-    """A failure in one line, and its traceback."""
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-    return reason, "".join(traceback.format_exception(error))

@@ -1,4 +1,6 @@
-"""Whether finished records are whole, and whether a trial that is run again gives the numbers on record."""
+"""Whether finished records are complete, and whether a trial that is run again gives the numbers
+on record.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from harness import PROTOCOL_VERSION
-from harness.config.sweep_file import Trial, method_class
+from harness.config.trial import Trial, method_class
 from harness.evaluation.metrics import RECALLS, Ranking, recalls
-from harness.noise.inject import index_digest
-from harness.record.store import Store, StoreError, SweepHandle, TrialRecord, parameters
-from harness.training.run_trial import Setup
-from harness.training.trainer import EpochRecord, Outcome
+from harness.noise.index import index_digest
+from harness.record.store import Store
+from harness.record.types import EpochRecord, Outcome, Setup, StoreError, SweepHandle, TrialRecord
 
 _TAGS = (
     "data_fingerprint",
@@ -38,68 +39,70 @@ class Differs(RuntimeError):
     """A trial that was run again gave other numbers than those on record."""
 
 
-def faults_of(store: Store, record: TrialRecord) -> list[str]:
-    """What a finished record lacks, or what does not fit together in it; empty where it is whole."""
-    faults = [f"tag {k} is missing" for k in _TAGS if not record.tags.get(k)]
+def errors_of(store: Store, record: TrialRecord) -> list[str]:
+    """What a finished record lacks, and what is inconsistent in it; empty where it is complete and valid."""
+    errors = [f"tag {k} is missing" for k in _TAGS if not record.tags.get(k)]
     version = record.tags.get("protocol_version")
     if version != str(PROTOCOL_VERSION):
-        faults.append(f"it is of protocol version {version}, and this is {PROTOCOL_VERSION}")
-    faults += [
+        errors.append(f"it is of protocol version {version}, and this is {PROTOCOL_VERSION}")
+    errors += [
         f"metric {k} is missing or not finite"
         for k in _METRICS
         if not math.isfinite(record.metrics.get(k, math.nan))
     ]
-    written = store.parameters(record.run_id)
-    other = [k for k, v in parameters(record.trial).items() if written.get(k) != str(v)[:6000]]
+    written = store.client.get_run(record.run_id).params
+    other = [k for k, v in record.trial.parameters().items() if written.get(k) != str(v)[:6000]]
     if other:
-        faults.append(f"its parameters are not the trial's: {', '.join(other)}")
-    for check in (_ranking_faults, _epoch_faults, _noise_faults):
+        errors.append(f"its parameters are not the trial's: {', '.join(other)}")
+    for check in (_ranking_errors, _epoch_errors, _noise_errors):
         try:
-            faults += check(store, record)
+            errors += check(store, record)
         except (StoreError, KeyError, ValueError) as error:
-            faults.append(f"{type(error).__name__}: {error}")
-    return faults
+            errors.append(f"{type(error).__name__}: {error}")
+    return errors
 
 
-def _ranking_faults(store: Store, record: TrialRecord) -> list[str]:
+def _ranking_errors(store: Store, record: TrialRecord) -> list[str]:
     """The recalls on record are those of the rankings kept."""
-    kept = store.read_array(record.run_id, "test_rankings.npz")
-    found = recalls(Ranking(kept["i2t_rank"], kept["i2t_top"]), Ranking(kept["t2i_rank"], kept["t2i_top"]))
+    arrays = store.read_array(record.run_id, "test_rankings.npz")
+    i2t, t2i = (Ranking(arrays[f"{d}_rank"], arrays[f"{d}_top"]) for d in ("i2t", "t2i"))
+    recomputed = recalls(i2t, t2i)
     return [
-        f"test/{m} is {record.metrics.get(f'test/{m}')}, and its rankings give {found[m]}"
+        f"test/{m} is {record.metrics.get(f'test/{m}')}, and its rankings give {recomputed[m]}"
         for m in (*RECALLS, "rsum")
-        if not math.isclose(found[m], record.metrics.get(f"test/{m}", math.nan), abs_tol=1e-9)
+        if not math.isclose(recomputed[m], record.metrics.get(f"test/{m}", math.nan), abs_tol=1e-9)
     ]
 
 
-def _epoch_faults(store: Store, record: TrialRecord) -> list[str]:
-    """Every epoch stands there once, the best is the best, and a confidence that was scored is there."""
+def _epoch_errors(store: Store, record: TrialRecord) -> list[str]:
+    """Each epoch is on record once, the best is the best, and a confidence that was scored is an artifact."""
     trial = record.trial
     if not method_class(trial.method).trains:
         return []
-    faults = []
-    epochs = sorted(step for step, _ in store.history(record.run_id, "seconds/train"))
+    errors = []
+    epochs = sorted(step for step, _ in store.client.history(record.run_id, "seconds/train"))
     if epochs != list(range(trial.epochs)):
-        faults.append(f"epochs on record are {_shortly(epochs)}, and the trial has {trial.epochs}")
-    dev = dict(store.history(record.run_id, "dev/rsum"))
+        errors.append(f"epochs on record are {_shortly(epochs)}, and the trial has {trial.epochs}")
+    dev = dict(store.client.history(record.run_id, "dev/rsum"))
     if (
         not dev
         or max(dev.values()) != record.metrics.get("dev/best_rsum")
         or dev.get(int(record.metrics.get("dev/best_epoch", -1))) != max(dev.values())
     ):
-        faults.append("dev/best_rsum and dev/best_epoch are not those of the best epoch on dev")
-    kept = store.artifacts(record.run_id, "confidence")
+        errors.append("dev/best_rsum and dev/best_epoch are not those of the best epoch on dev")
+    artifacts = store.client.artifacts(record.run_id, "confidence")
     scored = (
-        f"confidence/epoch_{epoch:03d}.npz" for epoch, _ in store.history(record.run_id, "detection/ece")
+        f"confidence/epoch_{epoch:03d}.npz"
+        for epoch, _ in store.client.history(record.run_id, "detection/ece")
     )
-    return faults + [f"artifact {name} is missing" for name in scored if name not in kept]
+    return errors + [f"artifact {name} is missing" for name in scored if name not in artifacts]
 
 
-def _noise_faults(store: Store, record: TrialRecord) -> list[str]:
+def _noise_errors(store: Store, record: TrialRecord) -> list[str]:
     """The noise index kept is the one whose digest is on record."""
     image = store.read_array(record.run_id, "noise_index.npz")["image"]
-    if record.trial.noise.model != "partial" and index_digest(image) != record.tags.get("noise_digest"):
-        return ["its noise index is not the one of its digest"]
+    if not record.trial.noise.changes_words and index_digest(image) != record.tags.get("noise_digest"):
+        return ["its noise index has another digest than the one on record"]
     return []
 
 
@@ -108,15 +111,16 @@ def _shortly(epochs: list[int]) -> str:
 
 
 class Comparison:
-    """A recorder that keeps nothing: it compares a trial that is run again with what is on record of it."""
+    """A recorder that keeps nothing: it compares a trial that is run again with its record."""
 
-    def __init__(self, place: SweepHandle, trial: Trial) -> None:
-        self.place, self.trial = place, trial
+    def __init__(self, handle: SweepHandle, trial: Trial) -> None:
+        self.handle, self.trial = handle, trial
         self.differences: list[str] = []
 
     def start(self, setup: Setup) -> float:
-        self.store = Store(self.place.uri)
-        self.record = self.store.records(self.place, [self.trial])[self.trial.id]
+        """Compare data, noise index and environment."""
+        self.store = Store(self.handle.uri)
+        self.record = self.store.records(self.handle, [self.trial])[self.trial.id]
         known: Mapping[str, str] = self.record.tags
         self.moved = [
             f"{k} {known[k]} then, {v} now"
@@ -126,13 +130,14 @@ class Comparison:
         for key, now in (("data_fingerprint", setup.fingerprint), ("noise_digest", setup.noise.digest)):
             if known.get(key) != now:
                 self.differences.append(f"{key} is {known.get(key)} on record, {now} now")
-        self.confidences = set(self.store.artifacts(self.record.run_id, "confidence"))
+        self.confidences = set(self.store.client.artifacts(self.record.run_id, "confidence"))
         return 0
 
     def note(self, text: str) -> None:
-        pass
+        """A repeated trial has no history."""
 
     def epoch(self, record: EpochRecord) -> None:
+        """Compare the confidence of an epoch, bit for bit."""
         file = f"confidence/epoch_{record.epoch:03d}.npz"
         if record.confidence is not None and file in self.confidences:
             kept = self.store.read_array(self.record.run_id, file)["confidence"]

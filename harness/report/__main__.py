@@ -13,7 +13,8 @@ from pathlib import Path
 
 from harness.lib.console import fail
 from harness.lib.registry import UnknownName
-from harness.record.store import Store, StoreError
+from harness.record.store import Store
+from harness.record.types import StoreError
 from harness.report.source import from_store
 from harness.report.versus import write_versus
 from harness.report.write import print_summary, write_report

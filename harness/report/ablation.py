@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.config.sweep_file import Trial
+from harness.config.trial import Trial
 from harness.report import figures
 from harness.report.accuracy import mean_sd
 from harness.report.results import cells, of_the_data, settings, varied

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.evaluation.metrics import BINS, Calibration, calibration, detection
-from harness.record.store import StoreError
+from harness.record.types import StoreError
 from harness.report import figures
 from harness.report.accuracy import by_measure
 from harness.report.source import Source

@@ -14,11 +14,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from harness.config.sweep_file import Trial
-from harness.data import DataError, DataSet, load_dataset
-from harness.record.store import TrialRecord
+from harness.config.trial import Trial
+from harness.data import load_dataset
+from harness.data.base import DataError, DataSet
+from harness.record.types import TrialRecord
 from harness.report.source import Source
-from harness.training.run_trial import fingerprint, noise_of
 from methods.seeding import numpy_generator
 
 COUNT = 12
@@ -74,9 +74,9 @@ def _fill(gallery: Gallery, records: dict[str, TrialRecord], source: Source) -> 
     record = next(iter(records.values()))
     try:
         data = load_dataset(record.trial.dataset, **record.trial.dataset_options)
-        if fingerprint(record.trial, data) != record.tags.get("data_fingerprint"):
+        if record.trial.fingerprint(data) != record.tags.get("data_fingerprint"):
             raise DataError("the data set is not the one that the trials saw")
-        if not isinstance(data["test"].images[0], Image):
+        if data["test"].kind != "pictures":
             raise DataError("the data set has features in place of pictures")
         gallery.queries = list(_queries(data, records, source))
         gallery.mismatches = list(_mismatches(data, record.trial, records, source))
@@ -109,7 +109,7 @@ def _mismatches(
     data: DataSet, trial: Trial, records: dict[str, TrialRecord], source: Source
 ) -> Iterator[Mismatch]:
     """Of the noise index that all these trials share: it hangs on data, ratio and seed alone."""
-    noise = noise_of(trial, data)
+    noise = trial.noise_index(data)
     if noise.matched is None or noise.matched.all():
         return
     confidence = {}

@@ -9,13 +9,14 @@ recalls.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 
-from harness.config.sweep_file import method_class
 from harness.evaluation.metrics import RECALLS
+from harness.record.types import MethodFacts
 from harness.report.tables import Cell, Table
 
 FILE = Path(__file__).parent / "published_results.csv"
@@ -37,7 +38,7 @@ def published() -> pd.DataFrame:
     return rows
 
 
-def papers_table(frame: pd.DataFrame, where: str) -> Table | None:
+def papers_table(frame: pd.DataFrame, methods: Mapping[str, MethodFacts], where: str) -> Table | None:
     """Ours against published rows of the same method, data set, protocol and ratio; None where there are
     none.
 
@@ -50,7 +51,7 @@ def papers_table(frame: pd.DataFrame, where: str) -> Table | None:
     theirs = published()
     lines = []
     for (row, ratio), part in frame.groupby(["row", "noise_ratio"], sort=False):
-        names = method_class(part["method"].iloc[0]).published
+        names = methods[part["method"].iloc[0]].published
         natural = part["noise_model"].iloc[0] == "none"
         same = theirs[
             (theirs["dataset"] == name)

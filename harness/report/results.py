@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.config.sweep_file import Trial, method_class
+from harness.config.trial import Trial
 from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES
 from harness.evaluation.metrics import DETECTION, PERFECT, RECALLS, chance_rsum
-from harness.record.store import StoreError, SweepRecord, parameters
+from harness.record.types import StoreError, SweepRecord
 from harness.report.source import Source
 
 _NOT_A_SETTING = ("noise_ratio", "seed", "noise_seed")
@@ -54,7 +54,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
     for trial in sweep.planned:
         record = sweep.records.get(trial.id)
         found = record.metrics if record and record.done else {}
-        cls = method_class(trial.method)
+        method = sweep.methods[trial.method]
         line: dict[str, Any] = {
             "trial": trial.id,
             "run": record.run_id if record else "",
@@ -71,8 +71,8 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "seed": trial.seed,
             "noise_seed": trial.noise_seed,
             "warmup_epochs": trial.hyper.get("warmup_epochs", 0),
-            "clean_data": cls.uses_clean_data,
-            "ground_truth": cls.uses_ground_truth,
+            "clean_data": method.uses_clean_data,
+            "ground_truth": method.uses_ground_truth,
         }
         line |= {m: found.get(f"test/{m}", np.nan) for m in MEASURES}
         line |= {m: found[f"test/{m}"] for m in (*FOLD_MEASURES, *ECCV_MEASURES) if f"test/{m}" in found}
@@ -140,7 +140,7 @@ def settings(trial: Trial) -> dict[str, str]:
     """
     short = trial.method.rpartition(":")[2]
     return {
-        k.removeprefix(f"{short}."): str(v) for k, v in parameters(trial).items() if k not in _NOT_A_SETTING
+        k.removeprefix(f"{short}."): str(v) for k, v in trial.parameters().items() if k not in _NOT_A_SETTING
     }
 
 

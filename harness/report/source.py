@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from harness.record.store import Store, SweepRecord
+from harness.record.store import Store
+from harness.record.types import SweepRecord
 
 Arrays = Mapping[str, NDArray]
 
@@ -35,4 +36,4 @@ def from_store(store: Store, name: str) -> Source:
         StoreError: no such sweep, or one of another protocol version.
     """
     sweep = store.read_sweep(name)
-    return Source(sweep, store.read_array, store.artifacts, store.runs_address(name).__add__)
+    return Source(sweep, store.read_array, store.client.artifacts, store.runs_address(name).__add__)

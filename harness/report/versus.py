@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from harness.record.store import StoreError, SweepRecord
+from harness.record.types import StoreError, SweepRecord
 from harness.report.page import Page
 from harness.report.results import settings, tidy, with_chance
 from harness.report.source import Source

@@ -11,7 +11,8 @@ import pandas as pd
 from harness import PROTOCOL_VERSION
 from harness.evaluation.metrics import PERFECT, RECALLS
 from harness.lib.console import console
-from harness.record.store import Store, SweepRecord
+from harness.record.store import Store
+from harness.record.types import SweepRecord
 from harness.report import ablation, detection
 from harness.report.accuracy import by_ratio, coco_tables, legend, recalls_table, search_table, with_marks
 from harness.report.comparison import (
@@ -184,7 +185,7 @@ def _of_one(
     yield "cost", cost_figure(part, where, folder)
     for table in cost_tables(part, where):
         yield "cost", table
-    yield "published", papers_table(part, where)
+    yield "published", papers_table(part, source.sweep.methods, where)
 
 
 def _measures(frame: pd.DataFrame) -> Iterator[Block]:

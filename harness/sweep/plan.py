@@ -1,142 +1,181 @@
-"""What a sweep would do and cost: `--dry-run`."""
+"""What a sweep would do and cost: computed, then shown by `--dry-run`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from rich.table import Table
 
-from harness.config.sweep_file import Sweep, Trial, method_class
-from harness.data import DataSet
-from harness.lib.console import console
-from harness.record.store import Speed
+from harness.config.sweep_file import Sweep
+from harness.config.trial import Trial, method_class
+from harness.data.base import DataSet
+from harness.lib.console import console, duration
+from harness.record.types import Speed, TrialRecord
 from harness.sweep.preflight import data_key
 
 
-def show_plan(
-    sweep: Sweep, data: Mapping[str, DataSet], speeds: Sequence[Speed], *, done: set[str], failed: set[str]
-) -> None:
-    """The cells of the grid with their trials and what each would cost; then every trial that is left, with
-    its id.
+@dataclass(frozen=True)
+class CellPlan:
+    """The trials of one method, data set, noise and ratio, and what they would cost.
 
-    Costs come from the steps a second of finished trials in the store with the same method, data set,
-    backbone and batch size, if there are any.
+    Attributes:
+        left: trials that are not done.
+        steps: optimizer steps of each trial.
+        seconds: training time of each trial, None where nothing like it was measured.
+        device: where that was measured.
     """
-    title = f"sweep {sweep.name}: {len(sweep.trials)} trials, {len(done)} done, {len(failed)} failed before"
-    settings = {(t.dataset_label, t.noise_label) for t in sweep.trials}
-    several = len(settings) > 1
-    table = Table(
-        *(["data and noise"] if several else []),
-        "method",
-        "ratio",
-        "seeds",
-        "to run",
-        "steps",
-        "steps/s",
-        "a trial",
-        "in all",
-        title=title,
-        caption="" if several else ", ".join(*settings),
-    )
-    cells: dict[tuple[str, str, str, float], list[Trial]] = {}
-    for trial in sweep.trials:
-        cells.setdefault(
-            (trial.method, trial.dataset_label, trial.noise_label, trial.noise_ratio), []
-        ).append(trial)
-    total, unknown, devices = 0.0, 0, set()
-    for (method, dataset, noise, ratio), trials in cells.items():
-        left = [t for t in trials if t.id not in done]
-        known = [_seconds(t, data[data_key(t)], speeds, sweep.file.resources.processes) for t in trials]
-        seconds = [k[0] for t, k in zip(trials, known, strict=True) if k and t in left]
-        devices |= {k[1] for k in known if k and k[1]}
-        total, unknown = total + sum(seconds), unknown + len(left) - len(seconds)
-        steps = sorted({steps_of(t, data[data_key(t)]) for t in trials})
-        each = median(k[0] for k in known if k) if any(known) else None
-        rates = {
-            f"{steps_of(t, data[data_key(t)]) / k[0]:.3g}"
-            for t, k in zip(trials, known, strict=True)
-            if k and k[0]
-        }
-        table.add_row(
-            *([f"{dataset}, {noise}"] if several else []),
-            method,
-            f"{ratio:g}",
-            str(len(trials)),
-            str(len(left)),
-            " or ".join(f"{s:,}" for s in steps),
-            ", ".join(sorted(rates)) or "–",
-            duration(each),
-            duration(sum(seconds) if len(seconds) == len(left) else None),
-        )
-    console.print(table)
-    if devices:
-        console.print(
-            f"training time of what is left: {duration(total)} one after another, as measured on "
-            f"{', '.join(sorted(devices))}"
-            f"{f'; {unknown} trials have no measurement' if unknown else ''} (evaluation comes on top)",
-            markup=False,
-        )
-    elif unknown:
-        console.print(
-            "no finished trial like these (method, data set, backbone, batch size) is in the store, so the "
-            "cost is not known: run one of them "
-            "(python -m harness.train FILE --trial ID measures, a sweep keeps what it measured)",
-            markup=False,
-        )
-    for trial in sweep.trials:
-        if trial.id not in done:
-            print(trial.id, label(trial))
+
+    method: str
+    dataset: str
+    noise: str
+    ratio: float
+    trials: tuple[Trial, ...]
+    left: tuple[Trial, ...]
+    steps: Mapping[str, int]
+    seconds: Mapping[str, float | None]
+    devices: frozenset[str]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Training time of what is left; None where it is unknown for some of it."""
+        times = [self.seconds[t.id] for t in self.left]
+        return None if None in times else sum(s for s in times if s is not None)
+
+    @property
+    def seconds_each(self) -> float | None:
+        """Median training time of a trial; None where it is unknown for all."""
+        known = [s for s in self.seconds.values() if s is not None]
+        return median(known) if known else None
+
+    @property
+    def rates(self) -> list[str]:
+        """Steps a second that the times follow from."""
+        return sorted({f"{self.steps[i] / s:.3g}" for i, s in self.seconds.items() if s})
 
 
-def label(trial: Trial) -> str:
-    """A trial in a line."""
-    model = "" if trial.noise.model == "shuffle" else f" ({trial.noise_label})"
-    return f"{trial.method} {trial.dataset_label} noise={trial.noise_ratio:g}{model} seed={trial.seed}"
+@dataclass(frozen=True)
+class SweepPlan:
+    """All cells of a sweep, and how many of its trials failed before."""
+
+    name: str
+    cells: tuple[CellPlan, ...]
+    failed: int
+
+    @property
+    def left(self) -> list[Trial]:
+        """All trials that are not done."""
+        return [t for cell in self.cells for t in cell.left]
+
+
+def make_plan(
+    sweep: Sweep, data: Mapping[str, DataSet], records: Mapping[str, TrialRecord], speeds: Sequence[Speed]
+) -> SweepPlan:
+    """The plan of a sweep.
+
+    Args:
+        data: data sets by `data_key`.
+        records: what is on record, by trial id.
+        speeds: of finished trials in the store; those with the same method, data set, backbone and batch size
+            count.
+    """
+    grouped: dict[tuple[str, str, str, float], list[Trial]] = {}
+    for trial in sweep.trials:
+        key = (trial.method, trial.dataset_label, trial.noise_label, trial.noise_ratio)
+        grouped.setdefault(key, []).append(trial)
+    done = {i for i, r in records.items() if r.done}
+    cells = []
+    for key, trials in grouped.items():
+        steps = {t.id: steps_of(t, data[data_key(t)]) for t in trials}
+        costs = {t.id: _cost(t, steps[t.id], speeds, sweep.file.resources.processes) for t in trials}
+        cells.append(
+            CellPlan(
+                *key,
+                trials=tuple(trials),
+                left=tuple(t for t in trials if t.id not in done),
+                steps=steps,
+                seconds={i: cost and cost[0] for i, cost in costs.items()},
+                devices=frozenset(cost[1] for cost in costs.values() if cost and cost[1]),
+            )
+        )
+    return SweepPlan(sweep.name, tuple(cells), sum(r.status == "FAILED" for r in records.values()))
 
 
 def steps_of(trial: Trial, data: DataSet) -> int:
     """Optimizer steps of a trial, over its networks; none where the method does not train."""
     if not method_class(trial.method).trains:
         return 0
-    return (
-        trial.epochs
-        * (len(data["train"].captions) // trial.batch_size)
-        * int(trial.hyper.get("n_networks", 1))
-    )
+    per_epoch = len(data["train"].captions) // trial.batch_size
+    return trial.epochs * per_epoch * int(trial.hyper.get("n_networks", 1))
 
 
-def _seconds(
-    trial: Trial, data: DataSet, speeds: Sequence[Speed], processes: int
-) -> tuple[float, str] | None:
-    """Training time of a trial and the device it was measured on; None where nothing like it was measured.
+def _cost(trial: Trial, steps: int, speeds: Sequence[Speed], processes: int) -> tuple[float, str] | None:
+    """Training time of a trial and where it was measured; None where nothing like it was measured.
 
     Of several devices the one with as many processes counts, then the one that was measured most.
     """
-    if not steps_of(trial, data):
+    if not steps:
         return 0.0, ""
-    like: dict[tuple[str, str], list[float]] = {}
-    for s in speeds:
-        if (s.method, s.backbone, s.batch_size, s.dataset) == (
-            trial.method,
-            trial.backbone,
-            trial.batch_size,
-            trial.dataset_label,
-        ):
-            like.setdefault((s.device, s.processes), []).append(s.steps_per_second)
-    if not like:
+    identity = (trial.method, trial.backbone, trial.batch_size, trial.dataset_label)
+    rates: dict[tuple[str, str], list[float]] = {}
+    for speed in speeds:
+        if (speed.method, speed.backbone, speed.batch_size, speed.dataset) == identity:
+            rates.setdefault((speed.device, speed.processes), []).append(speed.steps_per_second)
+    if not rates:
         return None
-    (device, count), rates = max(
-        like.items(), key=lambda found: (found[0][1] == str(processes), len(found[1]))
+    device, count = max(rates, key=lambda key: (key[1] == str(processes), len(rates[key])))
+    plural = "es" if count != "1" else ""
+    return steps / median(rates[device, count]), f"{device}, {count} process{plural}"
+
+
+def show_plan(plan: SweepPlan) -> None:
+    """A table of the cells, what is known of the cost, then each trial that is left, with its id."""
+    trials = sum(len(cell.trials) for cell in plan.cells)
+    left = plan.left
+    settings = {f"{cell.dataset}, {cell.noise}" for cell in plan.cells}
+    several = len(settings) > 1
+    columns = ["method", "ratio", "seeds", "to run", "steps", "steps/s", "a trial", "in all"]
+    table = Table(
+        *(["data and noise"] if several else []),
+        *columns,
+        title=f"sweep {plan.name}: {trials} trials, {trials - len(left)} done, {plan.failed} failed before",
+        caption="" if several else next(iter(settings), ""),
     )
-    return steps_of(trial, data) / median(rates), f"{device}, {count} process{'es' if count != '1' else ''}"
+    for cell in plan.cells:
+        table.add_row(
+            *([f"{cell.dataset}, {cell.noise}"] if several else []),
+            cell.method,
+            f"{cell.ratio:g}",
+            str(len(cell.trials)),
+            str(len(cell.left)),
+            " or ".join(f"{steps:,}" for steps in sorted(set(cell.steps.values()))),
+            ", ".join(cell.rates) or "–",
+            duration(cell.seconds_each),
+            duration(cell.seconds_left),
+        )
+    console.print(table)
+    _show_cost(plan)
+    for trial in left:
+        print(trial.id, trial.label)
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds in words: `3.2 h`."""
-    if seconds is None:
-        return "?"
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+def _show_cost(plan: SweepPlan) -> None:
+    times = [cell.seconds[t.id] for cell in plan.cells for t in cell.left]
+    total, unknown = sum(s for s in times if s is not None), sum(s is None for s in times)
+    devices = sorted({device for cell in plan.cells for device in cell.devices})
+    if devices:
+        console.print(
+            f"training time of what is left: {duration(total)} one after another, as measured on "
+            f"{', '.join(devices)}{f'; {unknown} trials have no measurement' if unknown else ''} "
+            "(evaluation is not included)",
+            markup=False,
+        )
+    elif unknown:
+        console.print(
+            "the cost is unknown: no finished trial with the same method, data set, backbone and batch "
+            "size is in "
+            "the store (python -m harness.train FILE --trial ID measures one; a sweep keeps what it "
+            "measured)",
+            markup=False,
+        )

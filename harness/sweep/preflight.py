@@ -1,152 +1,170 @@
-"""What can be known before any work starts: data, sizes, devices. All faults at once."""
+"""What can be known before any work starts: data, sizes, noise, backbones, devices. All errors at once."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import numpy as np
 import torch
 
-from harness.backbones import BACKBONES
-from harness.config.sweep_file import Resources, Sweep, Trial, method_class
-from harness.data import DataError, DataSet, load_dataset
+from harness.backbones import backbone_setup
+from harness.config.resources import Resources
+from harness.config.sweep_file import Sweep
+from harness.config.trial import Trial, method_class
+from harness.data import load_dataset
+from harness.data.base import DataError, DataSet
 from harness.lib.console import console
-from harness.lib.registry import UnknownName, resolve
-from harness.noise.inject import Natural, Partial, Shuffle, make_noise
-from harness.training.run_trial import noise_of
+from harness.lib.registry import UnknownName
+from harness.record.types import TrialRecord
 from harness.training.sampling import PoolTooNarrow, epoch_batches
 
-if TYPE_CHECKING:  # a trial by hand runs without MLflow
-    from harness.record.store import TrialRecord
+Check = Callable[[Trial, DataSet], str]
+"""What would stop a trial on its data set; empty if nothing does."""
 
 
 def check_sweep(sweep: Sweep, *, elsewhere: bool = False) -> tuple[list[str], dict[str, DataSet]]:
-    """Everything that would stop a trial, and the data sets by their options.
+    """Everything that would stop a trial, and the data sets by `data_key`.
 
-    `elsewhere`: the devices are not this machine's (a Ray cluster's are checked there).
+    Args:
+        elsewhere: the devices are not this machine's (a Ray cluster's are checked there).
     """
     errors = [] if elsewhere else check_devices(sweep.file.resources)
     data: dict[str, DataSet] = {}
-    for trial in sweep.trials:
-        key = data_key(trial)
-        if key not in data:
-            data[key], found = _load(trial)
-            errors += found
-    for key, size in sorted({(data_key(t), largest_batch(t)) for t in sweep.trials}):
-        errors += _check_batch(data[key], size) if data[key] else []
-    for trial in {
-        (data_key(t), repr(t.backbone), t.hyper.get("n_networks", 1)): t for t in sweep.trials
-    }.values():
-        errors += _check_backbone(trial, data[data_key(trial)]) if data[data_key(trial)] else []
-    for key, method in sorted({(data_key(t), t.method) for t in sweep.trials}):
-        errors += _check_clean(method, data[key]) if data[key] else []
-    for trial in {
-        (data_key(t), repr(t.noise), t.noise_ratio, t.noise_granularity, t.noise_seed, t.method): t
-        for t in sweep.trials
-    }.values():
-        errors += _check_noise(trial, data[data_key(trial)]) if data[data_key(trial)] else []
+    for trial in {data_key(t): t for t in sweep.trials}.values():
+        loaded, error = _load(trial)
+        if loaded is None:
+            errors.append(error)
+        else:
+            data[data_key(trial)] = loaded
+    for check, key in _CHECKS.items():
+        distinct = {(data_key(t), key(t)): t for t in sweep.trials if data_key(t) in data}
+        errors += [e for t in distinct.values() if (e := check(t, data[data_key(t)]))]
     return errors, data
 
 
-def _load(trial: Trial) -> tuple[DataSet, list[str]]:
-    """The trial's data set (None where it cannot be had), and why not."""
-    try:
-        return load_dataset(trial.dataset, **trial.dataset_options), []
-    except Exception as error:  # a data set of the user's own can raise anything
-        kind = "" if isinstance(error, (UnknownName, DataError)) else f"{type(error).__name__}: "
-        return None, [f"dataset {trial.dataset!r}: {kind}{error}"]  # type: ignore[return-value]
-
-
-def _check_clean(method: str, data: DataSet) -> list[str]:
-    if method_class(method).uses_clean_data and "meta" not in data.splits:
-        return [
-            f"method {method!r} needs a clean set, and data set {data.name!r} has no split 'meta' (data "
-            f"set scan makes one from dev: dataset_options.meta_share)"
-        ]
-    return []
-
-
-def _check_noise(trial: Trial, data: DataSet) -> list[str]:
-    """Whether the noise can be made: what comes from a file is looked at, and one group may be too large for
-    a derangement.
-    """
-    if isinstance(trial.noise, Natural) and method_class(trial.method).uses_ground_truth:
-        return [
-            f"method {trial.method!r} needs to know which pairs match, and of noise 'none' (data that is "
-            f"noisy by nature) nobody does"
-        ]
-    if not trial.noise_ratio:
-        return []
-    try:
-        if not isinstance(trial.noise, (Shuffle, Partial)):
-            noise_of(trial, data)
-    except (ValueError, OSError) as error:
-        return [f"noise of {data.name!r} at noise_ratio {trial.noise_ratio:g}: {error}"]
-    return []
+def check_trial(trial: Trial) -> list[str]:
+    """The same for one trial, run by hand: its devices are those that its launcher gave it."""
+    data, error = _load(trial)
+    if data is None:
+        return [error]
+    return [e for check in _CHECKS if (e := check(trial, data))]
 
 
 def data_key(trial: Trial) -> str:
+    """Trials with equal keys are on the same data set."""
     return f"{trial.dataset} {sorted(trial.dataset_options.items())}"
 
 
-def check_trial(trial: Trial) -> list[str]:
-    """The same for one trial, run by hand: devices are what the launcher gave it."""
-    data, errors = _load(trial)
-    if errors:
-        return errors
-    return (
-        _check_batch(data, largest_batch(trial))
-        + _check_clean(trial.method, data)
-        + _check_backbone(trial, data)
-        + _check_noise(trial, data)
-    )
+def _load(trial: Trial) -> tuple[DataSet | None, str]:
+    """The trial's data set, or why it cannot be loaded."""
+    try:
+        return load_dataset(trial.dataset, **trial.dataset_options), ""
+    except Exception as error:  # a data set of the user's own can raise anything
+        kind = "" if isinstance(error, (UnknownName, DataError)) else f"{type(error).__name__}: "
+        return None, f"dataset {trial.dataset!r}: {kind}{error}"
 
 
-def largest_batch(trial: Trial) -> int:
+# A trial on its data set ---------------------------------------------------------------------------
+
+
+def _largest_batch(trial: Trial) -> int:
     """Pairs in the largest batch that the trial asks for."""
     return method_class(trial.method).largest_batch(trial.batch_size, trial.hyper)
 
 
-def _check_backbone(trial: Trial, data: DataSet) -> list[str]:
-    """Whether the backbone takes such data."""
-    kind = resolve("backbone", trial.backbone["kind"], BACKBONES)
-    fault = kind(kind.Config.model_validate(trial.backbone)).check_data(
-        data, trial.hyper.get("n_networks", 1)
-    )
-    return [fault] if fault else []
-
-
-def _check_batch(data: DataSet, size: int) -> list[str]:
-    train = data["train"]
+def _check_batch(trial: Trial, data: DataSet) -> str:
+    train, size = data["train"], _largest_batch(trial)
     if size > len(train.captions):
-        return [f"batch_size = {size}: larger than the {len(train.captions)} training pairs of {data.name!r}"]
+        return f"batch_size = {size}: larger than the {len(train.captions)} training pairs of {data.name!r}"
     if not data.distinct_groups:
-        return []
-    groups = make_noise(train, ratio=0, granularity="caption", seed=0)
+        return ""
+    groups = train.caption_group
     try:
-        epoch_batches(
-            np.arange(len(groups.image)), train.image_group[groups.image], size=size, steps=1, seed=(0,)
-        )
+        epoch_batches(np.arange(len(groups)), groups, size=size, steps=1, seed=(0,))
     except PoolTooNarrow:
         count = len(np.unique(train.image_group))
-        return [
+        return (
             f"batch_size = {size}: {data.name!r} allows one pair of a group in a batch and has {count} "
-            f"groups, so at most {count}"
-        ]
-    return []
+            f"groups, "
+            f"so at most {count}"
+        )
+    return ""
+
+
+def _check_backbone(trial: Trial, data: DataSet) -> str:
+    """Whether the backbone takes such data."""
+    return backbone_setup(trial.backbone).check_data(data, trial.hyper.get("n_networks", 1)) or ""
+
+
+def _check_clean(trial: Trial, data: DataSet) -> str:
+    if method_class(trial.method).uses_clean_data and "meta" not in data.splits:
+        return (
+            f"method {trial.method!r} needs a clean set, and data set {data.name!r} has no split 'meta' "
+            "(dataset_options.meta_share draws one from dev)"
+        )
+    return ""
+
+
+def _check_noise(trial: Trial, data: DataSet) -> str:
+    """Whether the noise can be injected: a file may not fit, one group may be too large for a derangement."""
+    if not trial.noise.ground_truth_known and method_class(trial.method).uses_ground_truth:
+        return (
+            f"method {trial.method!r} needs the ground truth, which is unknown for noise "
+            f"{trial.noise.model!r} (data that is noisy by nature)"
+        )
+    if not trial.noise_ratio or not trial.noise.may_fail:
+        return ""
+    try:
+        trial.noise_index(data)
+    except (ValueError, OSError) as error:
+        return f"noise of {data.name!r} at noise_ratio {trial.noise_ratio:g}: {error}"
+    return ""
+
+
+_CHECKS: dict[Check, Callable[[Trial], Hashable]] = {
+    _check_batch: _largest_batch,
+    _check_backbone: lambda t: (repr(t.backbone), t.hyper.get("n_networks", 1)),
+    _check_clean: lambda t: t.method,
+    _check_noise: lambda t: (repr(t.noise), t.noise_ratio, t.noise_granularity, t.noise_seed, t.method),
+}
+"""Each check with what it depends on besides the data set: trials that share it are checked once."""
+
+
+def check_same_data(
+    trials: Iterable[Trial], records: Mapping[str, TrialRecord], now: Mapping[str, str]
+) -> list[str]:
+    """Which data are not those of the records: a table over two states of a data set would be wrong
+    unnoticed.
+
+    Args:
+        records: what is on record, by trial id.
+        now: fingerprints of the data, by trial id.
+    """
+    errors = {}
+    for trial in trials:
+        known = records[trial.id].tags.get("data_fingerprint") if trial.id in records else None
+        if known and known != now[trial.id]:
+            errors[data_key(trial), known] = (
+                f"the data of {trial.dataset_label!r} (or its noise files) have changed since the sweep was "
+                f"started: fingerprint {known} then, {now[trial.id]} now. Restore the data, or give the "
+                f"sweep "
+                "another `name` to run it on the data of today"
+            )
+    return list(errors.values())
+
+
+# The machine ---------------------------------------------------------------------------------------
 
 
 def check_devices(resources: Resources) -> list[str]:
-    """What this machine lacks of them."""
+    """What this machine lacks of the devices that a trial asks for."""
     errors = []
-    have = torch.cuda.device_count()
-    wanted = resources.gpus * resources.processes
-    if wanted > have:
+    available = torch.cuda.device_count()
+    if resources.gpus * resources.processes > available:
         errors.append(
             f"resources.gpus = {resources.gpus:g} for {resources.processes} process(es): this machine has "
-            f"{have} GPUs"
+            f"{available} GPUs"
         )
     if resources.processes > 1 and 0 < resources.gpus < 1:
         errors.append(
@@ -162,9 +180,8 @@ def check_address(address: str) -> list[str]:
     """
     if address == "auto":
         return []
-    if address.startswith(
-        "ray://"
-    ):  # Ray's client runs Tune on the cluster, where our progress and records are not
+    # Ray's client runs Tune on the cluster, without our progress and records
+    if address.startswith("ray://"):
         return [
             f"--address {address!r}: a sweep is started on a node of the cluster, with HOST:PORT or 'auto'"
         ]
@@ -178,51 +195,21 @@ def check_address(address: str) -> list[str]:
     return []
 
 
-def check_same_data(
-    trials: Iterable[Trial], records: Mapping[str, TrialRecord], now: Mapping[str, str]
-) -> list[str]:
-    """Which data are not those that records were made on: a table over two states of a data set would be
-    wrong without anybody seeing it.
-
-    `records` and `now` (fingerprints) by trial id.
-    """
-    errors = {}
-    for trial in trials:
-        known = records[trial.id].tags.get("data_fingerprint") if trial.id in records else None
-        if known and known != now[trial.id]:
-            errors[data_key(trial), known] = (
-                f"the data of {trial.dataset_label!r} (or its noise files) have changed since the sweep "
-                f"was begun: fingerprint {known} then, "
-                f"{now[trial.id]} now. Put them back as they were, or give the sweep another `name` to run "
-                f"it on what is there now"
-            )
-    return list(errors.values())
-
-
-def prepare_features(trials: Iterable[Trial], data: dict[str, DataSet]) -> None:
+def prepare_features(trials: Iterable[Trial], data: Mapping[str, DataSet]) -> None:
     """Compute the features that the trials will read, before they are scheduled; nothing where they are
     cached.
 
     Raises:
         DataError: weights, model config or a picture cannot be read.
     """
-    seen = set()
-    for trial in trials:
-        key = (data_key(trial), repr(trial.backbone))
-        if key in seen:
-            continue
-        seen.add(key)
-        kind = resolve("backbone", trial.backbone["kind"], BACKBONES)
-        backbone = kind(kind.Config.model_validate(trial.backbone))
-        if backbone.uses_cache:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            try:
-                for split in data[data_key(trial)].splits:
-                    backbone.inputs(data[data_key(trial)], split, device=device, quiet=False)
-            except Exception as error:  # a checkpoint, a model config or a picture that cannot be read
-                raise DataError(
-                    f"features of {trial.dataset!r} under {trial.backbone_label}: {type(error).__name__}: "
-                    f"{error}"
-                ) from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for trial in {(data_key(t), repr(t.backbone)): t for t in trials}.values():
+        setup, loaded = backbone_setup(trial.backbone), data[data_key(trial)]
+        try:
+            for split in loaded.splits if setup.uses_cache else ():
+                setup.inputs(loaded, split, device=device, quiet=False)
+        except Exception as error:  # a checkpoint, a model config or a picture that cannot be read
+            name = f"features of {trial.dataset!r} under {trial.backbone_label}"
+            raise DataError(f"{name}: {type(error).__name__}: {error}") from error
         if trial.backbone.get("pretrained") == "none":
             console.print(f"backbone {trial.backbone_label}: random weights, as asked for (pretrained: none)")

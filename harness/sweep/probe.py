@@ -9,8 +9,8 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from harness.lib.files import source_digest
 from harness.lib.locks import is_locked
+from harness.record.provenance import harness_digest
 
 
 def probe(node: str, folder: Path, working: str, uri: str, code: str) -> list[str]:
@@ -20,7 +20,7 @@ def probe(node: str, folder: Path, working: str, uri: str, code: str) -> list[st
         folder: held by the machine that asks, and has a file `ours`; the node writes another.
         working: where the sweep was started.
         uri: of the tracking server.
-        code: `source_digest` there.
+        code: `harness_digest` there.
     """
     faults = []
     try:
@@ -42,7 +42,7 @@ def probe(node: str, folder: Path, working: str, uri: str, code: str) -> list[st
             f"has no folder {working}, to which the paths in the sweep file are relative: start the sweep "
             f"in one that all nodes see"
         )
-    if source_digest() != code:
+    if harness_digest() != code:
         faults.append("has another version of this code: install the same on all nodes")
     place = urlsplit(uri)
     try:

@@ -1,5 +1,5 @@
-"""What a person wants to know of a sweep: `--status` (what is done, running, failed and why) and the findings
-of `--verify`.
+"""The state of a sweep for people: `--status` (what is done, running and failed, and why), and what
+`--verify` found.
 """
 
 from __future__ import annotations
@@ -10,88 +10,88 @@ from pathlib import Path
 
 from rich.table import Table
 
-from harness.config.sweep_file import Sweep, Trial
-from harness.lib.console import console
+from harness.config.sweep_file import Sweep
+from harness.config.trial import Trial
+from harness.lib.console import console, duration
 from harness.lib.locks import is_locked, owner
 from harness.lib.watchdog import last_heartbeat
-from harness.record.store import Store, SweepHandle, TrialRecord
-from harness.record.verify import faults_of
-from harness.sweep.plan import duration, label
-from harness.sweep.schedule import DONE, Finished
+from harness.record.store import Store
+from harness.record.types import SweepHandle, TrialRecord
+from harness.record.verify import errors_of
+from harness.sweep.attempt import DONE, Ending
 
 _STATES = ("done", "running", "interrupted", "failed", "to run")
 
 
-def show_status(sweep: Sweep, store: Store, storage: Path) -> int:
+def show_status(name: str, trials: Sequence[Trial], store: Store, storage: Path) -> int:
     """A line for each method and ratio, then each trial that is neither done nor still to run, with the
-    reason. 0 if all are done, else 1.
+    reason.
+
+    Returns 0 if all trials are done, else 1.
     """
-    place = store.find_sweep(sweep.name)
-    records = store.records(place, sweep.trials) if place else {}
-    found = {t.id: _state(t, records.get(t.id), place, storage) for t in sweep.trials}
-    counts = Counter(state for state, _ in found.values())
-    title = (
-        f"sweep {sweep.name}: {', '.join(f'{counts[s]} {s}' for s in _STATES if counts[s])}; record: "
-        f"{store.uri}"
-    )
-    table = Table("method", "ratio", *_STATES, title=title)
+    handle = store.find_sweep(name)
+    records = store.records(handle, trials) if handle else {}
+    states = {t.id: _state(t, records.get(t.id), handle, storage) for t in trials}
+    counts = Counter(state for state, _ in states.values())
+    summary = ", ".join(f"{counts[s]} {s}" for s in _STATES if counts[s])
+    table = Table("method", "ratio", *_STATES, title=f"sweep {name}: {summary}; record: {store.uri}")
     cells: dict[tuple[str, float], Counter[str]] = {}
-    for trial in sweep.trials:
-        cells.setdefault((trial.method, trial.noise_ratio), Counter())[found[trial.id][0]] += 1
+    for trial in trials:
+        cells.setdefault((trial.method, trial.noise_ratio), Counter())[states[trial.id][0]] += 1
     for (method, ratio), cell in cells.items():
         table.add_row(method, f"{ratio:g}", *(str(cell[s] or "") for s in _STATES))
     console.print(table)
-    for trial in sweep.trials:
-        state, why = found[trial.id]
+    for trial in trials:
+        state, reason = states[trial.id]
         if state not in ("done", "to run"):
-            console.print(f"{state}: {label(trial)} ({trial.id}): {why}", markup=False)
-    return 0 if counts["done"] == len(sweep.trials) else 1
+            console.print(f"{state}: {trial.label} ({trial.id}): {reason}", markup=False)
+    return 0 if counts["done"] == len(trials) else 1
 
 
 def _state(
-    trial: Trial, record: TrialRecord | None, place: SweepHandle | None, storage: Path
+    trial: Trial, record: TrialRecord | None, handle: SweepHandle | None, storage: Path
 ) -> tuple[str, str]:
     """One of `_STATES`, and why or where."""
-    if record is None or place is None:
+    if record is None or handle is None:
         return "to run", ""
     if record.done:
         return "done", ""
     if record.status == "FAILED":
         return "failed", record.tags.get("failure", "no reason on record")
-    folder = place.folder(storage, trial)
-    if record.status == "RUNNING" and not folder.is_dir():
+    directory = handle.directory(storage, trial)
+    if record.status == "RUNNING" and not directory.is_dir():
         return "running", f"as the record says; its checkpoints are not in {storage} (see --storage)"
-    beat = last_heartbeat(folder)
-    where = f"{beat.where}, {duration(beat.seconds_ago)} ago" if beat else "no heartbeat yet"
-    if is_locked(folder):
-        return "running", f"{where} ({owner(folder)})"
-    return (
-        "interrupted",
-        f"{record.tags.get('failure') or 'its process ended without a word'}; last heard of: {where}",
-    )
+    heartbeat = last_heartbeat(directory)
+    where = "no heartbeat yet"
+    if heartbeat:
+        where = f"{heartbeat.where}, {duration(heartbeat.seconds_ago)} ago"
+    if is_locked(directory):
+        return "running", f"{where} ({owner(directory)})"
+    reason = record.tags.get("failure") or "its process ended without a report"
+    return "interrupted", f"{reason}; last heartbeat: {where}"
 
 
 def show_verified(
-    sweep: Sweep, store: Store, finished: Sequence[TrialRecord], again: Sequence[Finished]
+    sweep: Sweep, store: Store, finished: Sequence[TrialRecord], repeated: Sequence[Ending]
 ) -> int:
-    """What is wrong with finished records, and which of those run again gave other numbers. 0 if nothing and
-    none, else 1.
+    """What is wrong with finished records, and which repeated trials gave other numbers. 0 if nothing, else
+    1.
     """
-    faults = {r.trial.id: found for r in finished if (found := faults_of(store, r))}
+    errors = {r.trial.id: found for r in finished if (found := errors_of(store, r))}
     for record in finished:
-        for fault in faults.get(record.trial.id, []):
-            console.print(f"not whole: {label(record.trial)} ({record.trial.id}): {fault}", markup=False)
-    for ended in again:
+        for error in errors.get(record.trial.id, []):
+            text = f"not complete: {record.trial.label} ({record.trial.id}): {error}"
+            console.print(text, markup=False)
+    for ended in repeated:
         same = ended.outcome == DONE
+        trial = f"{ended.trial.label} ({ended.trial.id})"
         console.print(
-            f"{'the same' if same else 'NOT THE SAME'}: {label(ended.trial)} "
-            f"({ended.trial.id}){'' if same else f': {ended.reason}'}",
-            markup=False,
+            f"the same: {trial}" if same else f"NOT THE SAME: {trial}: {ended.reason}", markup=False
         )
-    other = sum(ended.outcome != DONE for ended in again)
+    other = sum(ended.outcome != DONE for ended in repeated)
     console.print(
         f"sweep [bold]{sweep.name}[/]: {len(finished)} of {len(sweep.trials)} trials are finished, "
-        f"{len(finished) - len(faults)} of their records are whole; "
-        f"{len(again)} were run again, {len(again) - other} gave the same numbers to the last bit"
+        f"{len(finished) - len(errors)} of their records are complete; {len(repeated)} were run again, "
+        f"{len(repeated) - other} gave the same numbers to the last bit"
     )
-    return 1 if faults or other else 0
+    return 1 if errors or other else 0

@@ -7,11 +7,12 @@ recorded as finished.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from harness.lib.files import atomic_write
 
 _KEPT = 2  # the newest, and the one before for where the newest is damaged
 
@@ -32,16 +33,15 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written (a full disk); those that are there stay.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.folder / "saving.tmp"
+        for unfinished in self.folder.glob(".epoch_*.tmp"):  # of an attempt that was killed while it saved
+            unfinished.unlink(missing_ok=True)
+        name = f"epoch_{epoch:04d}"
         try:
-            with open(aside, "wb") as stream:
+            with atomic_write(
+                self.folder / name, sync=True, final_name=lambda file: f"{name}.{_digest(file)}.pt"
+            ) as stream:
                 torch.save(content, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(aside, self.folder / f"epoch_{epoch:04d}.{_digest(aside)}.pt")
         except (OSError, RuntimeError) as error:  # torch's writer hides a full disk behind a RuntimeError
-            aside.unlink(missing_ok=True)
             raise OSError(
                 f"the checkpoint of epoch {epoch} cannot be written to {self.folder}: "
                 f"{' '.join(str(error).split())[:200]}"

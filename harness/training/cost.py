@@ -87,12 +87,12 @@ class _Clock:
         self.spent, self.part = spent, part
 
     def __enter__(self) -> None:
-        _synchronize()
+        synchronize()
         self.spent._part = self.part
         self.started, self.joules = time.perf_counter(), _joules()
 
     def __exit__(self, *error: object) -> None:
-        _synchronize()
+        synchronize()
         self.spent._part = ""
         self.spent.seconds[self.part] += time.perf_counter() - self.started
         self.spent.joules[self.part] += _joules() - self.joules
@@ -134,17 +134,20 @@ def _nvml_handle() -> Any:
         return None
     try:
         import pynvml
-
+    except ImportError:
+        return None
+    try:
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByUUID(
             f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
         )
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except (ImportError, pynvml.NVMLError):
+    except pynvml.NVMLError:
         return None
     return handle
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait for the device, where there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.backbones.rows import sums_over_processes
+from harness.config.trial import TrainingConfig
 from methods.base import Group
 
 
@@ -20,50 +21,35 @@ class Optimizers:
 
     Args:
         groups: the method's groups.
-        lr, weight_decay, betas, eps, clip_norm: as in the sweep; weight decay spares biases, norms and
-            scalars.
-        warmup_steps, total_steps: linear warm-up, then a cosine to zero, by optimizer steps of a network.
-        decay_steps: null, or where the rate falls to a tenth, in place of the cosine.
+        config: learning rate and its schedule (linear warm-up, then a cosine to zero or steps), AdamW's
+            settings; weight decay spares biases, norms and scalars.
+        steps_per_epoch: optimizer steps of a network in an epoch.
         processes: how many share the batch.
     """
 
     def __init__(
-        self,
-        groups: Mapping[str, Group],
-        *,
-        lr: float,
-        weight_decay: float,
-        betas: tuple[float, float],
-        eps: float,
-        clip_norm: float | None,
-        warmup_steps: int,
-        total_steps: int,
-        processes: int,
-        decay_steps: Sequence[int] | None = None,
+        self, groups: Mapping[str, Group], config: TrainingConfig, *, steps_per_epoch: int, processes: int
     ) -> None:
+        self.config, self.processes = config, processes
+        self.total_steps = config.epochs * steps_per_epoch
+        self.decay_steps = None
+        if config.decay_epochs is not None:
+            self.decay_steps = [epoch * steps_per_epoch for epoch in config.decay_epochs]
         self.parameters = {name: dict(group.parameters) for name, group in groups.items()}
-        self.base_lr = {name: lr if group.lr is None else group.lr for name, group in groups.items()}
-        self.clip_norm, self.warmup_steps, self.total_steps, self.processes = (
-            clip_norm,
-            warmup_steps,
-            total_steps,
-            processes,
-        )
-        self.decay_steps = decay_steps
-        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+        self.base_lr = {name: config.lr if group.lr is None else group.lr for name, group in groups.items()}
         self.adam = {name: self._adam(list(p.values())) for name, p in self.parameters.items()}
         self._siblings: dict[str, tuple[list[nn.Parameter], torch.optim.AdamW]] = {}
         self.factor = 0.0
 
     def at_step(self, step: int) -> None:
         """Set the schedule to a network's optimizer step, from 0."""
-        if step < self.warmup_steps:
-            self.factor = (step + 1) / self.warmup_steps
+        if step < self.config.warmup_steps:
+            self.factor = (step + 1) / self.config.warmup_steps
         elif self.decay_steps is not None:
             self.factor = 0.1 ** sum(step >= decay for decay in self.decay_steps)
         else:
-            rest = max(1, self.total_steps - self.warmup_steps)
-            self.factor = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup_steps) / rest)))
+            rest = max(1, self.total_steps - self.config.warmup_steps)
+            self.factor = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.config.warmup_steps) / rest)))
 
     def learning_rate(self, group: str) -> float:
         return self.base_lr[group] * self.factor
@@ -110,8 +96,11 @@ class Optimizers:
     def _adam(self, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
         decay = [p for p in parameters if p.ndim > 1]
         other = [p for p in parameters if p.ndim <= 1]
-        parts = [{"params": decay, "weight_decay": self.weight_decay}, {"params": other, "weight_decay": 0.0}]
-        return torch.optim.AdamW(parts, lr=0.0, betas=self.betas, eps=self.eps, fused=True)
+        parts = [
+            {"params": decay, "weight_decay": self.config.weight_decay},
+            {"params": other, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(parts, lr=0.0, betas=self.config.betas, eps=self.config.eps, fused=True)
 
     def _mean_gradients(
         self, loss: Tensor, parameters: list[nn.Parameter], *, retain_graph: bool = False
@@ -138,8 +127,8 @@ class Optimizers:
     ) -> None:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        if self.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
         for part in adam.param_groups:
             part["lr"] = lr
         adam.step()

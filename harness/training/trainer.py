@@ -8,8 +8,7 @@ and the last one are both tested. Nothing is ever selected on test.
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,50 +21,26 @@ from accelerate.utils import AutocastKwargs, broadcast_object_list
 from torch import Tensor
 
 from harness.backbones.features import Inputs
+from harness.config.trial import TrainingConfig
 from harness.data.base import DataSet, Split
 from harness.evaluation.coco import coco_metrics
 from harness.evaluation.metrics import Ranking, detection, rank_queries, recalls
-from harness.noise.inject import NoiseIndex
+from harness.noise.index import NoiseIndex
+from harness.record.types import DataChanged, Diverged, EpochRecord, Outcome
 from harness.training.checkpoint import Checkpoints, read
 from harness.training.cost import CostMeter, reset_peak_memory
 from harness.training.loading import Fetch, Plan, load
 from harness.training.optimizers import Optimizers
 from harness.training.sampling import PoolTooNarrow, epoch_batches, scan_batches
-from methods.base import Method, Pairs, Report
+from methods.base import Batch, Method, Pairs, Report
 from methods.seeding import seed_of
 
 CHUNK = 512  # images or captions encoded at a time, and rows of a similarity tile
 
 
-class Diverged(RuntimeError):
-    """The loss is not finite any more."""
-
-
-class DataChanged(RuntimeError):
-    """The data are not those that the trial, or its sweep, was begun with."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the loop is told. `batch_size` is the global one; `precision`: auto, fp32, bf16 or fp64."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    seed: int
-    weight_decay: float = 0.2
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-6
-    warmup_steps: int = 500
-    clip_norm: float | None = 10.0
-    precision: str = "auto"
-    decay_epochs: Sequence[int] | None = None
-    evaluate_every: int = 1
-
-
 @dataclass
 class State:
-    """Everything of a running trial beside the method and its optimizers."""
+    """The state of a running trial besides the method and its optimizers."""
 
     epoch: int = 0
     best_epoch: int = -1
@@ -73,31 +48,10 @@ class State:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass
-class EpochRecord:
-    """What one epoch leaves: scalars by name, and the method's confidence [N] if it has one."""
-
-    epoch: int
-    metrics: dict[str, float]
-    confidence: np.ndarray | None
-
-
-@dataclass
-class Outcome:
-    """What a trial ends with: `test/...`, `last/...`, `cost/...` scalars, the rankings of the best epoch, and
-    the digest of its weights.
-    """
-
-    metrics: dict[str, float]
-    i2t: Ranking
-    t2i: Ranking
-    weights: str
-
-
 def make_accelerator(precision: str) -> Accelerator:
     """Accelerate on whatever there is; `auto` is bf16 on a GPU that has it, else fp32.
 
-    A worker process runs many trials, so what an earlier one left is forgotten. Autocast keeps no copies of
+    A worker process runs many trials, so the state of an earlier one is reset. Autocast caches no copies of
     weights: a step may change some (a meta-network) and use them again.
     """
     cuda = torch.cuda.is_available()
@@ -108,17 +62,48 @@ def make_accelerator(precision: str) -> Accelerator:
     return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not cuda, kwargs_handlers=[fresh])
 
 
+@dataclass(frozen=True)
+class PassPlan:
+    """What a network is trained on within an epoch.
+
+    Attributes:
+        batches: indices of training pairs [batch size], for each step.
+        widened: whether the method's selection was too small for a batch, so that all pairs were drawn from.
+        pools: by name, for each step the indices and pairs of an auxiliary batch.
+    """
+
+    epoch: int
+    network: int
+    batches: list[np.ndarray]
+    widened: bool
+    pools: Mapping[str, list[tuple[Tensor, Pairs]]]
+
+    @property
+    def pairs(self) -> int:
+        """Pairs in all batches."""
+        return sum(map(len, self.batches))
+
+    @property
+    def auxiliary_pairs(self) -> int:
+        """Pairs in all auxiliary batches that are drawn from pools."""
+        return sum(len(pairs) for batches in self.pools.values() for _, pairs in batches)
+
+
 class Trainer:
     """Trains one method on one data set under one noise index.
 
     Args:
         method: the method, on the CPU.
-        data: the data set; `inputs` gives what the networks take, for each split.
+        data: the data set.
+        inputs: what the networks take, for each split.
         noise: the noise index of `train`.
-        backbone: what identifies the files that the networks were made from.
-        folder: where checkpoints are kept while the trial runs; None: none is kept.
+        config: the settings of the loop; a trial is one.
+        backbone: identifies the files that the networks were made from.
+        code: identifies the code that makes the numbers; a checkpoint is resumed by the same code only.
+        directory: where checkpoints are kept while the trial runs; None: none is kept.
         workers: loader processes.
-        beat: told at each step, batch looked at and tile ranked where the trial is; may raise to end it.
+        heartbeat: called with the position of the trial at each step, scanned batch and ranked tile; may
+            raise to end the trial.
     """
 
     def __init__(
@@ -127,36 +112,26 @@ class Trainer:
         data: DataSet,
         inputs: Mapping[str, Inputs],
         noise: NoiseIndex,
-        settings: Settings,
+        config: TrainingConfig,
         accelerator: Accelerator,
         *,
         backbone: str = "",
-        folder: Path | None = None,
+        code: str = "",
+        directory: Path | None = None,
         workers: int = 0,
         heartbeat: Callable[[str], None] = lambda where: None,
     ) -> None:
-        self.backbone = backbone
-        self.data, self.inputs, self.noise, self.settings = data, inputs, noise, settings
+        self.backbone, self.code = backbone, code
+        self.data, self.inputs, self.noise, self.config = data, inputs, noise, config
         self.accelerator, self.workers, self.heartbeat = accelerator, workers, heartbeat
-        self.checkpoints = Checkpoints(folder) if folder else None
-        self.dtype = torch.float64 if settings.precision == "fp64" else torch.float32
+        self.checkpoints = Checkpoints(directory) if directory else None
+        self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.method = method.to(accelerator.device, self.dtype)
         self.groups = data["train"].image_group[noise.image] if data.distinct_groups else None
         self.shards = None if data.shard is None else data.shard[noise.image]
-        self.steps = len(noise.image) // settings.batch_size
+        self.steps = len(noise.image) // config.batch_size
         self.optimizers = Optimizers(
-            method.groups(),
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            betas=settings.betas,
-            eps=settings.eps,
-            clip_norm=settings.clip_norm,
-            warmup_steps=settings.warmup_steps,
-            total_steps=settings.epochs * self.steps,
-            processes=accelerator.num_processes,
-            decay_steps=None
-            if settings.decay_epochs is None
-            else [e * self.steps for e in settings.decay_epochs],
+            method.groups(), config, steps_per_epoch=self.steps, processes=accelerator.num_processes
         )
         self.state = State()
         self.cost = CostMeter()
@@ -169,10 +144,10 @@ class Trainer:
         """Train from where `resume` put it, else from the start; test the best and the last epoch.
 
         Raises:
-            Diverged: the loss or a similarity is not finite; and whatever `beat` raises.
+            Diverged: the loss or a similarity is not finite; and whatever `heartbeat` raises.
         """
         reset_peak_memory()
-        epochs = self.settings.epochs if self.method.trains else 0
+        epochs = self.config.epochs if self.method.trains else 0
         if not epochs:
             self._evaluate_dev(0)
         for epoch in range(self.state.epoch, epochs):
@@ -180,13 +155,12 @@ class Trainer:
             before = dict(self.cost.seconds)
             for network in self.method.passes():
                 metrics |= self._train_pass(epoch, network)
-            if (epoch + 1) % self.settings.evaluate_every == 0 or epoch + 1 == epochs:
+            if (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == epochs:
                 metrics |= self._evaluate_dev(epoch)
             confidence = self._confidence(metrics)
             metrics |= {f"seconds/{k}": v - before[k] for k, v in self.cost.seconds.items()}
-            on_epoch(
-                EpochRecord(epoch, metrics, confidence)
-            )  # recorded first: a repeated epoch is told by its number
+            # Recorded before it is saved: a repeated epoch is recognised by its number.
+            on_epoch(EpochRecord(epoch, metrics, confidence))
             self.state.epoch = epoch + 1
             self._save()
         return self._test()
@@ -194,36 +168,46 @@ class Trainer:
     def _train_pass(self, epoch: int, network: int) -> dict[str, float]:
         self.method.eval()
         with self.cost.clock("method"), self.accelerator.autocast():
-            found = dict(self.method.start_epoch(epoch, network, self._scan))
+            report = dict(self.method.start_epoch(epoch, network, self.scan))
         with self.cost.clock("train"):
-            batches, widened = self._batches(epoch, network)
-            pools = self._pool_batches(epoch, network, len(batches))
+            plan = self.plan_pass(epoch, network)
             scale = self.method.batch_scale(epoch)
             self.method.train()
             total: Report = {}
-            plans = self._plans(batches, epoch, network, pools)
-            for step, batch in enumerate(load(plans, self._fetch(), workers=self.workers)):
-                self.heartbeat(f"epoch {epoch}, step {step + 1} of {len(batches)}")
+            for step, batch in enumerate(self._load(plan)):
+                self.heartbeat(f"epoch {epoch}, step {step + 1} of {len(plan.batches)}")
                 self.optimizers.at_step(epoch * self.steps + step * scale)
-                batch = batch.to(self.accelerator.device, self.dtype)
                 with self.accelerator.autocast():
-                    report = self.method.step(batch, self.optimizers, network)
+                    step_report = self.method.step(batch, self.optimizers, network)
                 for net in self.method.networks:
                     net.constrain()  # type: ignore[operator]
-                total = {k: total.get(k, 0.0) + v for k, v in report.items()}
-            found |= {k: v / len(batches) for k, v in total.items()}
-            found["learning_rate"] = self.optimizers.learning_rate(f"network{network}")
-            scalars = {k: float(v) for k, v in found.items()}
-        drawn = sum(map(len, batches))
-        self.cost.batch_pairs += drawn
-        self.cost.pairs["train"] += drawn + sum(
-            len(pairs) for of_pool in pools.values() for _, pairs in of_pool
-        )
+                total = {k: total.get(k, 0.0) + v for k, v in step_report.items()}
+            report |= {k: v / len(plan.batches) for k, v in total.items()}
+            report["learning_rate"] = self.optimizers.learning_rate(f"network{network}")
+            scalars = {k: float(v) for k, v in report.items()}
+        self.cost.batch_pairs += plan.pairs
+        self.cost.pairs["train"] += plan.pairs + plan.auxiliary_pairs
         if not np.isfinite(scalars["loss"]):
             raise Diverged(f"the loss is {scalars['loss']} in epoch {epoch}")
-        scalars["widened"] = float(widened)
+        scalars["widened"] = float(plan.widened)
         suffix = f"_{network}" if network else ""
         return {f"train/{k}{suffix}": v for k, v in scalars.items()}
+
+    # Batches ----------------------------------------------------------------------------------
+
+    def batches(self, epoch: int, network: int = 0) -> Iterator[Batch]:
+        """The batches of a network's pass, on the device, as the loop gets them."""
+        return self._load(self.plan_pass(epoch, network))
+
+    def plan_pass(self, epoch: int, network: int = 0) -> PassPlan:
+        """Which pairs a network's pass of an epoch takes, step by step."""
+        batches, widened = self._batches(epoch, network)
+        pools = self._pool_batches(epoch, network, len(batches))
+        return PassPlan(epoch, network, batches, widened, pools)
+
+    def _load(self, plan: PassPlan) -> Iterator[Batch]:
+        for batch in load(self._plans(plan), self._fetch(), workers=self.workers):
+            yield batch.to(self.accelerator.device, self.dtype)
 
     def _batches(self, epoch: int, network: int) -> tuple[list[np.ndarray], bool]:
         """The pass's batches, and whether the method's selection had to be widened to all pairs to
@@ -234,10 +218,10 @@ class Trainer:
         pool = everything if selected is None else selected.cpu().numpy()
         scale = self.method.batch_scale(epoch)
         arguments: dict[str, Any] = {
-            "size": self.settings.batch_size * scale,
+            "size": self.config.batch_size * scale,
             "steps": max(1, self.steps // scale),
         }
-        arguments |= {"seed": (self.settings.seed, "order", epoch, network), "shards": self.shards}
+        arguments |= {"seed": (self.config.seed, "order", epoch, network), "shards": self.shards}
         try:
             return epoch_batches(pool, self.groups, **arguments), False
         except PoolTooNarrow:
@@ -246,41 +230,34 @@ class Trainer:
             return epoch_batches(everything, self.groups, **arguments), True
 
     def _pool_batches(self, epoch: int, network: int, steps: int) -> dict[str, list[tuple[Tensor, Pairs]]]:
-        """For each further pool of the method a batch for each step; a pool of fewer than two (groups of)
+        """For each auxiliary pool of the method a batch for each step; a pool of fewer than two (groups of)
         pairs gives none.
         """
-        found = {}
+        batches = {}
         for name, pool in self.method.auxiliary_pools(network).items():
             if isinstance(pool, Pairs):  # the clean set
                 pairs, members = pool, np.arange(len(pool))
-                groups = (
-                    None if self.groups is None else self.data[pool.split].image_group[pool.images.numpy()]
-                )
+                group_of_image = self.data[pool.split].image_group
+                groups = None if self.groups is None else group_of_image[pool.images.numpy()]
             else:
                 pairs, members, groups = self.method.pairs, pool.cpu().numpy(), self.groups
-            apart = len(members) if groups is None else len(np.unique(groups[members]))
-            size = min(self.settings.batch_size, apart)
+            distinct = len(members) if groups is None else len(np.unique(groups[members]))
+            size = min(self.config.batch_size, distinct)
             if size >= 2:
                 drawn = epoch_batches(
-                    members, groups, size=size, steps=steps, seed=(self.settings.seed, name, epoch, network)
+                    members, groups, size=size, steps=steps, seed=(self.config.seed, name, epoch, network)
                 )
-                found[name] = [(index, pairs[index]) for index in map(torch.from_numpy, drawn)]
-        return found
+                batches[name] = [(index, pairs[index]) for index in map(torch.from_numpy, drawn)]
+        return batches
 
-    def _plans(
-        self,
-        batches: list[np.ndarray],
-        epoch: int,
-        network: int,
-        pools: Mapping[str, list[tuple[Tensor, Pairs]]] | None = None,
-    ) -> Iterator[Plan]:
-        for step, index in enumerate(map(torch.from_numpy, batches)):
-            seed = seed_of(self.settings.seed, "step", epoch, network, step)
+    def _plans(self, plan: PassPlan) -> Iterator[Plan]:
+        for step, index in enumerate(map(torch.from_numpy, plan.batches)):
+            seed = seed_of(self.config.seed, "step", plan.epoch, plan.network, step)
             auxiliary = {
                 name: (torch.arange(len(pairs)), pairs)
                 for name, pairs in self.method.auxiliary_pairs(index, seed).items()
             }
-            auxiliary |= {name: drawn[step] for name, drawn in (pools or {}).items()}
+            auxiliary |= {name: drawn[step] for name, drawn in plan.pools.items()}
             yield Plan(index, self.method.pairs[index], seed, auxiliary)
 
     def _fetch(self) -> Fetch:
@@ -289,20 +266,20 @@ class Trainer:
         inputs = {name: source for name, source in self.inputs.items() if name in allowed}
         return Fetch(inputs, process=self.accelerator.process_index, processes=self.accelerator.num_processes)
 
-    # Looking at all pairs ---------------------------------------------------------------------
+    # Passes over the training pairs -----------------------------------------------------------
 
     @torch.no_grad()
-    def _scan(
+    def scan(
         self,
-        look: Callable[[Tensor, Tensor], dict[str, Tensor]],
+        function: Callable[[Tensor, Tensor], dict[str, Tensor]],
         *,
         network: int = 0,
         pairs: Pairs | None = None,
     ) -> dict[str, Tensor]:
-        """See `methods.base.Scan`. Each process takes whole batches, so in-batch losses do not depend on
+        """See `methods.base.Scan`. A batch is computed by one process, so in-batch losses do not depend on
         their number.
         """
-        size, seed = self.settings.batch_size, self.settings.seed
+        size, seed = self.config.batch_size, self.config.seed
         groups, shards = (self.groups, self.shards) if pairs is None else (None, None)
         pairs = self.method.pairs if pairs is None else pairs
         self.cost.pairs["method"] += len(pairs)
@@ -310,16 +287,15 @@ class Trainer:
             torch.from_numpy(b) for b in scan_batches(len(pairs), groups, size=size, seed=seed, shards=shards)
         ]
         mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
-        idle = (
-            not mine
-        )  # more processes than batches: look all the same, for the shapes, and count for nothing
+        # More processes than batches: an idle one computes a batch for the shapes, which does not count.
+        idle = not mine
         fetch = Fetch(self._fetch().inputs)
         net = self.method.networks[network]
         out: dict[str, Tensor] = {}
         for batch in load((Plan(i, pairs[i]) for i in mine or indices[:1]), fetch, workers=self.workers):
-            self.heartbeat("looking at all pairs")
+            self.heartbeat("pass over the training pairs")
             batch = batch.to(self.accelerator.device, self.dtype)
-            for name, values in net(batch, then=look).items():
+            for name, values in net(batch, then=function).items():
                 rows = out.setdefault(
                     name, torch.zeros(len(pairs), *values.shape[1:], device=values.device, dtype=self.dtype)
                 )
@@ -335,17 +311,17 @@ class Trainer:
 
     def _evaluate_dev(self, epoch: int) -> dict[str, float]:
         with self.cost.clock("evaluation"):
-            found = recalls(*self.evaluate("dev"))
-        if found["rsum"] > self.state.best_rsum:  # the earlier epoch on a tie
-            self.state.best_rsum, self.state.best_epoch = found["rsum"], epoch
+            metrics = recalls(*self.evaluate("dev"))
+        if metrics["rsum"] > self.state.best_rsum:  # the earlier epoch on a tie
+            self.state.best_rsum, self.state.best_epoch = metrics["rsum"], epoch
             self.state.best_weights = {
                 k: v.detach().cpu().clone() for k, v in self.method.state_dict().items()
             }
-        return {f"dev/{k}": v for k, v in found.items()}
+        return {f"dev/{k}": v for k, v in metrics.items()}
 
     @torch.no_grad()
     def similarities(self, split: str) -> np.ndarray:
-        """What the method ranks a split by: [images, captions]."""
+        """Similarities that the method ranks a split by: [images, captions]."""
         self.method.eval()
         pairs, source = self.data[split], self.inputs[split]
         scores = torch.zeros(len(pairs.images), len(pairs.captions), dtype=self.dtype)
@@ -353,8 +329,7 @@ class Trainer:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         for number, net in enumerate(self.method.networks):
             images = self._encode_images(net, source, len(pairs.images))
-            # Captions are encoded as they are needed: those of region features are as wide as their words are
-            # many.
+            # Captions are encoded when they are needed: a caption of `sgraf` has an embedding for each word.
             for at in torch.arange(len(pairs.captions)).split(CHUNK)[rank::processes]:
                 self.heartbeat(f"ranking {split}")
                 texts = self._encode(net.encode_text, source.texts(at))  # type: ignore[union-attr]
@@ -373,9 +348,8 @@ class Trainer:
         """Embeddings [count, ...]; chunks are shared out over processes."""
         chunks = list(torch.arange(count).split(CHUNK))
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        mine = (
-            chunks[rank::processes] or chunks[:1]
-        )  # more processes than chunks: look all the same, for the shape
+        # More processes than chunks: an idle one encodes a chunk for the shape, which does not count.
+        mine = chunks[rank::processes] or chunks[:1]
         out: Tensor | None = None
         for at in mine:
             part = self._encode(net.encode_image, source.images(at))
@@ -394,7 +368,7 @@ class Trainer:
         confidence = self.method.confidence()
         if confidence is None:
             return None
-        # A process writes what its step computes on the global batch, so every process has all of it.
+        # Steps compute on the global batch, so every process holds the confidence of all pairs.
         values = confidence.detach().float().cpu().numpy().copy()
         if self.noise.matched is not None:
             metrics |= {f"detection/{k}": v for k, v in detection(values, self.noise.matched).items()}
@@ -402,12 +376,12 @@ class Trainer:
 
     def _test(self) -> Outcome:
         with self.cost.clock("evaluation"):
-            found, i2t, t2i = self._test_scores()
-            last = found
+            last, i2t, t2i = self._test_scores()
+            best = last
             if self.state.best_epoch < self.state.epoch - 1:
                 self.method.load_state_dict(self.state.best_weights)
-                found, i2t, t2i = self._test_scores()
-        metrics = {f"test/{k}": v for k, v in found.items()} | {f"last/{k}": v for k, v in last.items()}
+                best, i2t, t2i = self._test_scores()
+        metrics = {f"test/{k}": v for k, v in best.items()} | {f"last/{k}": v for k, v in last.items()}
         metrics |= {"dev/best_epoch": self.state.best_epoch, "dev/best_rsum": self.state.best_rsum}
         cost = {**self.cost.metrics(), "cost/networks_at_test": float(self.method.n_networks)}
         return Outcome(metrics | cost, i2t, t2i, weights_digest(self.method))
@@ -433,28 +407,27 @@ class Trainer:
         self.checkpoints.save(self.state.epoch, content)
 
     def _identity(self) -> dict[str, str]:
-        """What a checkpoint must share with the trial that continues from it."""
-        classes = type(self.method).__mro__
-        source = "".join(inspect.getsource(c) for c in classes[: classes.index(Method)])
-        method = str(seed_of(source, _shapes(self.method)))
+        """What a checkpoint must share with the trial that resumes from it."""
+        cls = type(self.method)
+        method = seed_of(self.code, f"{cls.__module__}.{cls.__qualname__}", _shapes(self.method))
         return {
             "data": self.data.fingerprint,
             "noise": self.noise.digest,
-            "method": method,
+            "method": str(method),
             "backbone": self.backbone,
         }
 
     def resume(self, *, at_most: float = float("inf")) -> list[str]:
-        """Go on from the newest sound checkpoint of at most so many epochs, if there is one. Returns what is
-        worth a note, in words.
+        """Resume from the newest valid checkpoint of at most `at_most` epochs, if there is one. Returns notes
+        for the history of the trial.
 
-        The main process chooses, so that all go on from the same one. Damaged checkpoints, and those made by
-        other code, are passed over.
+        The main process chooses, so that all resume from the same one. Damaged checkpoints, and those made by
+        other code, are skipped.
 
         Raises:
             DataChanged: the checkpoint is of other data or another noise index.
-            OSError: a process does not see the file that the main process chose: the folder is not on shared
-                storage.
+            OSError: a process does not see the file that the main process chose: the directory is not on
+                shared storage.
         """
         if self.checkpoints is None:
             return []
@@ -482,7 +455,7 @@ class Trainer:
         self.optimizers.load_state_dict(content["optimizers"])
         self.state = State(**content["state"])
         self.cost.load_state_dict(content["cost"])
-        return [*notes, f"goes on after {self.state.epoch} epochs"]
+        return [*notes, f"resumed from epoch {self.state.epoch}"]
 
 
 def _shapes(module: torch.nn.Module) -> str:

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from harness.backbones import towers
+from harness.backbones import backbone_setup, towers
+from harness.backbones.base import BackboneConfig, BackboneSetup
 from harness.backbones.clip import ClipConfig, ClipSetup
+from harness.backbones.sgraf import SgrafSetup
 from harness.backbones.towers import build_towers, check_towers
 from harness.lib.files import file_digest
+from harness.lib.registry import UnknownName
 from harness.training.loading import Fetch, Plan
 from methods.base import Batch, Pairs
 from tests import build, small
@@ -31,6 +35,109 @@ def batch_of(backbone, count=6, split="dev"):
 
 def network_of(backbone, network=0, seed=0):
     return backbone.make(network, seed, backbone.inputs(small.load(), "dev"))
+
+
+class OwnConfig(BackboneConfig):
+    width: int = 3
+
+
+class Own(BackboneSetup[OwnConfig]):
+    """The least that a backbone of a user's own is."""
+
+    Config = OwnConfig
+    takes = "regions"
+
+    def identity(self, data):
+        return "0" * 16
+
+    def inputs(self, data, split, *, device="cpu", quiet=True):
+        raise NotImplementedError
+
+    def make(self, network, seed, inputs):
+        raise NotImplementedError
+
+
+class Unfinished(BackboneSetup[OwnConfig]):
+    Config = OwnConfig
+
+
+class OwnConfigIsNone(Own):
+    Config = dict
+
+
+def test_a_configuration_becomes_a_setup():
+    assert backbone_setup({}).config == ClipConfig()
+    assert isinstance(backbone_setup(small.SGRAF), SgrafSetup)
+    own = backbone_setup({"kind": "tests.backbones.test_clip:Own", "width": 4})
+    assert own.config.width == 4
+    assert not own.uses_cache
+    assert own.check(own.config) is None
+    assert own.check_data(small.regions(), 1) is None
+    assert "tests.backbones.test_clip:Own needs region features" in own.check_data(small.load(), 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"kind": "clop"}, UnknownName, "unknown backbone 'clop'; did you mean 'clip'"),
+        ({"kind": 3}, UnknownName, "expected a name"),
+        ({"kind": "clip", "modle": "x"}, ValidationError, "modle"),
+        ({"kind": "methods.clip:Clip"}, ValueError, "not a backbone"),
+        ({"kind": "tests.small:load"}, ValueError, "not a backbone"),
+        (
+            {"kind": "tests.backbones.test_clip:Unfinished"},
+            ValueError,
+            "does not define takes, identity, inputs, make",
+        ),
+        (
+            {"kind": "tests.backbones.test_clip:OwnConfigIsNone"},
+            ValueError,
+            "its Config is not a subclass of",
+        ),
+    ],
+)
+def test_a_configuration_without_a_backbone_is_refused(config, error, message):
+    with pytest.raises(error, match=message):
+        backbone_setup(config)
+
+
+def imported_by(statement):
+    """The packages that a fresh interpreter has imported after `statement`."""
+    code = f"{statement}\nimport sys; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    return set(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import harness.backbones", {"torch", "pydantic", "numpy"}),
+        (
+            "import harness.backbones.clip, harness.backbones.sgraf",
+            {"open_clip", "timm", "transformers", "sklearn"},
+        ),
+        ("import harness.evaluation.metrics, harness.evaluation.coco", {"torch", "sklearn", "eccv_caption"}),
+        (
+            "from harness.backbones import backbone_setup\n"
+            "setup = backbone_setup({}); assert setup.check(setup.config) is None",
+            {"open_clip", "timm", "transformers", "sklearn"},
+        ),
+        (
+            "from harness.backbones.towers import weights_identity\n"
+            "weights_identity(model='effnet_minilm', pretrained='packages')",
+            {"open_clip", "timm", "transformers"},
+        ),
+    ],
+)
+def test_imports_stay_light(statement, absent):
+    assert not absent & imported_by(statement)
+
+
+def test_library_versions_of_the_cache_key_are_those_that_the_libraries_report():
+    import open_clip
+    import timm
+    import transformers
+
+    assert towers.library_versions() == [open_clip.__version__, timm.__version__, transformers.__version__]
 
 
 def test_cached_towers_equal_live_ones():
@@ -137,11 +244,15 @@ def test_dropout_masks_belong_to_the_pair():
     assert not torch.allclose(net(batch)[0], whole, atol=1e-3)
 
 
-def test_a_torn_cache_file_is_computed_again(feature_cache):
+def test_a_torn_cache_file_is_computed_again(tmp_path, monkeypatch):
+    """In a cache that no other test reads."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     backbone = setup(head={"dim": 4})
     inputs = backbone.inputs(small.load(), "dev")
     expected = inputs.image_features.clone()
-    for file in (feature_cache / "features").glob("*/image.npy"):
+    files = list((tmp_path / "features").glob("*/image.npy"))
+    assert files
+    for file in files:
         file.write_bytes(file.read_bytes()[:200])
     assert torch.equal(setup().inputs(small.load(), "dev").image_features, expected)
 

@@ -15,7 +15,7 @@ from harness.backbones.alignment import Distances
 from harness.backbones.published import read_published
 from harness.backbones.sgraf import SgrafBackbone, SgrafConfig, SgrafSetup
 from harness.bench import reference_sgraf
-from harness.data import DataError
+from harness.data.base import DataError
 from methods.base import Batch, twice_differentiable
 from methods.losses import hardest_triplet, hardest_triplet_of, mean_triplet
 from methods.mscn import ScoreHead, soft_margin

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from harness.data import DataError, DataSet, Split, load_dataset
+from harness.data import LAYOUTS, load_dataset
+from harness.data.base import DataError, DataSet, Split
 from harness.data.emoji import FILE
 from harness.data_tools.build_emoji import Concept, _captions, _families
 
@@ -111,9 +115,10 @@ def test_the_fingerprint_is_of_the_content(emoji, tmp_path):
 
 def test_the_interface_carries_one_caption_sets_and_regions():
     regions = np.zeros((4, 36, 8), np.float32)
-    split = Split(regions, ["a", "b", "c", "d"], np.arange(4), np.arange(4))
+    split = Split(regions, ["a", "b", "c", "d"], np.arange(4), np.arange(4), kind="regions")
     assert (split.caption_group == np.arange(4)).all()
     assert split.images[0].shape == (36, 8)
+    assert split.only(np.array([True, False, True, True])).kind == "regions"
 
 
 @pytest.mark.parametrize(
@@ -135,3 +140,21 @@ def test_splits_that_do_not_fit_together_are_refused(change, message):
     }
     with pytest.raises(DataError, match=message):
         Split(**fields)
+
+
+def loaded_modules(code: str) -> set[str]:
+    """Modules that a new process has loaded after running `code`."""
+    command = [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules, file=sys.stderr)"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_reading_data_sets_does_not_load_pytorch():
+    modules = [f"harness.data.{name}" for name in ("base", "emoji", "vocabulary", *LAYOUTS)]
+    assert "torch" not in loaded_modules(f"import {', '.join(modules)}, harness.data_tools.check")
+
+
+def test_the_help_text_loads_neither_numpy_nor_pyarrow():
+    call = "try: main(['noise', 'write', '--help'])\nexcept SystemExit: pass"
+    code = f"from harness.data_tools.cli import main\n{call}"
+    assert not {"numpy", "pyarrow", "PIL", "yaml"} & loaded_modules(code)

@@ -12,8 +12,10 @@ import tarfile
 import numpy as np
 import pytest
 
-from harness.config.sweep_file import Resources, parse_sweep
-from harness.data import DataError, load_dataset, recognise
+from harness.config.resources import Resources
+from harness.config.sweep_file import parse_sweep
+from harness.data import load_dataset, recognise
+from harness.data.base import DataError
 from harness.data.pictures import decode
 from harness.data_tools.check import check, show
 from harness.data_tools.cli import main
@@ -468,7 +470,7 @@ def test_an_unknown_folder_says_what_it_holds(tmp_path, capsys):
     (tmp_path / "notes.md").write_text("nothing")
     assert main(["check", str(tmp_path)]) == 2
     assert (
-        "is of no layout that is known (allowed: scan, npc, karpathy, table, webdataset); it holds notes.md"
+        "has no known layout (allowed: scan, npc, karpathy, table, webdataset); it contains notes.md"
         in " ".join(capsys.readouterr().err.split())
     )
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from harness.backbones.sgraf import SgrafConfig, SgrafSetup
-from harness.data import DataError, DataSet, Split, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataError, DataSet, Split
 from harness.data.vocabulary import SPECIAL, Vocabulary, tokenize
 from harness.data_tools.check import check
 from harness.data_tools.cli import main
 from harness.data_tools.export import export_scan
-from harness.noise.inject import make_noise
+from harness.noise.models import make_noise
 from harness.sweep.preflight import check_trial
 from tests import small
 

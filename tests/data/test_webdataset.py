@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from harness.data import DataError, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataError
 from harness.data_tools.cli import main
 from harness.data_tools.prepare import FORMATS, prepare
 from harness.training.loading import Fetch, load
-from harness.training.run_trial import build_trainer, noise_of, run_trial
+from harness.training.run_trial import build_trainer, run_trial
 from harness.training.sampling import SHARDS_AT_ONCE, epoch_batches, scan_batches
 from harness.training.trainer import make_accelerator
 from tests import layouts, small
@@ -51,10 +52,11 @@ def test_noise_and_batches_follow_the_shards_of_the_pictures(tmp_path):
     root = layouts.shards(tmp_path / "shards")
     setting = trial("webdataset", root).model_copy(update={"batch_size": 4})
     data = load_dataset("webdataset", folder=str(root))
-    noise = noise_of(setting, data)
+    noise = setting.noise_index(data)
     trainer = build_trainer(setting, data, noise, make_accelerator("fp32"))
     assert (trainer.shards == data.shard[noise.image]).all()
-    batches, _ = trainer._batches(0, 0)
+    plan = trainer.plan_pass(0)
+    batches = plan.batches
     assert sorted(np.concatenate(batches)) == list(range(24))
 
 
@@ -62,11 +64,11 @@ def test_processes_share_out_every_batch(tmp_path):
     root = layouts.shards(tmp_path / "shards")
     setting = trial("webdataset", root).model_copy(update={"batch_size": 7})
     data = load_dataset("webdataset", folder=str(root))
-    trainer = build_trainer(setting, data, noise_of(setting, data), make_accelerator("fp32"))
-    batches, _ = trainer._batches(0, 0)
+    trainer = build_trainer(setting, data, setting.noise_index(data), make_accelerator("fp32"))
+    plan = trainer.plan_pass(0)
     for whole, *parts in zip(
         *(
-            load(trainer._plans(batches, 0, 0), Fetch(trainer.inputs, process=p, processes=n), workers=0)
+            load(trainer._plans(plan), Fetch(trainer.inputs, process=p, processes=n), workers=0)
             for p, n in ((0, 1), (0, 2), (1, 2))
         ),
         strict=True,
@@ -229,7 +231,7 @@ def test_png_gives_a_trial_the_same_numbers_bit_for_bit(prepared):
     for layout, folder in given:
         setting = trial(layout, folder)
         data = load_dataset(layout, folder=str(folder))
-        trainer = build_trainer(setting, data, noise_of(setting, data), make_accelerator("fp32"))
+        trainer = build_trainer(setting, data, setting.noise_index(data), make_accelerator("fp32"))
         trainer.fit()
         weights.append(torch.cat([p.flatten() for p in trainer.method.parameters()]))
     assert torch.equal(weights[0], weights[1])

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from harness.data import DataSet, Split
+from harness.data.base import DataSet, Split
 from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES, coco_metrics, eccv_metrics, fold_metrics
 from harness.evaluation.metrics import rank_queries, recalls
 from harness.report.accuracy import coco_tables
-from harness.training.run_trial import build_trainer, noise_of
+from harness.training.run_trial import build_trainer
 from harness.training.trainer import make_accelerator
 from tests import small
 from tests.report.test_results import frame
@@ -68,7 +68,7 @@ def test_a_trial_records_1k_of_the_best_and_the_last_epoch():
     trial = small.trial("clip")
     whole = small.load()
     data = InFolds(whole.name, whole.splits, whole.fingerprint, distinct_groups=True)
-    outcome = build_trainer(trial, data, noise_of(trial, data), make_accelerator("fp32")).fit()
+    outcome = build_trainer(trial, data, trial.noise_index(data), make_accelerator("fp32")).fit()
     for kind in ("test", "last"):
         assert outcome.metrics[f"{kind}/1k_rsum"] > outcome.metrics[f"{kind}/rsum"]  # fewer candidates
 

@@ -12,7 +12,7 @@ from tests import build
 def trainer():
     trainer = build.trainer("mscn", precision="fp64", hyper={"warmup_epochs": 0})
     trainer.method.eval()
-    trainer.method.start_epoch(0, 0, trainer._scan)
+    trainer.method.start_epoch(0, 0, trainer.scan)
     trainer.method.train()
     trainer.optimizers.at_step(5)
     return trainer
@@ -73,7 +73,7 @@ def test_each_network_trains_on_the_split_of_the_other():
     method = trainer.method
     assert list(method.passes()) == [1, 0]
     method.eval()
-    method.start_epoch(0, 1, trainer._scan)
+    method.start_epoch(0, 1, trainer.scan)
     assert (method.posterior[1] == 1).all()  # only network 0 has judged
     expected = (method.posterior[0] > 0.5).nonzero().flatten()
     assert torch.equal(method.selected(1), expected)

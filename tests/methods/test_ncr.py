@@ -12,17 +12,14 @@ from tests import build, small
 def prepared(epoch=1, **hyper):
     trainer = build.trainer("ncr", precision="fp64", hyper={"warmup_epochs": 0, "noisy_after": 0, **hyper})
     trainer.method.eval()
-    trainer.method.start_epoch(epoch, 0, trainer._scan)
+    trainer.method.start_epoch(epoch, 0, trainer.scan)
     trainer.method.train()
     trainer.optimizers.at_step(5)
     return trainer
 
 
 def batch_with_pools(trainer):
-    batches, _ = trainer._batches(1, 0)
-    pools = trainer._pool_batches(1, 0, len(batches))
-    plan = next(iter(trainer._plans(batches[:1], 1, 0, pools)))
-    return trainer._fetch()[plan].to(trainer.accelerator.device, trainer.dtype)
+    return next(trainer.batches(1))
 
 
 def test_soft_margin_is_exponential():
@@ -129,10 +126,10 @@ def test_the_other_network_stays_as_it_is():
 
 def test_a_warm_up_at_a_larger_batch_takes_fewer_steps():
     trainer = build.trainer("ncr", hyper={"warmup_epochs": 1, "warmup_batch": 2}, epochs=2)
-    warm, _ = trainer._batches(0, 0)
-    trainer.method.start_epoch(1, 0, trainer._scan)
+    warm = trainer.plan_pass(0).batches
+    trainer.method.start_epoch(1, 0, trainer.scan)
     assert {len(b) for b in warm} == {32}
     assert len(warm) == trainer.steps // 2
-    assert {len(b) for b in trainer._batches(1, 0)[0]} == {16}
+    assert {len(b) for b in trainer.plan_pass(1).batches} == {16}
     assert type(trainer.method).largest_batch(16, {"warmup_epochs": 1, "warmup_batch": 2}) == 32
     assert small.trial("ncr").hyper["warmup_batch"] == 1

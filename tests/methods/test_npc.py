@@ -96,7 +96,7 @@ def test_variants_differ_as_they_should():
             },
         )
         trainer.method.eval()
-        trainer.method.start_epoch(0, 0, trainer._scan)
+        trainer.method.start_epoch(0, 0, trainer.scan)
         batch = build.first_batch(trainer)
         trainer.optimizers.at_step(5)
         caught = {}

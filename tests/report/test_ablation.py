@@ -97,8 +97,8 @@ def test_a_smaller_clean_set_is_in_the_larger():
 
 def test_clip_clean_trains_on_clean_pairs_of_different_concepts():
     made = build.trainer("clip_clean")
-    batches, _ = made._batches(0, 0)
-    pools = made._pool_batches(0, 0, len(batches))["clean"]
+    plan = made.plan_pass(0)
+    batches, pools = plan.batches, plan.pools["clean"]
     groups = made.data["meta"].image_group
     assert len(pools) == len(batches)
     for _, pairs in pools:
@@ -232,7 +232,7 @@ def test_each_varied_setting_is_an_axis_where_all_else_is_equal():
         ),
     ],
 )
-def test_faults_of_several_grids_say_which(change, expected):
+def test_errors_of_several_grids_say_which(change, expected):
     with pytest.raises(BadInput) as raised:
         parse_sweep({**content(), **change})
     assert any(expected in e for e in raised.value.errors), raised.value.errors

@@ -6,8 +6,12 @@ from __future__ import annotations
 
 import pytest
 
+from harness.record.types import MethodFacts
 from harness.report.published import papers_table, published
+from methods import METHODS
 from tests.report.test_results import frame
+
+FACTS = {name: MethodFacts.of(name) for name in METHODS}
 
 
 def ours(
@@ -40,7 +44,7 @@ def test_the_file_is_whole():
 
 
 def test_a_comparable_row_gets_a_difference():
-    text = papers_table(ours("npc", "ViT-B-32-quickgelu"), "w").markdown()
+    text = papers_table(ours("npc", "ViT-B-32-quickgelu"), FACTS, "w").markdown()
     line = next(line for line in text.splitlines() if "| 0.2 " in line or "0.2 |" in line)
     assert "540.5 ± 0.7" in line
     assert "544.4" in line
@@ -60,7 +64,7 @@ def test_a_comparable_row_gets_a_difference():
     ],
 )
 def test_what_is_not_comparable_says_why_and_has_no_difference(made, reason):
-    table = papers_table(made(), "w")
+    table = papers_table(made(), FACTS, "w")
     lines = [row for row in table.rows if reason in row[-1].text]
     assert lines
     assert all(row[5].text == "–" for row in lines)
@@ -68,17 +72,17 @@ def test_what_is_not_comparable_says_why_and_has_no_difference(made, reason):
 
 def test_5k_and_1k_are_not_mixed_up():
     table = papers_table(
-        ours("npc", "ViT-B-32-quickgelu", dataset="npc coco").assign(**{"1k_rsum": 111.0}), "w"
+        ours("npc", "ViT-B-32-quickgelu", dataset="npc coco").assign(**{"1k_rsum": 111.0}), FACTS, "w"
     )
     assert {row[2].text: row[3].text[:5] for row in table.rows} == {"5K": "540.5", "1K": "111.0"}
 
 
 def test_other_data_and_methods_without_a_paper_have_no_table():
-    assert papers_table(ours("npc", "ViT-B-32-quickgelu", dataset="emoji"), "w") is None
-    assert papers_table(ours("small_loss", "ViT-B-32-quickgelu"), "w") is None
+    assert papers_table(ours("npc", "ViT-B-32-quickgelu", dataset="emoji"), FACTS, "w") is None
+    assert papers_table(ours("small_loss", "ViT-B-32-quickgelu"), FACTS, "w") is None
 
 
 def test_real_noise_is_compared_with_real_noise():
     made = ours("npc", "ViT-B-32-quickgelu", dataset="npc cc120k", noise_model="none")
-    assert papers_table(made[made["noise_ratio"] == 0], "w") is not None
-    assert papers_table(made.assign(noise_model="shuffle")[made["noise_ratio"] == 0], "w") is None
+    assert papers_table(made[made["noise_ratio"] == 0], FACTS, "w") is not None
+    assert papers_table(made.assign(noise_model="shuffle")[made["noise_ratio"] == 0], FACTS, "w") is None

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from harness.config.sweep_file import parse_sweep
-from harness.record.store import SweepRecord
+from harness.record.types import MethodFacts, SweepRecord
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
 from harness.report.figures import styles
 from harness.report.results import cells, row_labels, shared_and_own_settings, tidy
@@ -266,7 +266,16 @@ def test_data_sets_of_one_name_are_not_pooled_as_seeds():
             "dataset_options": list(options),
         }
         return set(
-            tidy(SweepRecord("x", "", False, parse_sweep({"name": "x", "grid": grid}).trials, {}))["dataset"]
+            tidy(
+                SweepRecord(
+                    "x",
+                    "",
+                    False,
+                    parse_sweep({"name": "x", "grid": grid}).trials,
+                    {},
+                    {"clip": MethodFacts.of("clip")},
+                )
+            )["dataset"]
         )
 
     assert labels({"folder": "a/photos"}, {"folder": "b/photos"}) == {

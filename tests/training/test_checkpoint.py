@@ -17,9 +17,10 @@ import torch
 
 from harness.lib.locks import Busy, acquire, is_locked, owner
 from harness.lib.watchdog import OutOfTime, Watchdog, last_heartbeat, take_termination_report
+from harness.record.recorder import PrintRecorder
+from harness.record.types import DataChanged
 from harness.training.checkpoint import Checkpoints
-from harness.training.run_trial import PrintRecorder, run_trial
-from harness.training.trainer import DataChanged
+from harness.training.run_trial import run_trial
 from tests import build, small
 
 ROOT = Path(__file__).parents[2]

@@ -6,22 +6,24 @@ import pytest
 import torch
 from torch import nn
 
+from harness.config.trial import TrainingConfig
 from harness.training.optimizers import Optimizers
 from methods.base import Group
 
 
 def make(net: nn.Module, **changes):
-    settings = {
+    """Optimizers over two epochs of six steps, with a warm-up of two steps."""
+    config = {
+        "seed": 0,
+        "epochs": 2,
         "lr": 0.1,
         "weight_decay": 0.1,
-        "betas": (0.9, 0.98),
-        "eps": 1e-6,
         "clip_norm": 1.0,
         "warmup_steps": 2,
-        "total_steps": 12,
-        "processes": 1,
+        **changes,
     }
-    return Optimizers({"all": Group(dict(net.named_parameters()))}, **{**settings, **changes})
+    groups = {"all": Group(dict(net.named_parameters()))}
+    return Optimizers(groups, TrainingConfig(**config), steps_per_epoch=6, processes=1)
 
 
 def loss_of(net: nn.Module):
@@ -100,17 +102,9 @@ def test_weight_decay_spares_biases_and_scalars():
 
 def test_a_group_may_have_a_rate_of_its_own():
     net = nn.Linear(4, 2)
-    optimizers = Optimizers(
-        {"a": Group({"weight": net.weight}), "b": Group({"bias": net.bias}, lr=1e-3)},
-        lr=0.1,
-        weight_decay=0,
-        betas=(0.9, 0.98),
-        eps=1e-6,
-        clip_norm=None,
-        warmup_steps=0,
-        total_steps=10,
-        processes=1,
-    )
+    config = TrainingConfig(seed=0, epochs=2, lr=0.1, weight_decay=0, clip_norm=None, warmup_steps=0)
+    groups = {"a": Group({"weight": net.weight}), "b": Group({"bias": net.bias}, lr=1e-3)}
+    optimizers = Optimizers(groups, config, steps_per_epoch=5, processes=1)
     optimizers.at_step(0)
     assert (optimizers.learning_rate("a"), optimizers.learning_rate("b")) == (0.1, 1e-3)
     before = net.weight.detach().clone()

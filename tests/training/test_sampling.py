@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from harness.data import load_dataset
-from harness.noise.inject import make_noise
+from harness.noise.models import make_noise
 from harness.training.sampling import PoolTooNarrow, epoch_batches, scan_batches
 
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.data import DataError, Split, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataError, Split
 from harness.noise.files import write_index
-from harness.noise.inject import Derangement, FromFile, Hard, Natural, Partial, make_noise
+from harness.noise.models import Derangement, FromFile, Hard, Natural, Partial, make_noise
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,9 @@ def test_a_derangement_goes_everywhere():
 
 def test_a_derangement_that_cannot_be_is_told():
     split = Split(range(4), ["a", "b", "c", "d"], np.arange(4), np.array([0, 0, 0, 1]))
-    with pytest.raises(ValueError, match=r"no derangement: of the 3 that were drawn, [23] are of one group"):
+    with pytest.raises(
+        ValueError, match=r"no derangement exists: [23] of the 3 captions or images that were drawn"
+    ):
         make_noise(split, ratio=0.99, granularity="caption", seed=0, model=Derangement())
 
 

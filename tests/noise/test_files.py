@@ -11,10 +11,11 @@ import time
 import numpy as np
 import pytest
 
-from harness.data import DataError, Split, load_dataset
+from harness.data import load_dataset
+from harness.data.base import DataError, Split
 from harness.data_tools.cli import main
 from harness.noise.files import read_index, write_index
-from harness.noise.inject import make_noise
+from harness.noise.models import make_noise
 from tests import layouts
 
 IMAGES, EACH = 200, 5

@@ -1,0 +1,202 @@
+"""What a trial leaves, and what a store holds of it. No torch, no Ray, no MLflow: reading a record stays
+quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.config.trial import Trial, method_class
+from harness.data.base import DataSet
+from harness.evaluation.metrics import Ranking
+from harness.noise.index import NoiseIndex
+
+# What goes wrong ------------------------------------------------------------------------------------
+
+
+class StoreError(RuntimeError):
+    """The tracking store does not answer, or lacks what is asked for; the text is for the user."""
+
+
+class AlreadyDone(RuntimeError):
+    """The trial is on record as finished."""
+
+
+class AlreadyFailed(RuntimeError):
+    """Another sweep that runs at the same time has recorded the trial as failed."""
+
+
+class DataChanged(RuntimeError):
+    """The data are not those that the trial, or its sweep, was started with."""
+
+
+class CodeChanged(RuntimeError):
+    """The code that makes numbers is not the one that the sweep was started with."""
+
+
+class Diverged(RuntimeError):
+    """The loss or a similarity is not finite."""
+
+
+def describe_failure(error: BaseException) -> tuple[str, str]:
+    """A failure in one line, and its traceback."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+    return reason, "".join(traceback.format_exception(error))
+
+
+# What a running trial hands to its recorder ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is known about a trial before it trains; it goes into the record.
+
+    Attributes:
+        fingerprint: identifies the data set and the files that the noise is made from.
+        parameters: number of trained parameters.
+        environment: tags: versions, commit, digest of the code, device, precision, processes.
+    """
+
+    trial: Trial
+    data: DataSet
+    noise: NoiseIndex
+    fingerprint: str
+    uses_clean_data: bool
+    uses_ground_truth: bool
+    n_networks: int
+    trains: bool
+    parameters: int
+    environment: Mapping[str, str]
+
+
+@dataclass
+class EpochRecord:
+    """What one epoch leaves: scalars by name, and the method's confidence [N] if it has one."""
+
+    epoch: int
+    metrics: dict[str, float]
+    confidence: NDArray[np.floating] | None
+
+
+@dataclass
+class Outcome:
+    """What a trial ends with: `test/...`, `last/...`, `cost/...` scalars, the rankings of the best epoch, and
+    the digest of its weights.
+    """
+
+    metrics: dict[str, float]
+    i2t: Ranking
+    t2i: Ranking
+    weights: str
+
+
+class Recorder(Protocol):
+    """Receives a trial's results. Called on the main process only, which holds the lock of the trial."""
+
+    def start(self, setup: Setup) -> float:
+        """Start, or resume. Returns the number of epochs on record: a checkpoint of more would leave a hole.
+
+        Raises:
+            AlreadyDone, AlreadyFailed: it is on record as finished, or as just failed.
+            DataChanged: the record is of other data.
+        """
+
+    def note(self, text: str) -> None:
+        """Add a line to the history of the trial."""
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Keep an epoch's results."""
+
+    def finish(self, outcome: Outcome) -> None:
+        """Keep the final results, and mark the trial as finished."""
+
+
+# What the store holds -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SweepHandle:
+    """Where a sweep's runs are; plain data, so that it travels to other processes."""
+
+    uri: str
+    sweep: str
+    experiment_id: str
+    parent_run: str
+
+    def directory(self, storage: Path, trial: Trial) -> Path:
+        """Where a trial keeps its checkpoints: a sweep of the same name in another store has others."""
+        store = hashlib.sha256(f"{self.uri} {self.experiment_id}".encode()).hexdigest()[:6]
+        return storage / f"{self.sweep}-{store}" / trial.id
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What the store holds of one trial."""
+
+    trial: Trial
+    run_id: str
+    status: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether it is finished and carries its test metrics."""
+        return self.status == "FINISHED" and "test/rsum" in self.metrics
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """What a reader of a table must know of a method; its class says it, and a sweep's plan keeps it.
+
+    Attributes:
+        published: what the method is called in tables of published results.
+    """
+
+    uses_clean_data: bool
+    uses_ground_truth: bool
+    published: tuple[str, ...]
+
+    @classmethod
+    def of(cls, name: str) -> MethodFacts:
+        """The facts of a method by name. Loads its class. Raises UnknownName."""
+        method = method_class(name)
+        return cls(method.uses_clean_data, method.uses_ground_truth, tuple(method.published))
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """The plan of a sweep, and what the store holds of it: at most one record for each planned trial.
+
+    Attributes:
+        methods: the facts of each planned method, by name.
+    """
+
+    name: str
+    description: str
+    select: bool
+    planned: tuple[Trial, ...]
+    records: dict[str, TrialRecord]
+    methods: Mapping[str, MethodFacts]
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a finished trial trained."""
+
+    method: str
+    dataset: str
+    backbone: dict[str, Any]
+    batch_size: int
+    steps_per_second: float
+    device: str
+    processes: str

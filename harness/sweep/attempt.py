@@ -1,0 +1,194 @@
+"""One attempt at a trial, the same whoever launches it: acquire, resume, record, and what an end means.
+
+An exception out of a trial ends it as failed, on record. A process that dies (killed, out of memory, its node
+gone, hung) is another matter: a launcher starts the trial again, up to `RETRIES` times, and it resumes from
+its last epoch; after that `record_lost` records the failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.config.resources import Resources
+from harness.config.trial import Trial
+from harness.lib.locks import Busy
+from harness.lib.watchdog import take_termination_report
+from harness.record.provenance import Provenance, code_digest, code_key, versions
+from harness.record.recorder import MlflowRecorder, PrintRecorder
+from harness.record.store import Store
+from harness.record.types import (
+    AlreadyDone,
+    AlreadyFailed,
+    CodeChanged,
+    Outcome,
+    Recorder,
+    SweepHandle,
+    describe_failure,
+)
+from harness.record.verify import Comparison
+
+STORAGE = Path(".harness") / "trials"
+"""Where checkpoints are kept while trials run, unless the user names another place: relative to where a
+command is run."""
+RETRIES = 2
+DONE, FAILED, BUSY, UNRECORDED = "done", "failed", "busy", "unrecorded"
+
+
+class StoreGone(BaseException):
+    """The tracking store does not take results any more; the text is for the user.
+
+    Not an `Exception`: Tune goes on after one in a callback.
+    """
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every trial of a sweep is run with; plain data, so that it travels to other processes.
+
+    Attributes:
+        handle: where results go; None: they are printed.
+        provenance: the driver's code, which a worker's must equal.
+        expected: fingerprint of the data, by trial id.
+        storage: where trials keep their checkpoints.
+        directory: the working directory of the sweep, to which paths in its file are relative.
+        since: when the sweep was started, in seconds since 1970.
+        repeat: the trial is on record, and is run again to compare.
+    """
+
+    handle: SweepHandle | None
+    resources: Resources
+    provenance: Provenance
+    storage: Path
+    directory: str
+    expected: Mapping[str, str] = field(default_factory=dict)
+    since: float = float("inf")
+    repeat: bool = False
+
+    def checkpoints(self, trial: Trial) -> Path | None:
+        """Where a trial keeps its checkpoints; None where it keeps none."""
+        if self.repeat:
+            return None
+        return (
+            self.handle.directory(self.storage, trial)
+            if self.handle
+            else self.storage / "untracked" / trial.id
+        )
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a trial ended.
+
+    Attributes:
+        outcome: `done`, `failed`, `busy` (another process is running it) or `unrecorded` (the store is gone).
+        reason: why, unless it is done.
+        seconds: wall time since it was started; 0 until a launcher fills it in.
+    """
+
+    trial: Trial
+    outcome: str
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def attempt(trial: Trial, task: Task, *, main: bool = True) -> Ending:
+    """Run a trial in this process, from its last checkpoint; a failure ends as its record and not as an
+    exception.
+
+    Args:
+        main: whether this process records a failure (of several processes, one does).
+    """
+    try:
+        work(trial, task)
+    except Exception as error:
+        return ending(trial, task, error) if main else Ending(trial, FAILED, str(error))
+    return Ending(trial, DONE)
+
+
+def work(trial: Trial, task: Task) -> Outcome:
+    """The part of one process in a trial; of several processes the main one records.
+
+    Raises:
+        CodeChanged: this process runs other code than the driver of the sweep.
+        Exception: what `run_trial` raises.
+    """
+    from harness.training.run_trial import run_trial  # torch: not before a trial runs
+
+    limit_threads(task.resources.cpus)
+    code = task.provenance.code[code_key(trial)]
+    if code_digest(trial) != code:
+        raise CodeChanged(
+            "the code that makes this trial's numbers is not the one that the sweep was started with: "
+            "start the sweep again"
+        )
+    environment = {**versions(), "git_commit": task.provenance.git_commit, "code": code}
+    with _working_directory(task.directory):
+        return run_trial(
+            trial,
+            _recorder(trial, task),
+            directory=task.checkpoints(trial),
+            resources=task.resources,
+            expected=task.expected.get(trial.id),
+            environment=environment,
+        )
+
+
+def _recorder(trial: Trial, task: Task) -> Recorder:
+    if task.handle is None:
+        return PrintRecorder()
+    if task.repeat:
+        return Comparison(task.handle, trial)
+    return MlflowRecorder(task.handle, trial, directory=task.checkpoints(trial), since=task.since)
+
+
+def ending(trial: Trial, task: Task, error: BaseException) -> Ending:
+    """What an exception out of a trial means; a failure is recorded."""
+    if isinstance(error, AlreadyDone):
+        return Ending(trial, DONE)
+    if isinstance(error, (Busy, AlreadyFailed)):
+        return Ending(trial, BUSY if isinstance(error, Busy) else FAILED, str(error))
+    reason, details = describe_failure(error)
+    return _failed(trial, task, reason, details)
+
+
+def record_lost(trial: Trial, task: Task, reason: str, details: str = "") -> Ending:
+    """Record a trial whose process could not say how it ended, with its termination report where
+    it left one.
+    """
+    directory = task.checkpoints(trial)
+    summary, report = take_termination_report(directory) if directory else ("", "")
+    return _failed(trial, task, summary or reason, report or details)
+
+
+def _failed(trial: Trial, task: Task, reason: str, details: str) -> Ending:
+    """Record a failure; `unrecorded` where the store does not answer any more."""
+    if task.handle is None or task.repeat:
+        return Ending(trial, FAILED, reason)
+    try:
+        Store(task.handle.uri).fail(task.handle, trial, reason, details)
+    except AlreadyDone:
+        return Ending(trial, DONE)
+    except Exception as error:
+        log = logging.getLogger(__name__)
+        log.warning("cannot record the failure of %s (%s): %s", trial.id, reason, error)
+        return Ending(trial, UNRECORDED, reason)
+    return Ending(trial, FAILED, reason)
+
+
+def limit_threads(cpus: float) -> None:
+    """As many threads as the trial has CPUs: more would compete with the trials that run at the same time."""
+    import torch
+
+    threads = max(1, int(cpus))
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _working_directory(directory: str) -> contextlib.AbstractContextManager[None]:
+    """Ray's workers run in directories of their own; paths in a sweep file are relative to the sweep's."""
+    return contextlib.chdir(directory) if os.path.isdir(directory) else contextlib.nullcontext()

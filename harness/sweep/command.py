@@ -1,0 +1,303 @@
+"""What `python -m harness.sweep` does: check, then show, run or verify."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness.config.sweep_file import BadInput, Sweep, load_sweep, read_sweep_file
+from harness.config.trial import Trial
+from harness.data.base import DataError, DataSet
+from harness.lib.console import console, fail
+from harness.lib.locks import acquire, is_locked, owner
+from harness.record.provenance import Provenance
+from harness.record.store import Store
+from harness.record.types import StoreError, SweepHandle, TrialRecord
+from harness.sweep.attempt import Ending, StoreGone, Task
+from harness.sweep.launcher import Launcher, LaunchError
+from harness.sweep.plan import make_plan, show_plan
+from harness.sweep.preflight import (
+    check_address,
+    check_devices,
+    check_same_data,
+    check_sweep,
+    data_key,
+    prepare_features,
+)
+from harness.sweep.progress import Progress
+from harness.sweep.status import show_status, show_verified
+
+
+def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> int:
+    """Carry out a command line. Returns the exit code.
+
+    Args:
+        options: as `harness.sweep.__main__` parses them.
+        launcher: runs the trials; default: Ray.
+    """
+    _quiet()
+    try:
+        if options.status:
+            return _status(options)
+        sweep = load_sweep(options.file)
+        data, store = _check(sweep, options)
+        fingerprints = {t.id: t.fingerprint(data[data_key(t)]) for t in sweep.trials}
+        known = store.find_records(sweep.name, sweep.trials) if store else {}
+        _refuse(check_same_data(sweep.trials, known, fingerprints))
+        if options.dry_run:
+            plan = make_plan(sweep, data, known, store.speeds() if store else [])
+            show_plan(plan)
+            return 0
+        assert store is not None
+        prepare_features(sweep.trials, data)
+        launcher = launcher or _ray_launcher(options.address)
+        launcher.start(sweep.file.resources)
+        _refuse(launcher.check(options.storage, store.uri))
+    except BadInput as error:
+        return fail(error.errors)
+    except (DataError, LaunchError, StoreError) as error:
+        return fail([str(error)])
+    try:
+        with acquire(options.storage / "opening", wait=True):
+            handle = store.open_sweep(sweep)
+        task = Task(
+            handle,
+            sweep.file.resources,
+            Provenance.of(sweep.trials),
+            options.storage,
+            os.getcwd(),
+            expected=fingerprints,
+            since=time.time(),
+            repeat=options.verify is not None,
+        )
+        if task.repeat:
+            return _verify(sweep, store, task, launcher, options.verify)
+        return _run(sweep, store, task, launcher)
+    except (StoreGone, StoreError) as error:
+        launcher.stop()
+        console.print(
+            f"{error}. What is recorded stays, and trials that are not keep their checkpoints in "
+            f"{options.storage}: start it again, and run the same command",
+            style="bold red",
+            markup=False,
+        )
+        return 1
+
+
+def _ray_launcher(address: str | None) -> Launcher:
+    from harness.sweep.ray_launcher import RayLauncher
+
+    return RayLauncher(address)
+
+
+# Before anything starts ----------------------------------------------------------------------------
+
+
+def _status(options: argparse.Namespace) -> int:
+    """Show the state of a sweep; its file is expanded (which loads its methods) only if its plan is of
+    another text.
+
+    Raises:
+        BadInput, StoreError: the file or the store cannot be read.
+    """
+    content, text = read_sweep_file(options.file)
+    store = _open_store(options)
+    name = str(content["name"])
+    trials = store.planned(name, text) or load_sweep(options.file).trials
+    return show_status(name, trials, store, options.storage)
+
+
+def _check(sweep: Sweep, options: argparse.Namespace) -> tuple[dict[str, DataSet], Store | None]:
+    """Check everything that can be known before work starts. A dry run makes no store where there is none.
+
+    Raises:
+        BadInput: with all that is wrong.
+    """
+    errors, data = check_sweep(sweep, elsewhere=bool(options.address) or options.dry_run)
+    if options.dry_run and not options.address:
+        for error in check_devices(sweep.file.resources):
+            console.print(f"note: {error}", markup=False)
+    if options.address:
+        errors += check_address(options.address)
+    store = None
+    try:
+        store = _open_store(options)
+    except StoreError as error:
+        errors.append(str(error))
+    _refuse(errors)
+    return data, store
+
+
+def _open_store(options: argparse.Namespace) -> Store:
+    """Open the store, one process at a time: two that make a new database at once get in each other's way.
+
+    Raises:
+        StoreError: it does not answer.
+        BadInput: the storage cannot be written.
+    """
+    try:
+        with acquire(options.storage / "opening", wait=True):
+            return Store(options.tracking_uri, patient=False)
+    except OSError as error:
+        raise BadInput([f"--storage {options.storage}: {error.strerror or error}"]) from None
+
+
+def _refuse(errors: list[str]) -> None:
+    if errors:
+        raise BadInput(errors)
+
+
+def _quiet() -> None:
+    """Silence libraries, but not real warnings of the user's own code; holds in child processes too."""
+    for name in ("httpx", "ray", "filelock", "transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger().setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+# A run ---------------------------------------------------------------------------------------------
+
+
+def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
+    """Run what is not done; report; the exit code."""
+    handle = _handle(task)
+    known = store.records(handle, sweep.trials)
+    done = {i for i, r in known.items() if r.done}
+    # Seed by seed, so that an early look at the table shows all rows.
+    todo = sorted((t for t in sweep.trials if t.id not in done), key=lambda t: (t.seed, t.noise_seed))
+    console.print(
+        f"sweep [bold]{sweep.name}[/]: {len(sweep.trials)} trials, {len(done)} done before, {len(todo)} "
+        f"to run; "
+        f"record: {store.uri}"
+    )
+    _note_running_elsewhere(todo, known, task)
+    progress = Progress(len(sweep.trials), len(done))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        with progress:
+            while todo:
+                launcher.run(todo, task, on_start=progress.started, on_end=progress.ended)
+                todo = _wait_for_others(progress, store, task)
+    except KeyboardInterrupt:
+        return _stop(progress, store, task, launcher)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    for ended in progress.failures:
+        console.print(f"failed: {ended.trial.label} ({ended.trial.id}): {ended.reason}", markup=False)
+    return _finish(sweep, store, task)
+
+
+def _handle(task: Task) -> SweepHandle:
+    assert task.handle is not None, "a sweep has a record"
+    return task.handle
+
+
+def _note_running_elsewhere(todo: list[Trial], known: Mapping[str, TrialRecord], task: Task) -> None:
+    handle = _handle(task)
+    elsewhere = [
+        t
+        for t in todo
+        if t.id in known
+        and known[t.id].status == "RUNNING"
+        and not handle.directory(task.storage, t).is_dir()
+    ]
+    if elsewhere:
+        console.print(
+            f"note: {len(elsewhere)} trials are on record as running, and their checkpoints are not in "
+            f"{task.storage}. If another sweep is running them, stop this one and start it with that one's "
+            "--storage, so that each trial runs once; if none is, they are restarted",
+            markup=False,
+        )
+
+
+def _wait_for_others(progress: Progress, store: Store, task: Task) -> list[Trial]:
+    """Once another sweep has ended the trials that it was running: those that it left undone."""
+    if not progress.busy:
+        return []
+    handle = _handle(task)
+    directories = [handle.directory(task.storage, t) for t in progress.busy]
+    console.print(
+        f"{len(directories)} trials are being run by another sweep "
+        f"({owner(directories[0]) or 'it has just ended'}); waiting for them",
+        markup=False,
+    )
+    while any(map(is_locked, directories)):
+        time.sleep(1)
+    known = store.records(handle, progress.busy)
+    left = [
+        t
+        for t in progress.busy
+        if t.id not in known or not (known[t.id].done or known[t.id].status == "FAILED")
+    ]
+    progress.release(sum(r.done for r in known.values()))
+    return left
+
+
+def _stop(progress: Progress, store: Store, task: Task, launcher: Launcher) -> int:
+    """End the trials that are running, and record that they were stopped."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    console.print("stopping ...")
+    try:
+        launcher.stop()
+        for trial in progress.running.values():
+            store.stop(_handle(task), trial, "stopped by Ctrl-C or SIGTERM")
+        store.close_sweep(_handle(task), "KILLED")
+    except Exception as error:  # the store may be what the user lost patience with
+        reason = str(error).splitlines()[0][:200]
+        console.print(f"this is not on record, for the store does not answer: {reason}", markup=False)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    console.print(
+        f"[bold]stopped[/]: {progress.done} of {progress.total} trials are done; run the same command to "
+        f"continue: "
+        f"what was running ({len(progress.running)}) resumes from its last epoch"
+    )
+    return 130
+
+
+def _finish(sweep: Sweep, store: Store, task: Task) -> int:
+    """Count, report, and the exit code."""
+    from harness.report.write import print_summary, write_report
+
+    handle = _handle(task)
+    records = store.records(handle, sweep.trials)
+    done = [t for t in sweep.trials if t.id in records and records[t.id].done]
+    missing = len(sweep.trials) - len(done)
+    for trial in done:  # a process may have died between its record and its cleaning up
+        shutil.rmtree(handle.directory(task.storage, trial), ignore_errors=True)
+    with contextlib.suppress(OSError):
+        handle.directory(task.storage, sweep.trials[0]).parent.rmdir()  # where nothing is left in it
+    store.close_sweep(handle, "FAILED" if missing else "FINISHED", done=len(done), failed=missing)
+    print_summary(write_report(store, sweep.name, Path.cwd() / "reports" / sweep.name))
+    if missing:
+        console.print(
+            f"[bold red]{missing} of {len(sweep.trials)} trials failed[/]; run the same command to repeat "
+            f"just those"
+        )
+    return 1 if missing else 0
+
+
+def _verify(sweep: Sweep, store: Store, task: Task, launcher: Launcher, sample: int) -> int:
+    """Check all finished records, run some trials again; 0 where all is as it should be."""
+    known = store.records(_handle(task), sweep.trials)
+    done = [t for t in sweep.trials if t.id in known and known[t.id].done]
+    # Spread over the grid, which is in the order of the methods.
+    chosen = [done[i * len(done) // sample] for i in range(sample)] if sample < len(done) else done
+    endings: list[Ending] = []
+    if chosen:
+        console.print(f"running {len(chosen)} of {len(done)} finished trials again ...")
+        launcher.run(chosen, task, on_start=lambda trial: None, on_end=endings.append)
+    return show_verified(sweep, store, [known[t.id] for t in done], endings)

@@ -1,0 +1,125 @@
+"""One trial by hand: tracked, untracked, and under torchrun."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from harness import train as train_command
+from harness.config.sweep_file import load_sweep
+from harness.record.store import Store
+from tests import build
+from tests.sweep.running import write
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, feature_cache):
+    """A working directory for the module."""
+    folder = tmp_path_factory.mktemp("work")
+    with contextlib.chdir(folder):
+        yield folder
+
+
+def test_a_tracking_server_by_uri(place):
+    """A real `mlflow server`, one tracked trial by hand, and the same command again."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        "sqlite:///server.db",
+        "--artifacts-destination",
+        str(place / "served"),
+    ]
+    with open(place / "server.log", "w") as log:
+        server = subprocess.Popen(command, cwd=place, stdout=log, stderr=log, start_new_session=True)
+    try:
+        uri = f"http://127.0.0.1:{port}"
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{uri}/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.5)
+        file = write(place, "small_loss", name="served")
+        (trial,) = load_sweep(file).trials
+        for _ in range(2):
+            assert train_command.main([file, "--trial", trial.id[:6], "--tracking-uri", uri]) == 0
+        (record,) = Store(uri).read_sweep("served").records.values()
+        assert record.done
+        assert Store(uri).read_array(record.run_id, "test_rankings.npz")["i2t_rank"].size
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(20)
+
+
+def test_a_trial_by_hand_needs_neither_ray_nor_mlflow(place):
+    file = write(place, "npc", name="byhand")
+    trial = load_sweep(file).trials[0].id
+    code = (
+        "import sys; from harness.train import main;"
+        f"code = main([{file!r}, '--trial', {trial!r}, '--no-tracking']);"
+        "assert not {'ray', 'mlflow'} & set(sys.modules), 'imported'; sys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=place, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    by_hand = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines() if line.startswith("test/"))
+    assert float(by_hand["test/rsum"]) == pytest.approx(
+        build.trainer("npc").fit().metrics["test/rsum"], abs=1e-3
+    )
+
+
+def test_a_trial_under_torchrun(place):
+    file = write(place, "clip", name="torchrun", fixed={"precision": "fp64"})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+    ]
+    done = subprocess.run(
+        [*command, "-m", "harness.train", file, "--trial", load_sweep(file).trials[0].id, "--no-tracking"],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("test/rsum ") == 1  # the main process alone speaks
+    value = float(next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("test/rsum ")))
+    assert value == pytest.approx(
+        build.trainer("clip", precision="fp64").fit().metrics["test/rsum"], abs=1e-3
+    )
+
+
+def test_an_unknown_trial_is_told(place, capfd):
+    assert train_command.main([write(place, "clip", name="byhand2"), "--trial", "zzz"]) == 2
+    assert "0 trials of byhand2 begin so; there are" in capfd.readouterr().err
