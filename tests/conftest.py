@@ -12,9 +12,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Tests share one feature cache of their own."""
-    folder = tmp_path_factory.mktemp("cache")
+def feature_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Path]:
+    """Tests share one feature cache of their own; so do the processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "cache"
+    folder.mkdir(exist_ok=True)
     before = os.environ.get("HARNESS_CACHE")
     os.environ["HARNESS_CACHE"] = str(folder)
     torch.set_num_threads(1)

@@ -24,7 +24,7 @@ from harness.report.versus import write_versus
 from harness.report.write import write
 from tests import small
 
-FOLDER = Path(__file__).parent / "data" / "golden"
+FOLDER = Path(__file__).parent / "fixtures" / "golden"
 BACKBONE = {
     "backbone": {"model": "effnet_minilm", "pretrained": "packages", "locked": True}
 }  # one without a path: ids are the same everywhere

@@ -10,6 +10,8 @@ import random
 import signal
 import socket
 import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,63 +27,77 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.killing", "tests.warm"])
 
 
-class Beats:
-    """Counts the steps of a trial's first process, and kills one process at some step or shortly after."""
+class Launcher:
+    """Runs trials on several processes; counts the steps of the first one while nothing is killed, and later
+    kills one process at one of these steps or shortly after.
+    """
 
     def __init__(self) -> None:
-        self.value = context.Value("i", 0)
+        self.steps = context.Value("i", 0)
+        self.seconds = 0.0
 
     def launch(
         self,
-        trial: Trial,
+        trials: Sequence[Trial],
         place: SweepHandle,
         storage: Path,
         *,
         processes: int = 1,
         kill: random.Random | None = None,
     ) -> list[int]:
-        """Run a trial on so many processes; with `kill`, one dies at a random one of the steps counted
-        before. Returns their exit codes.
+        """Run trials one after another in one group of `processes`; with `kill`, one of these dies at a
+        random one of the steps counted before. Returns their exit codes.
+
+        A launch has ten times as long as the slowest one without a kill, and at least five minutes. The first
+        one has no limit of its own: the test's time limit ends it.
         """
+        limit = max(300.0, 10 * self.seconds) if self.seconds else None
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         victim = kill.randrange(processes) if kill else -1
         fate = (
-            (1 + kill.randrange(max(1, self.value.value * 9 // 10)), kill.random() * 0.03) if kill else None
+            (1 + kill.randrange(max(1, self.steps.value * 9 // 10)), kill.random() * 0.03) if kill else None
         )
         started = [
             context.Process(
                 target=_run,
                 args=(
-                    trial,
+                    trials,
                     place,
                     storage,
                     rank,
                     processes,
                     port,
                     fate if rank == victim else None,
-                    self.value if rank == 0 and not kill else None,
+                    self.steps if rank == 0 and not kill else None,
                 ),
             )
             for rank in range(processes)
         ]
+        began = time.monotonic()
         for process in started:
             process.start()
-        if kill:
-            started[victim].join(60)
-            for process in started:  # as a launcher does when one of its processes has died
-                if started[victim].exitcode:
+        try:
+            if kill:
+                started[victim].join(limit)
+                for process in started:  # as a launcher does when one of its processes has died
+                    if started[victim].exitcode:
+                        process.kill()
+            for process in started:
+                process.join(limit and max(0.0, began + limit - time.monotonic()))
+        finally:
+            for process in started:
+                if process.exitcode is None:
                     process.kill()
-        for process in started:
-            process.join(60)
-            if process.exitcode is None:
-                process.kill()
+                    process.join()
+        if not kill:
+            self.seconds = max(self.seconds, time.monotonic() - began)
         return [process.exitcode or 0 for process in started]
 
 
 def _run(
-    trial: Trial,
+    trials: Sequence[Trial],
     place: SweepHandle,
     storage: Path,
     rank: int,
@@ -99,7 +115,6 @@ def _run(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-    folder = place.directory(storage, trial)
     heartbeat, count = Watchdog.heartbeat, 0
 
     def counted(self: Watchdog, where: str) -> None:
@@ -112,7 +127,9 @@ def _run(
         heartbeat(self, where)
 
     Watchdog.heartbeat = counted  # type: ignore[method-assign]
-    recorder: Any = MlflowRecorder(place, trial, directory=folder) if rank == 0 else PrintRecorder()
-    run_trial(trial, recorder, directory=folder)
+    for trial in trials:
+        folder = place.directory(storage, trial)
+        recorder: Any = MlflowRecorder(place, trial, directory=folder) if rank == 0 else PrintRecorder()
+        run_trial(trial, recorder, directory=folder)
     if processes > 1:
         torch.distributed.destroy_process_group()

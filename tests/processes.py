@@ -19,27 +19,27 @@ def few_embeddings(trainer: Trainer) -> torch.Tensor:
     )["images"]
 
 
-def main(out: Path, names: list[str]) -> None:
+def main(out: Path, cases: list[tuple[str, str]]) -> None:
+    """Train the (method, setting) cases one after another in one process group; a file for each."""
     torch.set_num_threads(1)
-    for name in names:
-        for setting, fixed in small.SETTINGS.items():
-            trainer = build.trainer(name, precision="fp64", **fixed)
-            records = []
-            outcome = trainer.fit(records.append)
-            few = few_embeddings(trainer)
-            if trainer.accelerator.is_main_process:
-                metrics = {"epochs": [r.metrics for r in records], "test/rsum": outcome.metrics["test/rsum"]}
-                weights = {k: v for k, v in trainer.method.state_dict().items() if v.is_floating_point()}
-                content = {
-                    "weights": weights,
-                    "metrics": json.dumps(metrics),
-                    "processes": trainer.accelerator.num_processes,
-                    "few": few,
-                }
-                torch.save(content, out / f"{name}-{setting}.pt")
-            trainer.accelerator.wait_for_everyone()
+    for name, setting in cases:
+        trainer = build.trainer(name, precision="fp64", **small.SETTINGS[setting])
+        records = []
+        outcome = trainer.fit(records.append)
+        few = few_embeddings(trainer)
+        if trainer.accelerator.is_main_process:
+            metrics = {"epochs": [r.metrics for r in records], "test/rsum": outcome.metrics["test/rsum"]}
+            weights = {k: v for k, v in trainer.method.state_dict().items() if v.is_floating_point()}
+            content = {
+                "weights": weights,
+                "metrics": json.dumps(metrics),
+                "processes": trainer.accelerator.num_processes,
+                "few": few,
+            }
+            torch.save(content, out / f"{name}-{setting}.pt")
+        trainer.accelerator.wait_for_everyone()
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]), [tuple(case) for case in json.loads(sys.argv[2])])

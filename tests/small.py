@@ -15,12 +15,12 @@ from harness.data import load_dataset
 from harness.data.base import DataSet, Split
 from harness.data.scan import Regions
 
-TINY_MODEL = str(Path(__file__).parent / "data" / "tiny_clip.json")
+TINY_MODEL = str(Path(__file__).parent / "fixtures" / "tiny_clip.json")
 CONCEPTS = {"train": 40, "dev": 12, "test": 12, "meta": 6}
 HEAD = {"hidden": 16, "dim": 8, "dropout": 0.0}
 # All words of the captions: with unknown ones, different captions would be equal, and their ties a matter of
 # rounding.
-WORDS = str(Path(__file__).parent / "data" / "small_vocab.json")
+WORDS = str(Path(__file__).parent / "fixtures" / "small_vocab.json")
 SGRAF = {"kind": "sgraf", "embed": 12, "similarity": 6, "word": 5, "steps": 2, "vocabulary": WORDS}
 WARMED_UP = {
     "small_loss": {"warmup_epochs": 1},
@@ -102,6 +102,12 @@ SETTINGS = {
     "SAF": {"backbone": {**SGRAF, "module": "SAF", "dropout": 0.0}, "epochs": 2, "lr": 2e-4},
 }
 """What every method is held to, beside the default: backbones with and without draws of their own."""
+
+
+EVERY_SETTING = frozenset({"clip", "npc", "ncr", "mscn"})
+"""Methods that two processes train under every setting: the plainest one, one with an auxiliary model, one
+with two networks, and one with gradients of gradients. Others are like one of these, and get one setting.
+"""
 
 
 def sweep(*methods: str, name: str = "small", **changes: Any) -> Sweep:

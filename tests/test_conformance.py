@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,20 @@ from tests.processes import few_embeddings
 ROOT = Path(__file__).parents[1]
 ALL = sorted(METHODS)
 TRAINED = [name for name in ALL if method_class(name).trains]
+OTHERS = [name for name in TRAINED if name not in small.EVERY_SETTING]
+# In every run: dropout on every method, and the plainest one on the other backbone.
+ON_TWO_PROCESSES = [
+    *((name, "clip, dropout") for name in TRAINED),
+    *(("clip", setting) for setting in ("SGR, dropout", "SAF")),
+]
+MORE_ON_TWO_PROCESSES = [
+    case
+    for case in (
+        *((name, setting) for name in TRAINED if name in small.EVERY_SETTING for setting in small.SETTINGS),
+        *((name, "SGR, dropout") for name in OTHERS[:1]),
+    )
+    if case not in ON_TWO_PROCESSES
+]
 
 
 def run(name, folder=None, **changes):
@@ -35,6 +50,18 @@ def run(name, folder=None, **changes):
 @pytest.fixture(scope="module")
 def finished():
     return {name: run(name) for name in ALL}
+
+
+@pytest.fixture(scope="module")
+def scrambled():
+    """The same trials again, where the ground truth is turned around."""
+    return {name: run(name, scramble_truth=True) for name in ALL}
+
+
+@cache
+def uninterrupted(name, setting):
+    """In float64, as on two processes; what `run` returns. Read only."""
+    return run(name, precision="fp64", **small.SETTINGS[setting])
 
 
 def weights(trainer):
@@ -74,27 +101,29 @@ def test_every_method_takes_the_same_number_of_steps(finished, name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_same_seed_same_numbers_other_seed_others(finished, name):
+def test_same_seed_same_numbers_other_seed_others(finished, scrambled, name):
+    """What does not know the ground truth was run a second time with another one; it must not notice."""
     _, outcome, trainer = finished[name]
-    _, again, other = run(name)
+    _, again, other = run(name) if method_class(name).uses_ground_truth else scrambled[name]
     assert same(weights(trainer), weights(other))
     volatile = ("cost/",)
     assert {k: v for k, v in outcome.metrics.items() if not k.startswith(volatile)} == {
         k: v for k, v in again.metrics.items() if not k.startswith(volatile)
     }
+    assert not same(*(weights(build.trainer(name, seed=seed)) for seed in (0, 1)))
 
 
 @pytest.mark.parametrize("setting", ["clip, dropout", "SGR, dropout"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_resumed_trial_continues_bit_for_bit(name, setting, tmp_path):
     """With dropout, so that random streams are part of it."""
-    changes = small.SETTINGS[setting]
-    whole, _, uninterrupted = run(name, **changes)
+    changes = {**small.SETTINGS[setting], "precision": "fp64"}
+    whole, _, trained = uninterrupted(name, setting)
 
     class Stop(Exception):
         pass
 
-    last = uninterrupted.config.epochs - 1
+    last = trained.config.epochs - 1
 
     def stop_in_the_last(record):
         if record.epoch == last:  # trained and recorded, not saved
@@ -105,7 +134,7 @@ def test_a_resumed_trial_continues_bit_for_bit(name, setting, tmp_path):
         first.fit(stop_in_the_last)
     records, _, resumed = run(name, folder=tmp_path, **changes)
     assert [r.epoch for r in records] == [last]
-    assert same(weights(uninterrupted), weights(resumed))
+    assert same(weights(trained), weights(resumed))
     losses = [
         {k: v for k, v in r.metrics.items() if not k.startswith("seconds")} for r in (whole[last], records[0])
     ]
@@ -126,11 +155,10 @@ def test_confidence_is_a_share_for_each_pair_in_data_set_order(finished, name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_truth_does_not_reach_a_method(finished, name):
+def test_the_truth_does_not_reach_a_method(finished, scrambled, name):
     """Turn the truth around: only a method that declares that it knows it may notice."""
-    changed = run(name, scramble_truth=True)[2]
     knows = method_class(name).uses_ground_truth
-    assert same(weights(finished[name][2]), weights(changed)) != knows
+    assert same(weights(finished[name][2]), weights(scrambled[name][2])) != knows
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -140,9 +168,11 @@ def test_the_clean_set_is_out_of_reach_unless_declared(finished, name):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, feature_cache):
-    """All methods on two gloo processes and every backbone, in one launch, in float64."""
+def two_processes(request, tmp_path_factory, feature_cache):
+    """All cases of this run on two gloo processes, in one launch, in float64."""
     run("clip")  # the features are there before both ask
+    tests = (item for item in request.session.items if "two_processes" in item.fixturenames)
+    cases = [(test.callspec.params["name"], test.callspec.params["setting"]) for test in tests]
     out = tmp_path_factory.mktemp("two")
     command = [
         sys.executable,
@@ -158,21 +188,25 @@ def two_processes(tmp_path_factory, feature_cache):
         "localhost:0",
     ]
     done = subprocess.run(
-        [*command, "-m", "tests.processes", str(out), *TRAINED],
+        [*command, "-m", "tests.processes", str(out), json.dumps(cases)],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=580,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
-@pytest.mark.timeout(600)  # one launch for all, on a machine that may be busy
-@pytest.mark.parametrize("setting", small.SETTINGS)
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.timeout(1800)  # one launch for all, on a machine that may be busy
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        *ON_TWO_PROCESSES,
+        *(pytest.param(*case, marks=pytest.mark.cluster) for case in MORE_ON_TWO_PROCESSES),
+    ],
+)
 def test_two_processes_train_as_one(two_processes, name, setting):
-    records, outcome, one = run(name, precision="fp64", **small.SETTINGS[setting])
+    records, outcome, one = uninterrupted(name, setting)
     two = torch.load(two_processes / f"{name}-{setting}.pt", weights_only=True)
     assert two["processes"] == 2
     for key, value in weights(one).items():

@@ -25,8 +25,9 @@ from harness.sweep.attempt import BUSY, DONE, FAILED, Finished
 from harness.sweep.progress import Progress
 from harness.training.run_trial import _describe as describe
 from tests import build, small
-from tests.test_faults import until
+from tests.test_faults import SOON, until
 
+pytestmark = pytest.mark.cluster
 POSTGRES = next(
     iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)),
     Path(shutil.which("initdb") or "/nowhere/initdb").parent,
@@ -93,10 +94,10 @@ def server(postgres, tmp_path):
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    until(answers, 90)
+    until(answers, SOON)
     yield f"http://127.0.0.1:{port}", log
     os.killpg(process.pid, 15)
-    process.wait(20)
+    process.wait(SOON)
 
 
 def test_64_trials_at_once_lose_nothing(server, feature_cache):

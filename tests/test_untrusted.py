@@ -546,7 +546,7 @@ def test_names_that_a_terminal_cannot_show(tmp_path):
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=500,
     )
     assert found.returncode == 0, found.stderr
     assert "have no caption in any split: \\udcff\\udce9.jpg" in found.stdout

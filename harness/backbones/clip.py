@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from harness.backbones.base import BackboneConfig, BackboneSetup, Scaled, full, full_precision
 from harness.backbones.features import CachedInputs, Inputs, LiveInputs, cached_features
-from harness.backbones.rows import PairDropout, Stream, gather_rows, use_pair_dropout
+from harness.backbones.rows import PairDropout, Stream, gather_pair, use_pair_dropout
 from harness.backbones.towers import Towers, build_towers, check_towers, weights_identity
 from harness.data.base import DataSet
 from methods.base import Batch
@@ -233,8 +233,7 @@ class ClipBackbone(Scaled):
     def forward(self, batch: Batch, then: Any = None) -> Any:
         """Embeddings of the global batch, [total, D] each, or `then` of them. See `methods.base.Backbone`."""
         self.stream.restart(batch)
-        images = gather_rows(self.encode_image(batch.images), batch)
-        texts = gather_rows(self.encode_text(batch.texts), batch)
+        images, texts = gather_pair(self.encode_image(batch.images), self.encode_text(batch.texts), batch)
         return then(images, texts) if then else (images, texts)
 
     def encode_image(self, images: Tensor) -> Tensor:

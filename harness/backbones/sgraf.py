@@ -32,7 +32,7 @@ from harness.backbones.rows import (
     RowsBatchNorm,
     Stream,
     columns_over_processes,
-    gather_rows,
+    gather_pair,
     largest_over_processes,
 )
 from harness.data.base import DataError, DataSet
@@ -207,8 +207,9 @@ class SgrafBackbone(Scaled):
         longest = int((batch.texts != 0).sum(1).max()) if len(batch.texts) else 0
         if batch.sharded:  # all processes pad to the same length
             longest = largest_over_processes(longest, batch.texts.device)
-        images = gather_rows(self.encode_image(batch.images), batch)
-        texts = gather_rows(self.encode_text(F.pad(batch.texts, (0, longest - batch.texts.shape[1]))), batch)
+        images = self.encode_image(batch.images)
+        texts = self.encode_text(F.pad(batch.texts, (0, longest - batch.texts.shape[1])))
+        images, texts = gather_pair(images, texts, batch)
         return then(images, texts) if then else (images, texts)
 
     def encode_image(self, images: Tensor) -> Tensor:

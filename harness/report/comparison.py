@@ -32,7 +32,7 @@ LEAST_BLOCKS = 6  # data sets x ratios from which average ranks say something (D
 BOOTSTRAP_BLOCKS, BOOTSTRAP_SEEDS = (
     12,
     5,
-)  # from here on a 95 % bootstrap interval covers that (tests/test_stats.py); at 4 x 5 it is 89 %
+)  # from here on a 95 % bootstrap interval covers that (tests/report/test_stats.py); at 4 x 5 it is 89 %
 
 
 def reference_row(frame: pd.DataFrame, method: str | None) -> str:

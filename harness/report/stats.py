@@ -54,7 +54,7 @@ def mean_interval(values: ArrayLike, *, level: float = LEVEL) -> Estimate:
     """Mean with Student's t interval: mean ± t(n - 1) * sd / sqrt(n), sd with ddof 1. NaN values are left
     out.
 
-    Exact for normal values; five seeds of a recall are near enough (tests/test_stats.py measures the
+    Exact for normal values; five seeds of a recall are near enough (tests/report/test_stats.py measures the
     coverage).
     """
     x = _finite(values)
@@ -128,7 +128,7 @@ def stratified_bootstrap(
 
     A resample of n seeds has (n - 1) / n of their variance, a fifth too little at five. Ours: resamples are
     spread around their block's mean by sqrt(n / (n - 1)), which brings the coverage of a 95 % interval from
-    88 to 95 % at twelve blocks of five (tests/test_stats.py).
+    88 to 95 % at twelve blocks of five (tests/report/test_stats.py).
     """
     blocks = [np.asarray(b, float) for b in scores]
     draw = numpy_generator("stratified bootstrap", seed)

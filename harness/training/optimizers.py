@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.backbones.rows import sum_over_processes
+from harness.backbones.rows import sums_over_processes
 from harness.config.trial import TrainingConfig
 from methods.base import Group
 
@@ -84,9 +84,7 @@ class Optimizers:
             found = torch.autograd.grad(
                 loss, list(own.values()), create_graph=create_graph, materialize_grads=True
             )
-        if self.processes > 1:
-            found = tuple(sum_over_processes(g) / self.processes for g in found)
-        return dict(zip(own, found, strict=True))
+        return dict(zip(own, self._mean(found), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         return {name: adam.state_dict() for name, adam in self.adam.items()}
@@ -107,19 +105,18 @@ class Optimizers:
     def _mean_gradients(
         self, loss: Tensor, parameters: list[nn.Parameter], *, retain_graph: bool = False
     ) -> list[Tensor]:
-        """The gradient of the global loss: the mean over processes (`backbones/rows.py` says why), in one
-        transfer.
-        """
+        """The gradient of the global loss: the mean over processes (`backbones/rows.py` says why)."""
         with torch.autocast(loss.device.type, enabled=False):
-            found = list(
-                torch.autograd.grad(loss, parameters, retain_graph=retain_graph, materialize_grads=True)
+            gradients = torch.autograd.grad(
+                loss, parameters, retain_graph=retain_graph, materialize_grads=True
             )
+        return self._mean(gradients)
+
+    def _mean(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The mean over processes of each tensor, in one transfer; differentiable."""
         if self.processes == 1:
-            return found
-        flat = sum_over_processes(torch.cat([g.flatten() for g in found])) / self.processes
-        return [
-            part.view_as(g) for part, g in zip(flat.split([g.numel() for g in found]), found, strict=True)
-        ]
+            return list(gradients)
+        return [total / self.processes for total in sums_over_processes(*gradients)]
 
     def _step(
         self,

@@ -10,7 +10,7 @@ from methods.losses import pair_losses
 from methods.npc import _nearest, confidence_weight
 from tests import build
 
-DATA = Path(__file__).parents[1] / "data" / "npc_weights.npz"
+DATA = Path(__file__).parents[1] / "fixtures" / "npc_weights.npz"
 
 
 @pytest.fixture(scope="module")

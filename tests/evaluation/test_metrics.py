@@ -7,7 +7,7 @@ import pytest
 
 from harness.evaluation.metrics import BINS, calibration, detection, rank_queries, recalls
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 
 
 @pytest.mark.parametrize("name", ["retrieval_1", "retrieval_5"])

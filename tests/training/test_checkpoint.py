@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from harness.training.checkpoint import Checkpoints
 from harness.training.run_trial import run_trial
 from tests import build, small
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Stop(Exception):
@@ -142,7 +143,7 @@ def test_one_process_at_a_time(tmp_path):
     folder = tmp_path / "trial"
     code = (
         f"import time; from pathlib import Path; from harness.lib.locks import acquire\nwith "
-        f"acquire(Path({str(folder)!r})):\n print('held', flush=True); time.sleep(60)"
+        f"acquire(Path({str(folder)!r})):\n print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
@@ -165,29 +166,27 @@ def test_one_process_at_a_time(tmp_path):
 def test_a_trial_that_hangs_is_ended_and_says_where(tmp_path):
     code = (
         "import time; from pathlib import Path; from harness.lib.watchdog import Watchdog\n"
-        f"with Watchdog(Path({str(tmp_path)!r}), stall=0.4, deadline=None) as watch:\n"
+        f"with Watchdog(Path({str(tmp_path)!r}), stall=2, deadline=None) as watch:\n"
         " time.sleep(1)\n"  # before the first step nothing counts
         " for step in range(12): watch.heartbeat(f'step {step}'); time.sleep(0.1)\n"
-        " stuck = lambda: time.sleep(60)\n stuck()"
+        " stuck = lambda: time.sleep(3600)\n stuck()"
     )
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=50)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=500)
     assert done.returncode == -signal.SIGKILL
-    assert time.monotonic() - began < 30
     beat = last_heartbeat(tmp_path)
     assert beat.where == "step 11"
-    assert beat.seconds_ago > 0.4
+    assert beat.seconds_ago > 2
     words, details = take_termination_report(tmp_path)
-    assert words.startswith("hung: no step for 0 s (resources.stall_minutes) at step 11")
+    assert re.match(r"hung: no step for \d+ s \(resources.stall_minutes\) at step 11", words)
     assert "<lambda>" in details  # where it stood
     assert take_termination_report(tmp_path) == ("", "")
 
 
 def test_a_deadline_ends_a_trial_and_keeps_what_is_done(tmp_path):
-    clock = Watchdog(tmp_path, stall=60, deadline=0.05)
+    clock = Watchdog(tmp_path, stall=60, deadline=1)
     with clock:
         clock.heartbeat("epoch 0, step 1")
-        time.sleep(0.06)
+        time.sleep(1.1)
         with pytest.raises(OutOfTime, match=r"resources.deadline_hours\) passed at epoch 0, step 2"):
             clock.heartbeat("epoch 0, step 2")
 

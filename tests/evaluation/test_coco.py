@@ -15,7 +15,7 @@ from harness.report.accuracy import coco_tables
 from harness.training.run_trial import build_trainer
 from harness.training.trainer import make_accelerator
 from tests import small
-from tests.test_results import frame
+from tests.report.test_results import frame
 
 
 class InFolds(DataSet):

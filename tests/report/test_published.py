@@ -9,7 +9,7 @@ import pytest
 from harness.record.types import MethodFacts
 from harness.report.published import papers_table, published
 from methods import METHODS
-from tests.test_results import frame
+from tests.report.test_results import frame
 
 FACTS = {name: MethodFacts.of(name) for name in METHODS}
 

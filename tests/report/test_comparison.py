@@ -16,7 +16,7 @@ from harness.report.comparison import (
     reference_row,
 )
 from tests import small
-from tests.test_results import frame
+from tests.report.test_results import frame
 
 SEEDS = range(5)
 

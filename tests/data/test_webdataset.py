@@ -23,9 +23,9 @@ from harness.training.run_trial import build_trainer, run_trial
 from harness.training.sampling import SHARDS_AT_ONCE, epoch_batches, scan_batches
 from harness.training.trainer import make_accelerator
 from tests import layouts, small
-from tests.test_layouts import Kept, trial
+from tests.data.test_layout import Kept, trial
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZE = json.loads(Path(small.TINY_MODEL).read_text())["vision_cfg"]["image_size"]
 
 
@@ -178,7 +178,12 @@ def many_samples(root, count):
 
 
 @pytest.mark.parametrize(
-    ("layout", "make", "count"), [("table", many_files, 100_000), ("webdataset", many_samples, 20_000)]
+    ("layout", "make", "count"),
+    [
+        ("table", many_files, 50_000),
+        ("webdataset", many_samples, 20_000),
+        pytest.param("table", many_files, 100_000, marks=pytest.mark.cluster),
+    ],
 )
 def test_the_index_of_a_million_pairs_stays_under_a_gigabyte(tmp_path, layout, make, count):
     """Peak memory of a process that loads a part of that, beyond what loading a few pairs takes, times what

@@ -21,12 +21,12 @@ from methods.losses import hardest_triplet, hardest_triplet_of, mean_triplet
 from methods.mscn import ScoreHead, soft_margin
 from tests import build, small
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 MODULES = ("SGR", "SAF")
 
 
 class Published:
-    """What `tests/data/sgraf_*.npz` hold, and our network and head with their weights."""
+    """What `tests/fixtures/sgraf_*.npz` hold, and our network and head with their weights."""
 
     def __init__(self, module: str, dtype: torch.dtype = torch.float32) -> None:
         self.values = np.load(DATA / f"sgraf_{module.lower()}.npz")

@@ -8,7 +8,7 @@ import torch
 from harness.backbones.clip import ClipConfig, ClipSetup
 from harness.training.trainer import make_accelerator
 from tests import build, small
-from tests.test_backbones import batch_of, network_of
+from tests.backbones.test_clip import batch_of, network_of
 
 
 def test_a_changed_head_is_seen_within_an_autocast_step():

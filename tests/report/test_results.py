@@ -18,7 +18,7 @@ from harness.report.tables import Cell, Table
 from harness.sweep.preflight import check_trial
 from tests import layouts, small
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 DOCS = README.parent / "docs"
 
 
@@ -127,8 +127,8 @@ def test_an_unfinished_row_is_never_the_most_stable():
 
 
 def test_rows_of_one_class_name_are_told_apart():
-    class_names = small.sweep("tests.test_spec:Mine", "tests.other_mine:Mine").trials
-    assert set(row_labels(class_names).values()) == {"tests.test_spec:Mine", "tests.other_mine:Mine"}
+    class_names = small.sweep("tests.mine:Mine", "tests.other_mine:Mine").trials
+    assert set(row_labels(class_names).values()) == {"tests.mine:Mine", "tests.other_mine:Mine"}
     options = small.sweep("clip", grid={"dataset_options": [{}, {"file": "a"}]}).trials
     assert set(row_labels(options).values()) == {"clip (dataset.file=default)", "clip (dataset.file=a)"}
 

@@ -126,12 +126,12 @@ def test_what_is_spent_goes_on_after_a_resume(tmp_path):
     resumed = build.trainer("npc", folder=tmp_path)
     resumed.resume()
     resumed.fit()
-    assert (resumed.spent.forwards, resumed.spent.batch_pairs) == (
-        whole.spent.forwards,
-        whole.spent.batch_pairs,
+    assert (resumed.cost.forwards, resumed.cost.batch_pairs) == (
+        whole.cost.forwards,
+        whole.cost.batch_pairs,
     )
-    assert resumed.spent.pairs["train"] == whole.spent.pairs["train"]
-    assert all(s > 0 for s in resumed.spent.seconds.values())
+    assert resumed.cost.pairs["train"] == whole.cost.pairs["train"]
+    assert all(s > 0 for s in resumed.cost.seconds.values())
 
 
 def test_chance_is_what_random_orders_give():
