@@ -171,14 +171,14 @@ class Group:
 class Scan(Protocol):
     """Runs a function over pairs in evaluation mode without gradient, and gathers it over processes.
 
-    `look(batch, images, texts)` gets a batch and its embeddings under `network`, and returns tensors
-    [b, ...]; the result holds them for all pairs in data-set order, on the CPU. Pairs come in a fixed
-    seeded order, in equal batches under the data set's batch rule.
+    `function(images, texts)` gets the embeddings of a batch under `network`, and returns tensors [b, ...] by
+    name; the result holds them for all pairs in data-set order, on the CPU. Pairs come in a fixed seeded
+    order, in equal batches under the data set's batch rule.
     """
 
     def __call__(
         self,
-        look: Callable[[Tensor, Tensor], dict[str, Tensor]],
+        function: Callable[[Tensor, Tensor], dict[str, Tensor]],
         *,
         network: int = 0,
         pairs: Pairs | None = None,

@@ -46,7 +46,7 @@ class MSCN(CoTeaching):
     Beta mixture over its scores, started from the meta-set (section 3.3); pairs at or below
     `keep_above` are left out. Test scores are averaged.
 
-    Where the released code departs from the paper (field notes: seven points), this follows the paper: the
+    Where the released code departs from the paper (`docs/field.md`), this follows the paper: the
     margin belongs to the pair in both directions, and meta positives come from a set of their own, not from
     the split that selects the model. It follows the code where the paper is silent: the look-ahead is SGD
     without clipping, networks are trained in turn (the division by the first trains the second, then that by

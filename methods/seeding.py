@@ -6,9 +6,12 @@ So a resumed trial continues bit for bit, and a new draw in one place shifts non
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def seed_of(*parts: int | str) -> int:
@@ -20,8 +23,12 @@ def seed_of(*parts: int | str) -> int:
 
 
 def torch_generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator seeded from any parts."""
+    import torch  # here, so that data and noise, which draw with NumPy, load without it
+
     return torch.Generator(device=device).manual_seed(seed_of(*parts))
 
 
 def numpy_generator(*parts: int | str) -> np.random.Generator:
+    """A NumPy generator seeded from any parts."""
     return np.random.default_rng(seed_of(*parts))

@@ -219,38 +219,6 @@ def test_two_processes_train_as_one(two_processes, name, setting):
     assert torch.allclose(few_embeddings(one), two["few"], atol=1e-6)
 
 
-def test_methods_never_import_the_harness():
-    for file in (ROOT / "methods").glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = (
-                [a.name for a in node.names]
-                if isinstance(node, ast.Import)
-                else [node.module or ""]
-                if isinstance(node, ast.ImportFrom)
-                else []
-            )
-            assert not any(n.split(".")[0] == "harness" for n in names), file
-
-
-@pytest.mark.parametrize(
-    ("package", "module"), [("ray", "schedule.py"), ("mlflow", "store.py"), ("accelerate", "trainer.py")]
-)
-def test_each_framework_is_imported_by_one_module(package, module):
-    found = set()
-    for file in (ROOT / "harness").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = (
-                [a.name for a in node.names]
-                if isinstance(node, ast.Import)
-                else [node.module or ""]
-                if isinstance(node, ast.ImportFrom)
-                else []
-            )
-            if any(n.split(".")[0] == package for n in names):
-                found.add(file.name)
-    assert found == {module}
-
-
 @pytest.mark.parametrize(
     "file",
     [

@@ -6,11 +6,12 @@ import inspect
 import types
 import typing
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, create_model
 
-from methods.base import Method
+if TYPE_CHECKING:  # a method is a torch module
+    from methods.base import Method
 
 _HARNESS_SUPPLIES = {"make_backbone", "pairs", "batch_size", "seed", "clean", "ground_truth"}
 
@@ -18,6 +19,8 @@ _HARNESS_SUPPLIES = {"make_backbone", "pairs", "batch_size", "seed", "clean", "g
 @lru_cache
 def hyper_model(cls: type[Method]) -> type[BaseModel]:
     """A model of the keyword-only arguments of a method's constructors, with their types and defaults."""
+    from methods.base import Method
+
     fields: dict[str, Any] = {}
     for owner in reversed(cls.__mro__[: cls.__mro__.index(Method)]):
         constructor = vars(owner).get("__init__")

@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     from harness.data_tools.commands import run  # after parsing: --help must not wait for NumPy and PyArrow
+    from harness.lib.console import escape_undecodable
 
+    escape_undecodable()
     return run(options)
 
 

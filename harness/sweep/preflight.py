@@ -6,7 +6,6 @@ import socket
 from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import numpy as np
-import torch
 
 from harness.backbones import backbone_setup
 from harness.config.resources import Resources
@@ -159,6 +158,8 @@ def check_same_data(
 
 def check_devices(resources: Resources) -> list[str]:
     """What this machine lacks of the devices that a trial asks for."""
+    import torch
+
     errors = []
     available = torch.cuda.device_count()
     if resources.gpus * resources.processes > available:
@@ -202,6 +203,8 @@ def prepare_features(trials: Iterable[Trial], data: Mapping[str, DataSet]) -> No
     Raises:
         DataError: weights, model config or a picture cannot be read.
     """
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for trial in {(data_key(t), repr(t.backbone)): t for t in trials}.values():
         setup, loaded = backbone_setup(trial.backbone), data[data_key(trial)]

@@ -96,8 +96,8 @@ def test_a_trial_on_shards_resumes_bit_for_bit(tmp_path):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_trial(setting, Stops(), folder=tmp_path / "state")
-    resumed = run_trial(setting, Kept(), folder=tmp_path / "state")
+        run_trial(setting, Stops(), directory=tmp_path / "state")
+    resumed = run_trial(setting, Kept(), directory=tmp_path / "state")
     kept = {k: v for k, v in whole.metrics.items() if not k.startswith("cost/")}
     assert kept == {k: v for k, v in resumed.metrics.items() if not k.startswith("cost/")}
 

@@ -191,8 +191,8 @@ def test_a_deadline_ends_a_trial_and_keeps_what_is_done(tmp_path):
             clock.heartbeat("epoch 0, step 2")
 
 
-def test_every_part_of_a_trial_beats():
-    """Steps, looks at all pairs, and rankings: a part that did not would count as hung where it
+def test_every_part_of_a_trial_has_a_heartbeat():
+    """Steps, passes over the training pairs, and rankings: a part without one would count as hung where it
     takes long.
     """
     trainer = build.trainer("npc")
@@ -200,7 +200,7 @@ def test_every_part_of_a_trial_beats():
     trainer.heartbeat = heard.append
     trainer.fit()
     assert {
-        "looking at all pairs",
+        "pass over the training pairs",
         "ranking dev",
         "ranking test",
         "epoch 0, step 1 of 37",

@@ -17,15 +17,12 @@ import numpy as np
 import pytest
 
 from harness.evaluation.metrics import RECALLS, Ranking
-from harness.lib.console import console
 from harness.record.recorder import MlflowRecorder
 from harness.record.store import Store
 from harness.record.types import EpochRecord, Outcome
-from harness.sweep.attempt import BUSY, DONE, FAILED, Finished
-from harness.sweep.progress import Progress
-from harness.training.run_trial import _describe as describe
+from harness.training.run_trial import describe
 from tests import build, small
-from tests.test_faults import SOON, until
+from tests.sweep.test_faults import SOON, until
 
 pytestmark = pytest.mark.cluster
 POSTGRES = next(
@@ -106,7 +103,9 @@ def test_64_trials_at_once_lose_nothing(server, feature_cache):
     made = build.trainer("clip")
     sweep = small.sweep("clip", name="many", grid={"seed": list(range(AT_ONCE))})
     opened = Store(uri).open_sweep(sweep)
-    setup = describe(sweep.trials[0], small.load(), made.noise, made)
+    setup = describe(
+        sweep.trials[0], small.load(), made.noise, made, fingerprint="f", environment={"code": "c"}
+    )
     draw = np.random.default_rng(0)
     values = draw.random((AT_ONCE, EPOCHS, METRICS))
     test = small.load()["test"]
@@ -143,22 +142,3 @@ def test_64_trials_at_once_lose_nothing(server, feature_cache):
         assert len(store.client.artifacts(found[trial.id].run_id, "confidence")) == EPOCHS
     assert "deadlock" not in log.read_text().lower()
     assert " 500 " not in log.read_text()
-
-
-def test_progress_counts_right(capfd):
-    """What is done, failed, put back because another sweep has it, and done elsewhere."""
-    trials = small.sweep("clip", grid={"seed": list(range(6))}).trials
-    shown = Progress(total=10, done=4)
-    for trial in trials[:4]:
-        shown.started(trial)
-    assert len(shown.running) == 4
-    for trial, outcome in zip(trials[:4], (DONE, FAILED, BUSY, DONE), strict=True):
-        shown.ended(Finished(trial, 1.0, outcome, "a reason"))
-    assert shown._text() == "6 done, 0 running, 1 failed of 10"
-    assert shown.busy == [trials[2]]
-    shown.leave(done=1)
-    assert shown._text() == "7 done, 0 running, 1 failed of 10"
-    told = capfd.readouterr().err
-    assert told.count("FAILED (a reason)") == 1
-    assert "6 done, 0 running, 1 failed of 10" in told
-    assert not console.is_terminal

@@ -26,7 +26,7 @@ from harness.record.store import Store
 from harness.record.verify import errors_of
 from tests import build, small
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACED = "tests.misbehaving:Paced"
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 # Only a broken test reaches these: a slow machine takes many times as long as a quick one.

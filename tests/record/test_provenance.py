@@ -1,0 +1,159 @@
+"""The digest that decides whether an interrupted trial resumes: of the code that makes numbers, and no other."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.record import provenance
+from harness.record.provenance import code_digest, imported_modules, numeric_modules, syntax_digest
+from tests import small
+
+ROOT = Path(__file__).parents[2]
+PRINT = """
+from harness.config.trial import Trial
+from harness.record.provenance import code_digest
+for method in ("clip", "npc", "mine:Mine"):
+    print(code_digest(Trial(method=method, dataset="emoji", noise_ratio=0, seed=0, noise_seed=0)))
+"""
+MINE = '''
+from helper import SHARE
+from methods.clip import Clip
+
+class Mine(Clip):
+    """A user's own."""
+    share = SHARE
+'''
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A copy of the code, with a method of the user's and what that imports."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for package in ("harness", "methods"):
+        shutil.copytree(
+            ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "emoji")
+        )
+    (folder / "mine.py").write_text(MINE)
+    (folder / "helper.py").write_text("SHARE = 0.3\n")
+    return folder
+
+
+def digests(checkout):
+    run = subprocess.run(
+        [sys.executable, "-c", PRINT], cwd=checkout, capture_output=True, text=True, check=True
+    )
+    return run.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def before(checkout):
+    return digests(checkout)
+
+
+def edited(checkout, file, change):
+    """The digests after an edit of a file, which is undone."""
+    path = checkout / file
+    text = path.read_text() if path.exists() else None
+    try:
+        path.write_text(change(text or ""))
+        return digests(checkout)
+    finally:
+        path.write_text(text) if text is not None else path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("harness/training/trainer.py", lambda s: s + "\n# a comment\n"),
+        ("harness/training/optimizers.py", lambda s: s.replace('"""The harness', '"""Our', 1)),
+        ("methods/clip.py", lambda s: '"""Another docstring."""\n' + s.partition('"""\n')[2]),
+        ("harness/sweep/status.py", lambda s: s + "\nX = 1\n"),
+        ("harness/sweep/ray_launcher.py", lambda s: s + "\nX = 1\n"),
+        ("harness/report/write.py", lambda s: s + "\nX = 1\n"),
+        ("harness/record/store.py", lambda s: s + "\nX = 1\n"),
+        ("harness/config/sweep_file.py", lambda s: s + "\nX = 1\n"),
+        ("harness/lib/console.py", lambda s: s + "\nX = 1\n"),
+        ("harness/lib/watchdog.py", lambda s: s + "\nX = 1\n"),
+        ("harness/bench/methods.py", lambda s: s + "\nX = 1\n"),
+        ("harness/data_tools/check.py", lambda s: s + "\nX = 1\n"),
+        ("methods/newcomer.py", lambda s: "X = 1\n"),
+        (
+            "methods/__init__.py",
+            lambda s: s.replace("METHODS = {", 'METHODS = {"newcomer": "methods.newcomer:N",', 1),
+        ),
+        ("methods/mscn.py", lambda s: s + "\nX = 1\n"),
+    ],
+)
+def test_what_makes_no_number_of_a_trial_lets_it_resume(checkout, before, file, change):
+    assert edited(checkout, file, change) == before
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "harness/training/sampling.py",
+        "harness/training/trainer.py",
+        "harness/noise/inject.py",
+        "harness/data/emoji.py",
+        "harness/backbones/clip.py",
+        "harness/evaluation/metrics.py",
+        "harness/config/trial.py",
+        "harness/lib/files.py",
+        "methods/base.py",
+        "methods/seeding.py",
+        "methods/losses.py",
+    ],
+)
+def test_what_makes_numbers_restarts_all(checkout, before, file):
+    assert not set(edited(checkout, file, lambda s: s + "\nX = 1\n")) & set(before)
+
+
+def test_a_method_restarts_its_own_trials_only(checkout, before):
+    clip, npc, mine = edited(checkout, "methods/npc.py", lambda s: s + "\nX = 1\n")
+    assert (clip, mine) == (before[0], before[2])
+    assert npc != before[1]
+
+
+@pytest.mark.parametrize("file", ["mine.py", "helper.py"])
+def test_what_a_users_method_imports_is_part_of_it(checkout, before, file):
+    clip, npc, mine = edited(checkout, file, lambda s: s.replace("0.3", "0.4") + "\nX = 1\n")
+    assert (clip, npc) == tuple(before[:2])
+    assert mine != before[2]
+
+
+def test_the_numeric_part_is_the_layers_and_what_they_use():
+    """A new helper of a numeric layer counts by itself, unless it is declared to change no number."""
+    modules = numeric_modules()
+    folders = {m.split(".")[1] for m in modules if m.startswith("harness.")}
+    assert folders == {*provenance.NUMERIC_LAYERS, "config", "lib"}
+    assert {m for m in modules if m.startswith("harness.config")} == {
+        "harness.config.trial",
+        "harness.config.base",
+        "harness.config.resources",
+    }
+    used = {n for file in modules.values() for n in imported_modules(file) if n.startswith("harness.lib.")}
+    helpers = {n for n in used if (ROOT / Path(*n.split("."))).with_suffix(".py").is_file()}
+    assert helpers - set(modules) == provenance.NO_NUMBERS
+
+
+def test_a_digest_is_of_the_syntax(tmp_path):
+    file = tmp_path / "a.py"
+
+    def digest(text):
+        file.write_text(text)
+        return syntax_digest(file)
+
+    first = digest('"""Doc."""\n\ndef f(x):\n    """Doc."""\n    return x + 1\n')
+    assert digest("def f( x ):\n    # why\n    return (x + 1)\n") == first
+    assert digest("def f(x):\n    return x + 2\n") != first
+
+
+def test_a_digest_is_twelve_digits_and_the_same_for_equal_code():
+    trial = small.trial("clip")
+    assert len(code_digest(trial)) == 12
+    assert code_digest(trial) == code_digest(small.trial("clip", seed=1))
