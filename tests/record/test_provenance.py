@@ -1,4 +1,4 @@
-"""The digest that decides whether an interrupted trial resumes: of the code that makes numbers, and no other."""
+"""The digest that decides whether an interrupted trial resumes: of the code that makes numbers alone."""
 
 from __future__ import annotations
 
