@@ -146,19 +146,22 @@ def test_one_process_at_a_time(tmp_path):
         f"acquire(Path({str(folder)!r})):\n print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        assert is_locked(folder)
-        assert owner(folder).startswith(f"process {other.pid} on ")
-        with pytest.raises(Busy, match=f"it is being run by process {other.pid}"), acquire(folder):
-            pass
-        with pytest.raises(Busy):
-            run_trial(small.trial("clip"), PrintRecorder(), directory=folder)
-        other.send_signal(signal.SIGKILL)  # what it holds goes with it
-        other.wait()
-        assert not is_locked(folder)
-        with acquire(folder):
+        try:
+            assert other.stdout.readline() == "held\n"
             assert is_locked(folder)
-            shutil.rmtree(folder)
+            assert owner(folder).startswith(f"process {other.pid} on ")
+            with pytest.raises(Busy, match=f"it is being run by process {other.pid}"), acquire(folder):
+                pass
+            with pytest.raises(Busy):
+                run_trial(small.trial("clip"), PrintRecorder(), directory=folder)
+            other.send_signal(signal.SIGKILL)  # what it holds goes with it
+            other.wait()
+            assert not is_locked(folder)
+            with acquire(folder):
+                assert is_locked(folder)
+                shutil.rmtree(folder)
+        finally:
+            other.kill()
     with acquire(folder):
         pass
 
