@@ -237,7 +237,7 @@ def test_sweep_files_with_other_values(fuzz_folder, path, value, kind):
             "stands for more than 100,000 values",
         ),
         ("x: " + "y" * 1_000_001, "larger than 1,000,000 bytes"),
-        ("grid: {lr: [1]}\ngrid: {lr: [2]}", "the key 'grid' stands there twice"),
+        ("grid: {lr: [1]}\ngrid: {lr: [2]}", "the key 'grid' is a duplicate"),
         ("x: !!python/object/apply:os.system ['touch evil']", "could not determine a constructor"),
         ("x: " + "9" * 5000, "4300 digits"),
         ("x: 2020-13-45", "month must be in 1..12"),

@@ -15,8 +15,8 @@ def read_yaml(text: str) -> Any:
     """Plain data from YAML.
 
     Raises:
-        yaml.YAMLError, ValueError: it is no YAML, has a key twice (of which one would be lost silently), asks
-            for objects, refers to itself, is nested too deeply, or stands for much more than it looks
+        yaml.YAMLError, ValueError: it is no YAML, has a duplicate key (of which one would be lost silently),
+            asks for objects, refers to itself, is nested too deeply, or stands for much more than it looks
             (aliases of aliases).
     """
     if len(text) > MOST_BYTES:
@@ -41,21 +41,21 @@ def read_yaml(text: str) -> Any:
 
 
 class _Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Safe loading that refuses a key that stands twice."""
+    """Safe loading that refuses duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        own = [
+        keys = [
             key.value
             for key, _ in node.value
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge"
         ]
-        twice = sorted({key for key in own if own.count(key) > 1})
-        if twice:
+        duplicates = sorted({key for key in keys if keys.count(key) > 1})
+        if duplicates:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice[0]!r} stands there twice", node.start_mark
+                None, None, f"the key {duplicates[0]!r} is a duplicate", node.start_mark
             )
-        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        return found
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
 
 
 def _check_plain(content: Any) -> None:

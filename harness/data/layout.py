@@ -51,7 +51,7 @@ class Options(BaseModel):
         folder: where the files are.
         meta_share: make a clean set `meta` of images drawn from dev, as large as this share of the training
             pairs (MSCN: 0.02). They leave dev, so that no method is selected on pairs it has trained on.
-        meta_leak: they stay in dev too, as in MSCN's released code (field notes 3.5).
+        meta_leak: they stay in dev too, as in MSCN's released code (`docs/field.md`).
         train_groups: train on the first so many images (groups of images, where there are any) only.
     """
 

@@ -32,7 +32,7 @@ PUBLISHED = {
     "cc120k": {"train": 118_851, "dev": 1_000, "test": 1_000},
     "cc152k": {"train": 150_000, "dev": 1_000, "test": 1_000},
 }
-"""Images in each split, as the papers have them (field notes 3.2)."""
+"""Images in each split, as the papers have them (`docs/field.md`)."""
 CONTEXT = 77  # tokens that CLIP's text tower reads; start and end are two of them
 _MOJIBAKE = re.compile(r"\ufffd|Ã[\x80-\xbf¡-¿]|â€|[\x00-\x08\x0b-\x1f\x7f]")
 

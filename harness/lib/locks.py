@@ -1,4 +1,4 @@
-"""One process at a time: locks on folders that the system lets go of when their process ends, however it
+"""Locks on directories: one process at a time. The system releases them when the process ends, however it
 ends.
 """
 
@@ -13,38 +13,36 @@ from pathlib import Path
 
 import filelock
 
-logging.getLogger("filelock").setLevel(logging.ERROR)
-
 
 class Busy(RuntimeError):
     """Another process is running this trial."""
 
 
 @contextlib.contextmanager
-def acquire(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a folder for this process; the system lets go of it when the process ends, however it ends.
+def acquire(directory: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a directory, which is made if it is missing.
 
     Raises:
-        Busy: another process holds it, and we are not to wait.
+        Busy: another process holds it, and `wait` is false.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = _lock(directory)
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except filelock.Timeout:
-        raise Busy(f"it is being run by {owner(folder) or 'another process'}") from None
+        raise Busy(f"it is being run by {owner(directory) or 'another process'}") from None
     try:
-        (folder / "owner").write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        (directory / "owner").write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
         lock.release()
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a process holds a folder. (Looking takes hold of it for a moment.)"""
-    if not folder.is_dir():
+def is_locked(directory: Path) -> bool:
+    """Whether a process holds the lock of a directory. (To find out, it is acquired for a moment.)"""
+    if not directory.is_dir():
         return False
-    lock = _lock(folder)
+    lock = _lock(directory)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -53,12 +51,13 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def owner(folder: Path) -> str:
-    """Who held a folder last, in words."""
+def owner(directory: Path) -> str:
+    """The last process that held the lock of a directory, as text; empty where there is none."""
     with contextlib.suppress(OSError):
-        return (folder / "owner").read_text()
+        return (directory / "owner").read_text()
     return ""
 
 
-def _lock(folder: Path) -> filelock.BaseFileLock:
-    return filelock.FileLock(folder / "lock")
+def _lock(directory: Path) -> filelock.BaseFileLock:
+    logging.getLogger("filelock").setLevel(logging.ERROR)
+    return filelock.FileLock(directory / "lock")

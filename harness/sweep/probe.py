@@ -13,45 +13,45 @@ from harness.lib.locks import is_locked
 from harness.record.provenance import harness_digest
 
 
-def probe(node: str, folder: Path, working: str, uri: str, code: str) -> list[str]:
-    """Run on a node: what it lacks, in words that go on from its name.
+def probe(node: str, directory: Path, working: str, uri: str, code: str) -> list[str]:
+    """Run on a node: what it lacks, as texts that continue its name.
 
     Args:
-        folder: held by the machine that asks, and has a file `ours`; the node writes another.
+        directory: locked by the machine that asks, and has a file `ours`; the node writes another.
         working: where the sweep was started.
         uri: of the tracking server.
         code: `harness_digest` there.
     """
-    faults = []
+    errors = []
     try:
-        if (folder / "ours").read_text() != folder.name:
+        if (directory / "ours").read_text() != directory.name:
             raise OSError("it holds something else")
-        (folder / node).write_text(node)
-        if not is_locked(folder):
-            faults.append(
-                f"locks in {folder.parent} are not seen by other nodes: mount it with locking (NFS: not "
-                f"`nolock`), or name another folder with --storage"
+        (directory / node).write_text(node)
+        if not is_locked(directory):
+            errors.append(
+                f"locks in {directory.parent} are not seen by other nodes: mount it with locking (NFS: not "
+                f"`nolock`), or name another directory with --storage"
             )
     except OSError as error:
-        faults.append(
-            f"does not share the folder {folder.parent} with this machine ({error.strerror or error}): "
+        errors.append(
+            f"does not share the directory {directory.parent} with this machine ({error.strerror or error}): "
             f"name one on storage that all nodes see with --storage"
         )
     if not os.path.isdir(working):
-        faults.append(
-            f"has no folder {working}, to which the paths in the sweep file are relative: start the sweep "
+        errors.append(
+            f"has no directory {working}, to which the paths in the sweep file are relative: start the sweep "
             f"in one that all nodes see"
         )
     if harness_digest() != code:
-        faults.append("has another version of this code: install the same on all nodes")
+        errors.append("has another version of this code: install the same on all nodes")
     place = urlsplit(uri)
     try:
         socket.create_connection(
             (place.hostname or "", place.port or (443 if place.scheme == "https" else 80)), timeout=10
         ).close()
     except OSError as error:
-        faults.append(
+        errors.append(
             f"does not reach the tracking server {uri} ({error.strerror or error}): start `mlflow server "
             f"--host 0.0.0.0`, and name it by an address that all nodes know with --tracking-uri"
         )
-    return faults
+    return errors

@@ -1,6 +1,6 @@
-"""Checkpoints of a running trial: whole, or not used.
+"""Checkpoints of a running trial: complete, or not used.
 
-They lie in the trial's own folder, on storage that all its processes see, which goes when the trial is
+They are in the trial's own directory, on storage that all its processes see; it is removed when the trial is
 recorded as finished.
 """
 
@@ -20,54 +20,56 @@ _KEPT = 2  # the newest, and the one before for where the newest is damaged
 class Checkpoints:
     """The checkpoints of one trial: `epoch_0003.<SHA-256>.pt` for three epochs done.
 
-    Written aside and renamed, so a file under its name is whole; the name says what the content must hash to,
-    so one that a disk or a copy has damaged is told from one that is sound.
+    A file is written under another name and renamed, so that it is complete; its name has the digest of its
+    content, so that damage by a disk or a copy is detected.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
 
     def save(self, epoch: int, content: dict[str, Any]) -> None:
-        """Keep the state after so many epochs; of the older ones, the one before stays.
+        """Keep the state after `epoch` epochs, and the checkpoint before it; older ones are removed.
 
         Raises:
             OSError: it cannot be written (a full disk); those that are there stay.
         """
-        for unfinished in self.folder.glob(".epoch_*.tmp"):  # of an attempt that was killed while it saved
+        for unfinished in self.directory.glob(".epoch_*.tmp"):  # of an attempt that was killed while it saved
             unfinished.unlink(missing_ok=True)
         name = f"epoch_{epoch:04d}"
         try:
             with atomic_write(
-                self.folder / name, sync=True, final_name=lambda file: f"{name}.{_digest(file)}.pt"
+                self.directory / name, sync=True, final_name=lambda file: f"{name}.{_digest(file)}.pt"
             ) as stream:
                 torch.save(content, stream)
         except (OSError, RuntimeError) as error:  # torch's writer hides a full disk behind a RuntimeError
             raise OSError(
-                f"the checkpoint of epoch {epoch} cannot be written to {self.folder}: "
+                f"the checkpoint of epoch {epoch} cannot be written to {self.directory}: "
                 f"{' '.join(str(error).split())[:200]}"
             ) from error
         for old in self._files()[_KEPT:]:
             old.unlink(missing_ok=True)
 
     def newest(self, *, at_most: float) -> tuple[Path | None, list[str]]:
-        """The newest sound file of at most so many epochs, and what is wrong with newer ones, in words."""
-        faults = []
+        """The newest valid file of at most `at_most` epochs, and what is wrong with newer ones."""
+        problems = []
         for file in self._files():
             epoch, digest = _epoch(file), file.name.split(".")[1]
             if epoch > at_most:
-                faults.append(f"the checkpoint of {epoch} epochs is not used: only {at_most:g} are on record")
-            elif not _sound(file, digest):
-                faults.append(
+                problems.append(
+                    f"the checkpoint of {epoch} epochs is not used: only {at_most:g} are on record"
+                )
+            elif not _valid(file, digest):
+                problems.append(
                     f"the checkpoint of {epoch} epochs is damaged (its content is not what was written)"
                 )
             else:
-                return file, faults
-        return None, faults
+                return file, problems
+        return None, problems
 
     def _files(self) -> list[Path]:
         """Newest first."""
         return sorted(
-            self.folder.glob("epoch_*.*.pt"),
+            self.directory.glob("epoch_*.*.pt"),
             key=lambda file: (_epoch(file), file.stat().st_mtime_ns),
             reverse=True,
         )
@@ -88,7 +90,7 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
 
 
-def _sound(file: Path, digest: str) -> bool:
+def _valid(file: Path, digest: str) -> bool:
     try:
         return _digest(file) == digest
     except OSError:

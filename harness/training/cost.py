@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 PARTS = ("train", "method", "evaluation")
-"""What time goes into: optimizer steps, the method's looks at all pairs before an epoch, ranking dev and
-test.
+"""The parts of a trial: optimizer steps, the method's passes over the training pairs, ranking dev and test.
 """
 
 
@@ -22,11 +21,11 @@ class CostMeter:
     memory is that of the last attempt.)
 
     Attributes:
-        seconds, joules, pairs: for each of `PARTS`. Pairs of `train` are those of the batches (with a
-            method's pools), of `method` those looked at, of `evaluation` the captions ranked; each counts
-            once a network. Joules are this process's GPU's.
+        seconds, joules, pairs: for each of `PARTS`. Pairs of `train` are those of the batches (with auxiliary
+            pools), of `method` those of its passes over the training pairs, of `evaluation` the captions
+            ranked; each counts once for each network. Joules are those of this process's GPU.
         batch_pairs: pairs of the batches alone.
-        forwards: pairs that went forward through a network within steps, whatever for.
+        forwards: pairs in all forward passes of a network within steps.
     """
 
     def __init__(self) -> None:
@@ -51,33 +50,35 @@ class CostMeter:
         network.register_forward_pre_hook(count)
 
     def state_dict(self) -> dict[str, Any]:
+        """All counters."""
         return {k: v for k, v in vars(self).items() if not k.startswith("_")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from the counters of `state_dict`."""
         vars(self).update(state)
 
     def metrics(self) -> dict[str, float]:
         """`cost/...` for the record: seconds and pairs a second of each part, seconds of all, pairs trained
         on a second without evaluation, forward passes a step (in batches), joules, peak memory.
         """
-        found = {f"cost/{part}_seconds": s for part, s in self.seconds.items()} | {
+        metrics = {f"cost/{part}_seconds": s for part, s in self.seconds.items()} | {
             "cost/seconds": sum(self.seconds.values())
         }
-        found |= {
+        metrics |= {
             f"cost/{part}_pairs_per_second": self.pairs[part] / s
             for part, s in self.seconds.items()
             if self.pairs[part] and s
         }
         if self.batch_pairs:
-            found["cost/pairs_per_second"] = self.pairs["train"] / (
+            metrics["cost/pairs_per_second"] = self.pairs["train"] / (
                 self.seconds["train"] + self.seconds["method"]
             )
-            found["cost/forward_passes"] = self.forwards / self.batch_pairs
+            metrics["cost/forward_passes"] = self.forwards / self.batch_pairs
         if torch.cuda.is_available():
-            found["cost/peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
+            metrics["cost/peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
         if any(self.joules.values()):
-            found["cost/joules"] = sum(self.joules.values())
-        return found | {"cost/peak_memory_mb": _peak_memory_mb()}
+            metrics["cost/joules"] = sum(self.joules.values())
+        return metrics | {"cost/peak_memory_mb": _peak_memory_mb()}
 
 
 class _Clock:
@@ -99,7 +100,7 @@ class _Clock:
 
 
 def reset_peak_memory() -> None:
-    """Start counting anew: a worker process runs many trials. Where the kernel does not allow it, the peak is
+    """Reset the counter: a worker process runs many trials. Where the kernel does not allow it, the peak is
     the process's.
     """
     if torch.cuda.is_available():
@@ -117,8 +118,8 @@ def _peak_memory_mb() -> float:
 
 
 def _joules() -> float:
-    """What the GPU has used since its driver was loaded; 0 where nothing tells (no GPU, no NVML, one older
-    than Volta).
+    """Energy of the GPU since its driver was loaded; 0 where it is not reported (no GPU, no NVML, one
+    older than Volta).
     """
     handle = _nvml_handle()
     if handle is None:

@@ -15,9 +15,7 @@ from methods.base import Batch, Pairs
 
 @dataclass(frozen=True)
 class Plan:
-    """One batch to be: its pairs, their indices, its seed, and by name the indices and pairs that the method
-    wants beside it.
-    """
+    """A batch that is to be loaded: its pairs, their indices, its seed, and auxiliary pairs by name."""
 
     index: Tensor
     pairs: Pairs
@@ -26,7 +24,7 @@ class Plan:
 
 
 class Fetch(Dataset[Batch]):
-    """Gives a plan's inputs; with `processes` > 1 those of this process's rows only."""
+    """Loads the inputs of a plan; with `processes` > 1 those of this process's rows only."""
 
     def __init__(self, inputs: Mapping[str, Inputs], *, process: int = 0, processes: int = 1) -> None:
         self.inputs, self.process, self.processes = inputs, process, processes

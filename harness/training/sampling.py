@@ -1,4 +1,4 @@
-"""Which pairs stand in which batch: one rule for every method, in training and in scans."""
+"""Which pairs are in which batch: one rule for all methods, in training and in passes over all pairs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def assign(groups: NDArray | None, batches: int, draw: np.random.Generator, coun
 
     With `groups` [count], no batch gets two pairs of one group: each group, in random order, takes the
     batches that are emptiest so far, random among equals, which keeps the sizes within one of each other.
-    The caller sees to it that no group is larger than the number of batches.
+    No group may be larger than the number of batches.
     """
     if groups is None:
         return (np.arange(count) % batches)[draw.permutation(count)]
     number = np.empty(count, np.int64)
     load = np.zeros(batches, np.int64)
     order = draw.permutation(count)
-    # Pairs of one group stand together; which group comes first, and which pair in it, is random.
+    # Pairs of one group are adjacent; which group comes first, and which pair in it, is random.
     shuffled = draw.permutation(int(groups.max()) + 1)[groups]
     order = order[np.argsort(shuffled[order], kind="stable")]
     starts = np.flatnonzero(np.diff(shuffled[order], prepend=-1))

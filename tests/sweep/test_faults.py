@@ -449,7 +449,7 @@ def test_storage_that_a_node_does_not_share_is_told_before_anything_starts(clust
         told = " ".join(running.said().split())
         assert "1 error, nothing was started" in told
         assert (
-            f"does not share the folder {storage} with this machine (No such file or directory): name one "
+            f"does not share the directory {storage} with this machine (No such file or directory): name one "
             f"on storage that all nodes see with --storage" in told
         )
         assert Store(server.uri).find_sweep(tmp_path.name) is None
