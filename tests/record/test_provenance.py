@@ -66,31 +66,46 @@ def edited(checkout, file, change):
         path.write_text(text) if text is not None else path.unlink()
 
 
-@pytest.mark.parametrize(
-    ("file", "change"),
-    [
-        ("harness/training/trainer.py", lambda s: s + "\n# a comment\n"),
-        ("harness/training/optimizers.py", lambda s: s.replace('"""The harness', '"""Our', 1)),
-        ("methods/clip.py", lambda s: '"""Another docstring."""\n' + s.partition('"""\n')[2]),
-        ("harness/sweep/status.py", lambda s: s + "\nX = 1\n"),
-        ("harness/sweep/ray_launcher.py", lambda s: s + "\nX = 1\n"),
-        ("harness/report/write.py", lambda s: s + "\nX = 1\n"),
-        ("harness/record/store.py", lambda s: s + "\nX = 1\n"),
-        ("harness/config/sweep_file.py", lambda s: s + "\nX = 1\n"),
-        ("harness/lib/console.py", lambda s: s + "\nX = 1\n"),
-        ("harness/lib/watchdog.py", lambda s: s + "\nX = 1\n"),
-        ("harness/bench/methods.py", lambda s: s + "\nX = 1\n"),
-        ("harness/data_tools/check.py", lambda s: s + "\nX = 1\n"),
-        ("methods/newcomer.py", lambda s: "X = 1\n"),
+NO_NUMBER = {
+    "harness/training/trainer.py": lambda s: s + "\n# a comment\n",
+    "harness/training/optimizers.py": lambda s: s.replace('"""The harness', '"""Our', 1),
+    "methods/clip.py": lambda s: '"""Another docstring."""\n' + s.partition('"""\n')[2],
+    "methods/newcomer.py": lambda s: "X = 1\n",
+    "methods/__init__.py": lambda s: s.replace(
+        "METHODS = {", 'METHODS = {"newcomer": "methods.newcomer:N",', 1
+    ),
+    **dict.fromkeys(
         (
-            "methods/__init__.py",
-            lambda s: s.replace("METHODS = {", 'METHODS = {"newcomer": "methods.newcomer:N",', 1),
+            "harness/sweep/status.py",
+            "harness/sweep/ray_launcher.py",
+            "harness/report/write.py",
+            "harness/record/store.py",
+            "harness/config/sweep_file.py",
+            "harness/lib/console.py",
+            "harness/lib/watchdog.py",
+            "harness/bench/methods.py",
+            "harness/data_tools/check.py",
+            "methods/mscn.py",
         ),
-        ("methods/mscn.py", lambda s: s + "\nX = 1\n"),
-    ],
-)
-def test_what_makes_no_number_of_a_trial_lets_it_resume(checkout, before, file, change):
-    assert edited(checkout, file, change) == before
+        lambda s: s + "\nX = 1\n",
+    ),
+}
+
+
+def test_what_makes_no_number_of_a_trial_lets_it_resume(checkout, before):
+    """Comments, docstrings, status, reports, scheduling, the record, another method and a new one, all at
+    once.
+    """
+    texts = {f: (checkout / f).read_text() if (checkout / f).exists() else None for f in NO_NUMBER}
+    try:
+        for file, change in NO_NUMBER.items():
+            changed = change(texts[file] or "")
+            assert changed != texts[file], file
+            (checkout / file).write_text(changed)
+        assert digests(checkout) == before
+    finally:
+        for file, text in texts.items():
+            (checkout / file).write_text(text) if text is not None else (checkout / file).unlink()
 
 
 @pytest.mark.parametrize(
