@@ -84,7 +84,13 @@ def server(postgres, tmp_path):
     log = tmp_path / "server.log"
     with open(log, "w") as stream:
         process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=stream, stderr=stream, start_new_session=True
+            command,
+            cwd=tmp_path,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            # Without the runners of evaluation jobs: ten processes that nothing here needs.
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         )
 
     def answers():
