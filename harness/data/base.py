@@ -1,7 +1,7 @@
-"""What a data set is, for the harness: images, captions, who owns which, and what counts as a match.
+"""The data set contract: images, captions, the image that owns each caption, and groups of matches.
 
-A split carries Flickr30K-like sets (five captions an image, the image is the group), one-caption sets
-(`owner` = 0, 1, 2, ...), sets where several images are one concept (`emoji`), and precomputed region
+One form covers Flickr30K-like sets (five captions per image, each image is a group), sets with one caption
+per image (`owner` = 0, 1, 2, ...), sets with several images of one concept (`emoji`), and precomputed region
 features (`kind` is "regions").
 """
 
@@ -20,16 +20,21 @@ from numpy.typing import NDArray
 
 DataKind = Literal["pictures", "regions"]
 """What a split holds for each image: a PIL picture, or precomputed region features."""
-COCO_FOLDS = 5  # MS-COCO's 1K protocol: the mean over so many parts of the 5,000 test images, in file order
+COCO_FOLDS = 5
+"""MS-COCO's 1K protocol: metrics are means over 5 folds of the 5,000 test images, in file order."""
 
 
 class DataError(ValueError):
-    """A data set that is missing, corrupt or not what it should be; the text is for the user."""
+    """A data set is missing, corrupt or inconsistent; the message is written for the user."""
 
 
 class Strings(Sequence[str]):
-    """Many strings without an object for each: a million captions take 60 MB, and loader workers
-    share them.
+    """A sequence of strings in one Arrow array.
+
+    A million captions take 60 MB, and loader workers share the memory.
+
+    Args:
+        values: the strings, or an Arrow array of them.
     """
 
     def __init__(self, values: Iterable[str] | pa.Array) -> None:
@@ -46,33 +51,37 @@ class Strings(Sequence[str]):
             yield from self.array.slice(start, 8192).to_pylist()
 
     def digest(self) -> str:
-        """SHA-256 of the strings and where each ends."""
-        found = hashlib.sha256()
+        """SHA-256 of the strings and their lengths, as hexadecimal digits."""
+        digest = hashlib.sha256()
         for start in range(0, len(self.array), 8192):
             part = self.array.slice(start, 8192).to_pylist()
-            found.update(f"{len(part)} {' '.join(str(len(p)) for p in part)} {''.join(part)}".encode())
-        return found.hexdigest()
+            digest.update(f"{len(part)} {' '.join(str(len(p)) for p in part)} {''.join(part)}".encode())
+        return digest.hexdigest()
 
     def only(self, rows: NDArray[np.int64]) -> Strings:
+        """The strings at the indices `rows` (int64 [R]), in that order."""
         return Strings(self.array.take(pa.array(rows)))
 
 
 class Chosen(Sequence[Any]):
-    """Some entries of a sequence: those numbered `rows`."""
+    """A view of a sequence: its entries at the indices `rows` (int64 [R]), in that order."""
 
-    def __init__(self, whole: Sequence[Any], rows: NDArray[np.int64]) -> None:
-        self.whole, self.rows = whole, rows
+    def __init__(self, sequence: Sequence[Any], rows: NDArray[np.int64]) -> None:
+        self.sequence, self.rows = sequence, rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: Any) -> Any:
-        return self.whole[int(self.rows[i])]
+        return self.sequence[int(self.rows[i])]
 
 
-def choose(whole: Any, rows: NDArray[np.int64]) -> Any:
-    """Entries of a sequence by number; kinds that can do better than `Chosen` have a method `only`."""
-    return whole.only(rows) if hasattr(whole, "only") else Chosen(whole, rows)
+def choose(sequence: Any, rows: NDArray[np.int64]) -> Any:
+    """Entries of a sequence at the indices `rows` (int64 [R]).
+
+    Uses the method `only` of the sequence where there is one, else a `Chosen` view.
+    """
+    return sequence.only(rows) if hasattr(sequence, "only") else Chosen(sequence, rows)
 
 
 @dataclass(frozen=True)
@@ -83,10 +92,9 @@ class Split:
         images: N pictures (PIL, RGB), decoded when they are read by index; or region features with
             `shape` [N, R, F], read by index or by an array of indices.
         captions: C strings.
-        owner: int64 [C], the image that each caption belongs to (the truth).
-        image_group: int64 [N], group of each image; images and captions of one group match at test.
-        altered: what changed the captions' words (a digest), where noise did; empty for those of the data
-            set.
+        owner: int64 [C], index of the image that each caption belongs to (the ground truth).
+        image_group: int64 [N], group of each image; images and captions of one group match in evaluation.
+        altered: digest of the noise that changed the words of captions; empty for the original captions.
         kind: what `images` holds: "pictures" or "regions". It decides which backbones can use the split.
 
     Raises:
@@ -109,45 +117,49 @@ class Split:
                 f"{len(self.images)} images with {len(self.image_group)} groups"
             )
         if self.owner.min() < 0 or self.owner.max() >= len(self.images):
-            raise DataError(f"an owner is outside the {len(self.images)} images")
+            raise DataError(
+                f"an owner is outside the {len(self.images)} images (allowed: 0 to {len(self.images) - 1})"
+            )
 
     @property
     def caption_group(self) -> NDArray[np.int64]:
-        """int64 [C], group of each caption: that of the image that owns it."""
+        """Group of each caption, int64 [C]: the group of the image that owns it."""
         return self.image_group[self.owner]
 
-    def only(self, kept: NDArray[np.bool_]) -> Split:
-        """The split without the other images and their captions; `kept` is bool [N]."""
-        place = np.cumsum(kept) - 1
-        captions = np.flatnonzero(kept[self.owner])
+    def only(self, images: NDArray[np.bool_]) -> Split:
+        """The images selected by a mask (bool [N]) and their captions; groups are renumbered from 0."""
+        new_index = np.cumsum(images) - 1
+        captions = np.flatnonzero(images[self.owner])
         return dataclasses.replace(
             self,
-            images=choose(self.images, np.flatnonzero(kept)),
+            images=choose(self.images, np.flatnonzero(images)),
             captions=choose(self.captions, captions),
-            owner=place[self.owner[captions]],
-            image_group=np.unique(self.image_group[kept], return_inverse=True)[1].astype(np.int64),
+            owner=new_index[self.owner[captions]],
+            image_group=np.unique(self.image_group[images], return_inverse=True)[1].astype(np.int64),
         )
 
     def part(self, number: int, of: int) -> Split:
-        """One of `of` equal parts, by image in file order."""
-        kept = np.arange(len(self.images)) * of // len(self.images) == number
-        return self.only(kept)
+        """Part `number` (from 0) of `of` equal parts of the images, in file order, with their captions."""
+        return self.only(np.arange(len(self.images)) * of // len(self.images) == number)
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: `train`, `dev`, `test`, and `meta` (a small clean set) where there is one.
+    """A data set: the splits `train`, `dev` and `test`, and optionally `meta`, a small clean set.
 
     Attributes:
-        fingerprint: hash of the content; stands in every record, and keys cached features.
-        distinct_groups: no batch may hold two pairs whose images are of one group (where a group has
-            many pairs, true matches would stand among a batch's negatives).
-        note: one line for tables: what it is and what it must not be taken for.
-        vocabularies: files of word ids that came with the data set, for backbones that need one.
-        shard: int64 [N], the file that each training image is read from, where an epoch should go through
-            them file by file.
-        coco_ids: MS-COCO's numbers of the test images and of the test captions, where they are known.
-        skipped: images left out of each split because they cannot be decoded (`on_bad_image: skip`).
+        name: the name in records and tables.
+        splits: the splits by name.
+        fingerprint: hash of the content; part of every record and of the keys of cached features.
+        distinct_groups: whether a batch must not contain two pairs of one image group. If groups have many
+            pairs, a batch would otherwise contain true matches among its negatives.
+        note: one line for tables, about what the data set is and is not.
+        vocabularies: files of word ids that belong to the data set, for backbones that need one.
+        shard: int64 [N], index of the file that each training image is read from, if an epoch should read
+            file by file; else None.
+        coco_ids: MS-COCO's ids of the test images (int64 [N]) and of the test captions (int64 [C]), if known.
+        skipped: number of images per split that were left out because they cannot be decoded
+            (`on_bad_image: skip`).
     """
 
     name: str
@@ -162,13 +174,16 @@ class DataSet:
 
     def __getitem__(self, split: str) -> Split:
         if split not in self.splits:
-            raise DataError(f"data set {self.name!r} has no split {split!r}, only {', '.join(self.splits)}")
+            raise DataError(
+                f"data set {self.name!r} has no split {split!r} (allowed: {', '.join(self.splits)})"
+            )
         return self.splits[split]
 
     @property
     def folds(self) -> int:
-        """Parts that test is evaluated in besides the whole: 5 for MS-COCO's 5,000 images with five captions
-        each, else none.
+        """Number of folds of the test split: 5 for MS-COCO's 5,000 images with five captions each, else 0.
+
+        Folds are evaluated in addition to the complete split.
         """
         test = self["test"]
         five_each = len(test.captions) == 25_000 and bool((np.bincount(test.owner, minlength=1) == 5).all())
@@ -176,30 +191,35 @@ class DataSet:
 
 
 def read_array(path: Path, what: str, *, mapped: bool = False) -> NDArray[Any]:
-    """The array of an `.npy` file, whoever made it; with `mapped` as a memory map. Pickles are not opened.
+    """Read the array of an `.npy` file of unknown origin. Pickles are refused.
+
+    Args:
+        path: the file.
+        what: what the file is, as the first words of error messages.
+        mapped: return a memory map instead of reading the content.
 
     Raises:
-        DataError: there is no such file, or it holds something else; the text begins with `what`.
+        DataError: the file is missing or is not one array of numbers or strings.
     """
     try:
-        found = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{what} {path} is missing") from None
     except Exception as error:  # a header can be wrong in many ways
         hint = ""
         if "allow_pickle" in str(error):
             hint = (
-                " (a pickle can run code when it is opened, so it is not; if it comes from somebody you "
-                "trust: python -m harness.data unpickle)"
+                " (opening a pickle can run code; if you trust its author, convert it with: "
+                "python -m harness.data unpickle)"
             )
             error = ValueError("it is a pickle, not an array of numbers")
         raise DataError(
             f"{what} {path} cannot be read as an array of numbers: "
             f"{' '.join(str(error).split())[:300] or type(error).__name__}{hint}"
         ) from None
-    if not isinstance(found, np.ndarray):
-        found.close()
+    if not isinstance(array, np.ndarray):
+        array.close()
         raise DataError(
-            f"{what} {path} cannot be read as an array of numbers: it is an archive of several (.npz)"
+            f"{what} {path} cannot be read as an array of numbers: it is an archive of several arrays (.npz)"
         )
-    return found
+    return array

@@ -1,7 +1,7 @@
-"""The embedded data set `emoji`: pictures of 1,633 concepts by up to three vendors, five captions each.
+"""The embedded data set `emoji`: images of 1,633 concepts by up to three vendors, five captions per concept.
 
-An emoji retrieval benchmark, and nothing else: never a stand-in for Flickr30K or MS-COCO. Built by
-`harness/data/build_emoji.py`; licences and attribution are in `emoji/NOTICE.md`.
+It is an emoji retrieval benchmark and no substitute for Flickr30K or MS-COCO. It is built by
+`harness/data_tools/build_emoji.py`; licences and attribution are in `emoji/NOTICE.md`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ _COLUMNS = ("split", "concept", "captions", "image")
 
 
 def load(*, file: str | None = None) -> DataSet:
-    """Read the shipped file (or another of its form).
+    """Read the shipped file.
 
-    In `train` and `meta` every image has its concept's five captions; in `dev` and `test` each
-    concept's captions stand once, owned by its first image, and a match is a match of concept.
+    In `train` and `meta` every image has the five captions of its concept. In `dev` and `test` the captions
+    of a concept occur once, owned by its first image; an image and a caption match if their concepts do.
+
+    Args:
+        file: another Parquet file with the same columns.
 
     Raises:
         DataError: the file is missing, unreadable, or lacks a column.
@@ -32,7 +35,7 @@ def load(*, file: str | None = None) -> DataSet:
     path = Path(file) if file else FILE
     if not path.is_file():
         raise DataError(
-            f"data file {path} is missing; the shipped one is part of the package: reinstall, or "
+            f"data file {path} is missing; the shipped file is part of the package: reinstall it, or "
             f"run `python -m harness.data build emoji`"
         )
     try:
@@ -41,10 +44,10 @@ def load(*, file: str | None = None) -> DataSet:
         raise DataError(f"data file {path} cannot be read as the emoji Parquet: {error}") from None
     missing = [c for c in _COLUMNS if c not in table.column_names]
     if missing:
-        raise DataError(f"data file {path} lacks the columns {', '.join(missing)}")
-    split_of = np.array(table["split"].to_pylist())
+        raise DataError(f"data file {path} has no columns {', '.join(missing)}")
+    split_names = np.array(table["split"].to_pylist())
     splits = {
-        name: _split(table.filter(pa.array(split_of == name)), once=name in ("dev", "test"))
+        name: _split(table.filter(pa.array(split_names == name)), once=name in ("dev", "test"))
         for name in ("train", "dev", "test", "meta")
     }
     return DataSet(
@@ -57,6 +60,7 @@ def load(*, file: str | None = None) -> DataSet:
 
 
 def _split(rows: pa.Table, *, once: bool) -> Split:
+    """A split of the Parquet rows; with `once`, only the first image of a concept owns captions."""
     concepts = rows["concept"].to_pylist()
     group_of = {concept: i for i, concept in enumerate(dict.fromkeys(concepts))}
     group = np.array([group_of[c] for c in concepts], np.int64)

@@ -1,9 +1,8 @@
-"""What all layouts on disk share: options, the listing of what the files say, and the way from there to a
-data set.
+"""What all layouts on disk share: options, the `Listing` of a directory, and the data set made of it.
 
-A layout is a function from options to a `Listing`: it reads the text files, looks at no picture, and notes
-every fault instead of stopping at the first. `python -m harness.data check` shows the faults; loading refuses
-a listing that has any.
+A layout is a function from options to a `Listing`. It reads the text files, decodes no picture, and collects
+all errors instead of stopping at the first. `python -m harness.data check` prints the errors; loading a
+listing with errors raises a `DataError`.
 """
 
 from __future__ import annotations
@@ -27,10 +26,12 @@ from harness.data.pictures import BadPicture, Files, Pictures, decode, leaves_fo
 from harness.lib.console import progress
 from harness.lib.files import atomic_write, cache_directory
 
-SHOWN = 8  # faults that an error names; `check` lists all
+SHOWN = 8
+"""Number of errors that a `DataError` lists; `check` prints all."""
 SPLITS = ("train", "dev", "test")
+"""The splits that every data set has."""
 WORDS = (*SPLITS, "meta")
-"""What files may say of a split: the three that a data set has, and a clean set beside them."""
+"""The splits that files may contain: those of every data set, and a clean set."""
 _ALIASES = {
     "meta": "meta",
     "train": "train",
@@ -45,14 +46,14 @@ _ALIASES = {
 
 
 class Options(BaseModel):
-    """`dataset_options` that every layout takes.
+    """`dataset_options` of every layout.
 
     Attributes:
-        folder: where the files are.
-        meta_share: make a clean set `meta` of images drawn from dev, as large as this share of the training
-            pairs (MSCN: 0.02). They leave dev, so that no method is selected on pairs it has trained on.
-        meta_leak: they stay in dev too, as in MSCN's released code (`docs/field.md`).
-        train_groups: train on the first so many images (groups of images, where there are any) only.
+        folder: the directory of the data set.
+        meta_share: draw a clean set `meta` from dev, with this share of the number of training pairs (MSCN:
+            0.02). Its images are removed from dev, so that no method is selected on pairs it has trained on.
+        meta_leak: keep the images of `meta` in dev, as MSCN's released code does (`docs/field.md`).
+        train_groups: train on the first n groups of images only (without groups: on the first n images).
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -63,22 +64,23 @@ class Options(BaseModel):
 
 
 class PictureOptions(Options):
-    """The same for layouts with pictures.
+    """`dataset_options` of layouts with pictures; see also `Options`.
 
     Attributes:
-        on_bad_image: `error`: a picture that cannot be decoded stops the trial that meets it. `skip`: all
-            pictures are decoded once, before training (the result is kept in the cache), and those that
-            cannot be are left out with their captions; the record counts them.
+        on_bad_image: `error`: a picture that cannot be decoded ends the trial that reads it. `skip`: all
+            pictures are decoded once before training (the result is cached), and those that cannot be
+            decoded are left out with their captions; the record has their number.
     """
 
     on_bad_image: Literal["error", "skip"] = "error"
 
 
 class HeldOut(PictureOptions):
-    """The same where dev and test may have to be drawn.
+    """`dataset_options` of layouts that may lack dev and test; see also `PictureOptions`.
 
     Attributes:
-        held_out: images of each of dev and test where the files do not say which are in them.
+        held_out: number of images to draw from train for each of dev and test, if the files do not define
+            them.
     """
 
     held_out: Annotated[int, Field(ge=1)] | None = None
@@ -88,27 +90,43 @@ Kind = TypeVar("Kind", bound=Options)
 
 
 def read_options(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
-    """Checked options. Raises DataError naming every option that is wrong, and those there are."""
+    """Validate `dataset_options`.
+
+    Args:
+        kind: the options class of the layout.
+        given: the options by name.
+
+    Raises:
+        DataError: options are wrong, or the directory does not exist. The message lists every wrong option
+            and the allowed names.
+    """
     try:
         options = kind.model_validate(dict(given))
     except ValidationError as error:
-        found = [(".".join(map(str, e["loc"])), e) for e in error.errors()]
         texts = [
-            f"dataset_options.{k}: {e['msg']}" + ("" if e["type"] == "missing" else f", found {e['input']!r}")
-            for k, e in found
+            f"dataset_options.{'.'.join(map(str, e['loc']))}: {e['msg']}"
+            + ("" if e["type"] == "missing" else f", found {e['input']!r}")
+            for e in error.errors()
         ]
         raise DataError("; ".join(texts) + f" (allowed: {', '.join(kind.model_fields)})") from None
     if options.meta_leak and options.meta_share is None:
-        raise DataError("dataset_options.meta_leak: there is nothing to leak without meta_share")
+        raise DataError(
+            "dataset_options.meta_leak: nothing to leak without meta_share (give both, or neither)"
+        )
     if not Path(options.folder).is_dir():
-        raise DataError(f"folder {options.folder} does not exist")
+        raise DataError(f"dataset_options.folder: the directory {options.folder} does not exist")
     return options
 
 
 @dataclass
 class Listed:
-    """One split, as its files say: pictures or regions [N], captions [C], the image of each caption [C],
-    groups [N].
+    """One split of a `Listing`.
+
+    Attributes:
+        images: N pictures or region features.
+        captions: C captions.
+        owner: int64 [C], index of the image of each caption.
+        group: int64 [N], group of each image; None if each image is its own group.
     """
 
     images: Any
@@ -118,6 +136,11 @@ class Listed:
     kind: DataKind = "pictures"
 
     def split(self) -> Split:
+        """The split of a data set; groups are numbered from 0.
+
+        Raises:
+            DataError: the split is empty or inconsistent.
+        """
         group = (
             np.arange(len(self.images))
             if self.group is None
@@ -126,38 +149,47 @@ class Listed:
         return Split(self.images, self.captions, self.owner, group.astype(np.int64), kind=self.kind)
 
     def only(self, images: NDArray[np.int64]) -> Listed:
-        """Those of the images, by number and in that order, with their captions."""
-        place = np.full(len(self.images), -1)
-        place[images] = np.arange(len(images))
-        rows = np.flatnonzero(place[self.owner] >= 0)
+        """The images at the indices `images` (int64 [M]), in that order, and their captions."""
+        new_index = np.full(len(self.images), -1)
+        new_index[images] = np.arange(len(images))
+        rows = np.flatnonzero(new_index[self.owner] >= 0)
         group = None if self.group is None else self.group[images]
         return Listed(
-            choose(self.images, images), self.captions.only(rows), place[self.owner[rows]], group, self.kind
+            choose(self.images, images),
+            self.captions.only(rows),
+            new_index[self.owner[rows]],
+            group,
+            self.kind,
         )
 
     def content(self) -> tuple[str, ...]:
-        """Digests of all that is not the pictures themselves."""
+        """Digests of captions, owners and groups, for the fingerprint."""
         group = "" if self.group is None else array_digest(self.group)
         return self.captions.digest(), array_digest(self.owner), group
 
 
 @dataclass
 class Listing:
-    """A data set as its files say, with every fault that was found on the way.
+    """A data set as its files describe it, with all errors in these files.
 
     Attributes:
-        content: what the fingerprint is made of: texts, names and sizes of pictures.
-        published: whose counts its own are compared with (`flickr30k`, `coco`, `cc120k`, `cc152k`), where
-            that is known.
-        by_shard: whether an epoch goes through train's pictures file by file.
-        vocabularies, coco_ids: see `DataSet`.
-        skipped: pictures that were left out of each split before these files were made.
-        missing: for each split of pictures in files, bool [N], those that are not there.
+        name: see `DataSet`.
+        splits: the splits by name.
+        errors: what is wrong, one message each.
+        content: what the fingerprint is computed from: digests of texts and pictures.
+        published: key of the published counts to compare with (`flickr30k`, `coco`, `cc120k`, `cc152k`), or
+            empty if unknown.
+        note: see `DataSet`.
+        by_shard: whether an epoch reads the training pictures file by file.
+        vocabularies: see `DataSet`.
+        coco_ids: see `DataSet`.
+        skipped: number of pictures per split that were left out before these files were written.
+        missing: bool [N] for each split of picture files: which files are missing.
     """
 
     name: str
     splits: dict[str, Listed] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     content: list[Any] = field(default_factory=list)
     published: str = ""
     note: str = ""
@@ -167,29 +199,42 @@ class Listing:
     skipped: dict[str, int] = field(default_factory=dict)
     missing: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
-    def add(
+    def add_split(
         self,
         name: str,
         images: Any,
+        *,
         captions: Strings,
         owner: Sequence[int] | NDArray[np.int64],
         group: NDArray[np.int64] | None = None,
-        *,
         kind: DataKind = "pictures",
     ) -> None:
-        """Add a split. Of pictures in files, missing ones, paths that leave the folder, and those that stand
-        twice are found; of others the layout fills `content`."""
+        """Add a split.
+
+        Picture files are checked: paths that lead out of the directory and duplicates are errors, missing
+        files are noted in `missing`, and their digests are added to `content`. For other images, the layout
+        adds to `content` itself.
+
+        Args:
+            name: the split.
+            images: N images.
+            captions: C captions.
+            owner: [C], index of the image of each caption.
+            group: int64 [N], group of each image, if there are groups.
+            kind: what the images are.
+        """
         self.splits[name] = listed = Listed(images, captions, np.asarray(owner, np.int64), group, kind)
         if isinstance(images, Files):
-            out = [path for path in images.paths if leaves_folder(path)]
-            self.faults += [
-                f"{name}: {path!r} leads out of {images.folder} (allowed: paths inside it)" for path in out
+            outside = [path for path in images.paths if leaves_folder(path)]
+            self.errors += [
+                f"{name}: {path!r} leads out of {images.folder} (allowed: paths inside it)"
+                for path in outside
             ]
-            if out:
+            if outside:
                 return
             counts = pc.value_counts(images.paths.array)
-            self.faults += [
-                f"{name}: {c['values']} stands there {c['counts']} times"
+            self.errors += [
+                f"{name}: {c['values']} occurs {c['counts']} times (allowed: once)"
                 for c in counts.filter(pc.greater(counts.field(1), 1)).to_pylist()
             ]
             digests = images.digests()
@@ -197,71 +242,79 @@ class Listing:
             self.missing[name] = digests == b""
 
     def draw_missing(self, held_out: int | None) -> None:
-        """Draw dev and test from train by a fixed seed, where they are missing; a fault where that
-        cannot be.
+        """Draw dev and test from train by a fixed seed if they are missing.
+
+        Args:
+            held_out: number of images of each; None makes a missing split an error.
         """
         missing = [n for n in ("dev", "test") if n not in self.splits]
-        if not missing or "train" not in self.splits or self.faults:
+        if not missing or "train" not in self.splits or self.errors:
             return
-        whole = self.splits["train"]
-        count = len(whole.images)
+        train = self.splits["train"]
+        count = len(train.images)
         if held_out is None:
-            self.faults.append(
+            self.errors.append(
                 f"no {' and no '.join(missing)} split was found: name its file, or draw it from train with "
                 f"held_out: NUMBER"
             )
             return
         self.content.append(("held out", held_out, *missing))
-        gone, left = self.missing.get("train"), np.arange(count)
+        absent, remaining = self.missing.get("train"), np.arange(count)
         for name in missing:
-            drawn = draw_images(left, whole.group, held_out, "held out", name)
-            self.splits[name] = whole.only(drawn)
-            left = np.setdiff1d(left, drawn)
-            if gone is not None:
-                self.missing[name] = gone[drawn]
-        if not len(left):
-            self.faults.append(
-                f"held_out = {held_out} for each of {', '.join(missing)}: there are {count} images in all"
+            drawn = draw_images(remaining, train.group, held_out, "held out", name)
+            self.splits[name] = train.only(drawn)
+            remaining = np.setdiff1d(remaining, drawn)
+            if absent is not None:
+                self.missing[name] = absent[drawn]
+        if not len(remaining):
+            self.errors.append(
+                f"held_out = {held_out} for each of {', '.join(missing)} leaves no image for train: there "
+                f"are {count} images in total"
             )
             return
-        self.splits["train"] = whole.only(left)
-        if gone is not None:
-            self.missing["train"] = gone[left]
+        self.splits["train"] = train.only(remaining)
+        if absent is not None:
+            self.missing["train"] = absent[remaining]
 
     @property
     def missing_pictures(self) -> list[str]:
+        """A message for each missing picture file."""
         return [
             f"picture {self.splits[n].images.name(i)} is missing ({n})"
-            for n, gone in self.missing.items()
-            for i in np.flatnonzero(gone)
+            for n, absent in self.missing.items()
+            for i in np.flatnonzero(absent)
         ]
 
     @property
     def overlaps(self) -> list[str]:
-        """Pictures that stand in two splits, by name."""
-        found = []
+        """A message for each path that is in two splits."""
+        messages = []
         names = {n: s.images.paths.array for n, s in self.splits.items() if isinstance(s.images, Files)}
         for i, first in enumerate(names):
             for second in list(names)[i + 1 :]:
                 both = names[first].filter(pc.is_in(names[first], value_set=names[second]))
-                found += [f"{path} stands in {first} and in {second}" for path in both.to_pylist()]
-        return found
+                messages += [f"{path} is in two splits: {first} and {second}" for path in both.to_pylist()]
+        return messages
 
     def dataset(self, options: Options) -> DataSet:
-        """The data set of a listing without faults.
+        """The data set of a listing without errors.
+
+        Args:
+            options: the validated options of the layout.
 
         Raises:
-            DataError: what is wrong, the first few faults by name.
+            DataError: the listing has errors (the message lists the first `SHOWN`), or the options do not
+                fit the data.
         """
         skip = getattr(options, "on_bad_image", "error") == "skip"
-        self._refuse_faults(but_missing_pictures=skip)
+        self._raise_errors(allow_missing_pictures=skip)
         splits = {n: s.split() for n, s in self.splits.items()}
-        kept = {n: np.ones(len(s.images), bool) for n, s in splits.items()}
+        usable = {n: np.ones(len(s.images), bool) for n, s in splits.items()}
         settings: list[Any] = [options.meta_share, options.meta_leak, options.train_groups]
         if skip:
-            kept = {n: self._decodable(n, s) for n, s in splits.items()}
-            splits = {n: s.only(kept[n]) for n, s in splits.items()}
-            settings.append([(n, np.flatnonzero(~k).tolist()) for n, k in kept.items()])
+            usable = {n: self._decodable(n, s) for n, s in splits.items()}
+            splits = {n: s.only(usable[n]) for n, s in splits.items()}
+            settings.append([(n, np.flatnonzero(~u).tolist()) for n, u in usable.items()])
         if options.train_groups is not None:
             splits["train"] = _first_groups(splits["train"], options.train_groups)
         if options.meta_share is not None:
@@ -276,64 +329,82 @@ class Listing:
             distinct_groups=len(np.unique(train.image_group)) < len(train.images),
             shard=train.images.file if self.by_shard else None,  # type: ignore[attr-defined]
             coco_ids=self.coco_ids
-            and (self.coco_ids[0][kept["test"]], self.coco_ids[1][kept["test"][self.splits["test"].owner]]),
-            skipped={n: int((~k).sum()) + self.skipped.get(n, 0) for n, k in kept.items()}
+            and (
+                self.coco_ids[0][usable["test"]],
+                self.coco_ids[1][usable["test"][self.splits["test"].owner]],
+            ),
+            skipped={n: int((~u).sum()) + self.skipped.get(n, 0) for n, u in usable.items()}
             if skip
             else self.skipped,
         )
 
     @property
     def problems(self) -> list[str]:
-        """All that is wrong but missing pictures."""
-        lacking = [] if self.faults else [f"no {n} split was found" for n in SPLITS if n not in self.splits]
+        """Errors in the files, and missing, empty or overlapping splits; without `missing_pictures`."""
+        lacking = [] if self.errors else [f"no {n} split was found" for n in SPLITS if n not in self.splits]
         empty = [
             f"{n} has no {what}"
             for n, s in self.splits.items()
             for what, k in (("images", s.images), ("captions", s.captions))
             if not len(k)
         ]
-        return self.faults + lacking + empty + self.overlaps
+        return self.errors + lacking + empty + self.overlaps
 
-    def _refuse_faults(self, *, but_missing_pictures: bool) -> None:
-        faults = self.problems + ([] if but_missing_pictures else self.missing_pictures)
-        if faults:
+    def _raise_errors(self, *, allow_missing_pictures: bool) -> None:
+        errors = self.problems + ([] if allow_missing_pictures else self.missing_pictures)
+        if errors:
             more = (
-                f"; and {len(faults) - SHOWN} more (`python -m harness.data check` lists all)"
-                if len(faults) > SHOWN
+                f"; and {len(errors) - SHOWN} more (`python -m harness.data check` lists all)"
+                if len(errors) > SHOWN
                 else ""
             )
-            raise DataError("; ".join(faults[:SHOWN]) + more)
+            raise DataError("; ".join(errors[:SHOWN]) + more)
 
     def _decodable(self, name: str, split: Split) -> NDArray[np.bool_]:
-        """bool [N], pictures that can be decoded; some with captions must be among them."""
-        kept = ~_bad(split.images, hashlib.sha256(repr((name, self.content)).encode()).hexdigest())
-        if not kept[split.owner].any():
-            raise DataError(f"{name}: none of its {len(kept)} pictures can be decoded")
-        return kept
+        """Which pictures can be decoded, bool [N]. Raises DataError if none of them has a caption."""
+        decodable = ~_undecodable(
+            split.images, hashlib.sha256(repr((name, self.content)).encode()).hexdigest()
+        )
+        if not decodable[split.owner].any():
+            raise DataError(f"{name}: none of its {len(decodable)} pictures can be decoded")
+        return decodable
 
 
 def _first_groups(train: Split, count: int) -> Split:
-    have = len(np.unique(train.image_group))
-    if count > have:
-        raise DataError(f"dataset_options.train_groups = {count}: train has {have} groups of images")
+    groups = len(np.unique(train.image_group))
+    if count > groups:
+        raise DataError(f"dataset_options.train_groups = {count}: train has {groups} groups of images")
     return train.only(train.image_group < count)
 
 
 def meta_from_dev(splits: Mapping[str, Split], share: float, *, leak: bool) -> dict[str, Split]:
-    """`meta` of images drawn from dev, and what is left of dev."""
+    """Draw the clean set `meta` from dev by a fixed seed (MSCN's setting, `docs/field.md`).
+
+    Args:
+        splits: the splits of the data set.
+        share: size of `meta`, as a share of the number of training pairs.
+        leak: keep the drawn images in dev.
+
+    Returns:
+        `meta`, and without `leak` also the rest of dev.
+
+    Raises:
+        DataError: there is a `meta` split already, or too few images for `meta` or dev.
+    """
     if "meta" in splits:
-        raise DataError("meta_share: the folder has a clean set of its own")
+        raise DataError("dataset_options.meta_share: the data set has a clean set (meta) already")
     train, dev = splits["train"], splits["dev"]
     each = len(dev.captions) / len(dev.images)
     wanted = round(share * len(train.captions) / each)
     if not 0 < wanted < len(dev.images):
         raise DataError(
-            f"meta_share = {share}: {wanted} images, and dev has {len(dev.images)}, of which some must stay"
+            f"dataset_options.meta_share = {share} is {wanted} images, and dev has {len(dev.images)} "
+            f"(allowed: at least 1, and fewer than dev has)"
         )
     drawn = np.zeros(len(dev.images), bool)
     drawn[draw_images(np.arange(len(drawn)), dev.image_group, wanted, "meta images")] = True
     if drawn.all():
-        raise DataError(f"meta_share = {share}: no group of images is left for dev")
+        raise DataError(f"dataset_options.meta_share = {share} leaves no group of images for dev")
     return {"meta": dev.only(drawn)} | ({} if leak else {"dev": dev.only(~drawn)})
 
 
@@ -341,28 +412,31 @@ def meta_from_dev(splits: Mapping[str, Split], share: float, *, leak: bool) -> d
 
 
 def split_name(word: str) -> str | None:
-    """One of `WORDS` for what the field calls it (val, restval, ...); None for anything else."""
+    """The name in `WORDS` for any of the field's names of a split (val, restval, ...); None if unknown."""
     return _ALIASES.get(word.strip().lower())
 
 
-def read_lines(path: Path, faults: list[str]) -> list[str]:
-    """Lines of a UTF-8 text file without their ends; a file that is missing or of another encoding is a
-    fault.
+def read_lines(path: Path, errors: list[str]) -> list[str]:
+    """Lines of a UTF-8 text file, without surrounding white space.
+
+    Args:
+        path: the file.
+        errors: a message is appended if the file cannot be read or is not UTF-8; the result is then empty.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        faults.append(f"{path} cannot be read: {error.strerror}")
+        errors.append(f"{path} cannot be read: {error.strerror}")
         return []
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        faults.append(f"{path}, line {line}: expected UTF-8, found the byte {error.object[error.start]:#x}")
+        errors.append(f"{path}, line {line}: expected UTF-8, found the byte {error.object[error.start]:#x}")
         return []
     return [line.strip() for line in text.removesuffix("\n").split("\n")] if text else []
 
 
 def by_image(paths: Strings) -> tuple[Strings, NDArray[np.int64]]:
-    """Distinct paths in order of first appearance, and the place of each given one among them."""
+    """Distinct paths in order of first appearance, and the index of each given path in them, int64 [C]."""
     encoded = paths.array.dictionary_encode()
     return Strings(encoded.dictionary), encoded.indices.to_numpy().astype(np.int64)
 
@@ -370,8 +444,16 @@ def by_image(paths: Strings) -> tuple[Strings, NDArray[np.int64]]:
 def draw_images(
     among: NDArray[np.int64], group: NDArray[np.int64] | None, count: int, *purpose: str
 ) -> NDArray[np.int64]:
-    """Sorted numbers of `count` images drawn from `among` by a fixed seed; whole groups of images, so at
-    least so many.
+    """Draw images by a fixed seed. Groups of images are drawn together, so there may be more than `count`.
+
+    Args:
+        among: int64 [M], indices of the images to draw from.
+        group: int64 [N], group of each image, or None.
+        count: number of images to draw.
+        purpose: names the random stream.
+
+    Returns:
+        Sorted indices of the drawn images, int64.
     """
     from methods.seeding import numpy_generator  # loads PyTorch, which reading a data set does not need
 
@@ -380,51 +462,61 @@ def draw_images(
         return np.sort(among[draw.permutation(len(among))[:count]])
     groups, sizes = np.unique(group[among], return_counts=True)
     order = draw.permutation(len(groups))
-    taken = order[: int(np.searchsorted(np.cumsum(sizes[order]), count)) + 1]
-    return among[np.isin(group[among], groups[taken])]
+    drawn = order[: int(np.searchsorted(np.cumsum(sizes[order]), count)) + 1]
+    return among[np.isin(group[among], groups[drawn])]
 
 
-# Looking at pictures --------------------------------------------------------------------------------
+# Decoding all pictures ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What decoding a picture showed: a hash of its bytes (empty where it cannot be read), and what is wrong
-    with it.
+class Decoded:
+    """The result of decoding one picture.
+
+    Attributes:
+        digest: SHA-256 of its encoded bytes; empty if it cannot be read.
+        error: what is wrong with it; empty if nothing is.
     """
 
     digest: str
-    fault: str
+    error: str
 
 
-def look_at(images: Pictures, label: str | None, *, threads: int) -> Iterator[Seen]:
-    """Read and decode every picture, in order, on several threads (decoders let go of Python's lock)."""
+def decode_all(images: Pictures, label: str | None, *, threads: int) -> Iterator[Decoded]:
+    """Read and decode every picture, in order, on several threads (decoders release Python's lock).
 
-    def look(i: int) -> Seen:
+    Args:
+        images: the pictures.
+        label: text of the progress bar; None for no progress bar.
+        threads: number of threads.
+    """
+
+    def decode_one(i: int) -> Decoded:
         try:
             content = images.read(i)
         except (OSError, ValueError) as error:
-            return Seen(
+            return Decoded(
                 "", f"picture {images.name(i)} cannot be read: {getattr(error, 'strerror', None) or error}"
             )
         digest = hashlib.sha256(content).hexdigest()
         try:
             decode(content, images.name(i))
         except BadPicture as error:
-            return Seen(digest, str(error))
-        return Seen(digest, "")
+            return Decoded(digest, str(error))
+        return Decoded(digest, "")
 
     count = range(len(images))
     with ThreadPoolExecutor(threads) as pool:
-        found = (seen for start in count[::256] for seen in pool.map(look, count[start : start + 256]))
-        for _, seen in zip(progress(count, label), found, strict=True):
-            yield seen
+        # In blocks, because `map` would queue the results of all pictures ahead of their reader.
+        results = (
+            result for start in count[::256] for result in pool.map(decode_one, count[start : start + 256])
+        )
+        for _, result in zip(progress(count, label), results, strict=True):
+            yield result
 
 
-def _bad(images: Any, key: str) -> NDArray[np.bool_]:
-    """bool [N], pictures that cannot be decoded; found once for the content that `key` stands for,
-    and kept.
-    """
+def _undecodable(images: Any, key: str) -> NDArray[np.bool_]:
+    """Which pictures cannot be decoded, bool [N]; cached under `key`, a digest of the content."""
     file = cache_directory() / "pictures" / f"{key[:24]}.json"
     bad = np.zeros(len(images), bool)
     try:
@@ -432,12 +524,13 @@ def _bad(images: Any, key: str) -> NDArray[np.bool_]:
         return bad
     except (OSError, ValueError, IndexError):
         pass
-    label = f"decoding {len(images):,} pictures, to leave out those that cannot be"
-    bad[:] = [bool(seen.fault) for seen in look_at(images, label, threads=os.cpu_count() or 1)]
+    label = f"decoding {len(images):,} pictures, to skip those that cannot be decoded"
+    bad[:] = [bool(result.error) for result in decode_all(images, label, threads=os.cpu_count() or 1)]
     with atomic_write(file, "w") as stream:
         json.dump(np.flatnonzero(bad).tolist(), stream)
     return bad
 
 
 def array_digest(values: NDArray[Any]) -> str:
+    """SHA-256 of the bytes of an array, as hexadecimal digits."""
     return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()

@@ -1,11 +1,14 @@
 """The SCAN layout: region features and captions, as NCR, MSCN and most of the field read them.
 
-A folder with, for each split, `train_ims.npy` (N x 36 x 2048, read as a memory map) and `train_caps.txt`
-(five lines an image), or `train_caps.tsv` (image name, caption; one caption an image, as CC152K has it); the
-same for `dev` and `test` (`testall` where it is there: all 5,000 of MS-COCO). Some published files repeat
-each image's rows five times: shapes are looked at, not assumed. Beside them there may be a `*_vocab.json`, a
-clean set `meta_ims.npy` and `meta_caps.txt` (MSCN), and of our exports `train_groups.npy`: the group of each
-image, where images of one group match each other.
+Files of the split `train` (`dev` and `test` alike; `testall`, MS-COCO's 5,000 test images, replaces `test`):
+
+- `train_ims.npy`: region features, N x 36 x 2048, read as a memory map.
+- `train_caps.txt`: five lines per image; or `train_caps.tsv`: image name and caption, one caption per image
+  (CC152K).
+- `train_groups.npy` (optional, in our exports): group of each image; images of one group match.
+
+There may also be a `*_vocab.json`, and a clean set `meta_ims.npy` with `meta_caps.txt` (MSCN). Some published
+files repeat the features of each image five times; this is detected from the shapes and the content.
 """
 
 from __future__ import annotations
@@ -22,11 +25,19 @@ from harness.data.base import DataError, DataSet, Strings, read_array
 from harness.data.layout import SPLITS, Listing, Options, read_options
 from harness.lib.files import file_digest
 
-CAPTIONS = 5  # for each image, in a .txt
+CAPTIONS = 5
+"""Captions per image in a .txt file."""
 
 
 class Regions(Sequence[NDArray[np.float32]]):
-    """Rows of a file of region features, read when asked for: by number, or several at once by an array."""
+    """Region features of images, read on access.
+
+    An index gives float32 [R, D]; an array of B indices gives float32 [B, R, D].
+
+    Args:
+        features: [M, R, D], R regions of width D for each row; may be a memory map.
+        rows: int64 [N], row in `features` of each image.
+    """
 
     def __init__(self, features: NDArray[Any], rows: NDArray[np.int64]) -> None:
         self.features, self.rows = features, rows
@@ -38,33 +49,35 @@ class Regions(Sequence[NDArray[np.float32]]):
     def __getitem__(self, index: Any) -> Any:
         return np.asarray(self.features[self.rows[index]], np.float32)
 
-    def only(self, kept: NDArray[Any]) -> Regions:
-        return Regions(self.features, self.rows[kept])
+    def only(self, images: NDArray[Any]) -> Regions:
+        """The images at the given indices, in that order."""
+        return Regions(self.features, self.rows[images])
 
 
 OPTIONS = Options
 
 
 def load(**options: Any) -> DataSet:
-    """Read a folder in this layout; see `Options`.
+    """Read the data set; see `Options`.
 
     Raises:
-        DataError: an option is wrong; a file is missing or its shape does not fit; the text names it, what
-            was expected and what was found.
+        DataError: an option is wrong, or files are missing or have the wrong shape. The message names each
+            file, what was expected and what was found.
     """
     given = read_options(OPTIONS, options)
     return listing(given).dataset(given)
 
 
-def recognise(folder: Path) -> bool:
-    return (folder / "train_ims.npy").is_file()
+def recognise(directory: Path) -> bool:
+    """Whether a directory has this layout."""
+    return (directory / "train_ims.npy").is_file()
 
 
 def listing(options: Options) -> Listing:
-    """What the files say; each split that cannot be read is a fault."""
+    """Read the files. Each split that cannot be read is an error."""
     root = Path(options.folder)
-    found = Listing(root.name)
-    # SCAN's coco_precomp has the 5,000 test images as `testall`, and its first fold as `test`.
+    listing = Listing(root.name)
+    # SCAN's coco_precomp has the 5,000 test images as `testall`, and their first fold as `test`.
     files_of = {name: name for name in SPLITS}
     if (root / "meta_ims.npy").exists():
         files_of["meta"] = "meta"
@@ -72,15 +85,15 @@ def listing(options: Options) -> Listing:
         files_of["test"] = "testall"
     for name, prefix in files_of.items():
         try:
-            _split(root, name, prefix, found)
+            _add_split(listing, name, root=root, prefix=prefix)
         except DataError as error:
-            found.faults.append(str(error))
-    if found.faults or not found.splits:
-        return found
-    shapes = {name: split.images.shape[1:] for name, split in found.splits.items()}
+            listing.errors.append(str(error))
+    if listing.errors or not listing.splits:
+        return listing
+    shapes = {name: split.images.shape[1:] for name, split in listing.splits.items()}
     for name, shape in shapes.items():
         if shape != shapes["train"]:
-            found.faults.append(
+            listing.errors.append(
                 f"{root / f'{files_of[name]}_ims.npy'}: expected regions of shape {shapes['train']} as in "
                 f"train, found {shape}"
             )
@@ -91,19 +104,19 @@ def listing(options: Options) -> Listing:
         if f.suffix in (".npy", ".txt", ".tsv")
     ]
     vocabularies = sorted(root.glob("*_vocab.json"))
-    found.content = [(f.name, file_digest(f)) for f in [*files, *vocabularies]]
-    found.note = f"region features {' x '.join(map(str, shapes['train']))}"
-    found.published = {"f30k": "flickr30k", "coco": "coco", "cc152k": "cc152k"}.get(
+    listing.content = [(f.name, file_digest(f)) for f in [*files, *vocabularies]]
+    listing.note = f"region features {' x '.join(map(str, shapes['train']))}"
+    listing.published = {"f30k": "flickr30k", "coco": "coco", "cc152k": "cc152k"}.get(
         root.name.partition("_")[0], ""
     )
-    found.vocabularies = tuple(vocabularies)
-    return found
+    listing.vocabularies = tuple(vocabularies)
+    return listing
 
 
-def _split(root: Path, split: str, name: str, found: Listing) -> None:
-    """Read a split from the files that are called `name`."""
-    features = _features(root / f"{name}_ims.npy")
-    captions, single = _captions(root, name)
+def _add_split(listing: Listing, name: str, *, root: Path, prefix: str) -> None:
+    """Add the split `name` from the files `PREFIX_*`. Raises DataError if they cannot be used."""
+    features = _features(root / f"{prefix}_ims.npy")
+    captions, single = _captions(root, prefix)
     rows = np.arange(len(features))
     if len(features) == len(captions):
         repeats = not single and len(features) % CAPTIONS == 0 and _repeats(features)
@@ -112,16 +125,16 @@ def _split(root: Path, split: str, name: str, found: Listing) -> None:
     elif single or CAPTIONS * len(features) != len(captions):
         expected = f"{len(captions)}" if single else f"{len(captions) / CAPTIONS:g} or {len(captions)}"
         raise DataError(
-            f"{root / f'{name}_ims.npy'}: expected {expected} rows for the {len(captions)} captions of the "
+            f"{root / f'{prefix}_ims.npy'}: expected {expected} rows for the {len(captions)} captions of the "
             f"split, found shape {features.shape}"
         )
     owner = np.arange(len(captions)) * len(rows) // len(captions)
-    found.add(
-        split,
+    listing.add_split(
+        name,
         Regions(features, rows),
-        Strings(captions),
-        owner,
-        _groups(root / f"{name}_groups.npy", len(rows)),
+        captions=Strings(captions),
+        owner=owner,
+        group=_groups(root / f"{prefix}_groups.npy", len(rows)),
         kind="regions",
     )
 
@@ -136,9 +149,9 @@ def _features(path: Path) -> NDArray[Any]:
     return features
 
 
-def _captions(root: Path, name: str) -> tuple[list[str], bool]:
-    """Captions, and whether there is one for each image by the form of the file."""
-    lines, table = root / f"{name}_caps.txt", root / f"{name}_caps.tsv"
+def _captions(root: Path, prefix: str) -> tuple[list[str], bool]:
+    """The captions, and whether the form of the file means one caption per image."""
+    lines, table = root / f"{prefix}_caps.txt", root / f"{prefix}_caps.tsv"
     path = lines if lines.exists() else table
     if not path.exists():
         raise DataError(f"{lines} (or {table.name}) is missing")
@@ -159,7 +172,7 @@ def _captions(root: Path, name: str) -> tuple[list[str], bool]:
 
 
 def _repeats(features: NDArray[Any]) -> bool:
-    """Whether every five rows are one image: told by the first region of each."""
+    """Whether five consecutive rows are always one image: their first regions are equal."""
     first = features[:, 0].reshape(-1, CAPTIONS, features.shape[2])
     return np.array_equal(first, np.broadcast_to(first[:, :1], first.shape), equal_nan=True)
 
@@ -169,5 +182,5 @@ def _groups(path: Path, count: int) -> NDArray[np.int64]:
         return np.arange(count)
     groups = read_array(path, "groups")
     if groups.shape != (count,) or not np.issubdtype(groups.dtype, np.integer):
-        raise DataError(f"{path}: expected {count} whole numbers, found {groups.dtype} {groups.shape}")
+        raise DataError(f"{path}: expected {count} integers, found {groups.dtype} {groups.shape}")
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)

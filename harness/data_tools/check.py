@@ -21,7 +21,7 @@ from rich.table import Table
 
 from harness.data import recognise
 from harness.data.base import DataError
-from harness.data.layout import Listed, Listing, look_at, read_options
+from harness.data.layout import Listed, Listing, decode_all, read_options
 from harness.data.pictures import PICTURE_SUFFIXES, Files, Pictures
 from harness.data.scan import Regions
 from harness.lib.console import console
@@ -44,13 +44,13 @@ class Findings:
     Attributes:
         layout: the layout's name.
         listing: the files as they were read.
-        faults: what will spoil a run, one line each.
+        errors: what would spoil a run, one line each.
         notes: what one should know.
     """
 
     layout: str
     listing: Listing
-    faults: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -74,7 +74,7 @@ def check(
     listing: Listing = module.listing(given)
     listing.published = listing.published or _guess(folder, listing)
     found = Findings(name, listing)
-    found.faults += listing.problems
+    found.errors += listing.problems
     for split, listed in listing.splits.items():
         _check_captions(split, listed, found)
     digests = {
@@ -84,15 +84,15 @@ def check(
     }
     for split, listed in listing.splits.items():
         if listed.kind == "regions":
-            found.faults += [
+            found.errors += [
                 f"{split}: the region features of image {i} are not finite" for i in _broken(listed.images)
             ]
-    found.faults += _duplicates(digests, listing)
-    if not found.faults:
+    found.errors += _duplicates(digests, listing)
+    if not found.errors:
         try:  # what else loading would refuse: options that do not go with these counts
             listing.dataset(given.model_copy(update={"on_bad_image": "error"}))
         except DataError as error:
-            found.faults.append(str(error))
+            found.errors.append(str(error))
     found.notes += _unused(listing) + _counts(listing)
     return found
 
@@ -127,12 +127,12 @@ def show(found: Findings) -> int:
         more = [f"{published[split]:,}" if split in published else "–"] if published else []
         table.add_row(split, f"{len(listed.images):,}", f"{len(listed.captions):,}", each, *more)
     console.print(table)
-    for heading, lines in (("fault", found.faults), ("note", found.notes)):
+    for heading, lines in (("error", found.errors), ("note", found.notes)):
         for line in lines:
             print(f"{heading}: {line}")
-    if found.faults:
+    if found.errors:
         console.print(
-            f"[bold red]{len(found.faults)} fault{'s' if len(found.faults) > 1 else ''}[/], "
+            f"[bold red]{len(found.errors)} error{'s' if len(found.errors) > 1 else ''}[/], "
             f"{len(found.notes)} notes"
         )
         return 1
@@ -146,10 +146,10 @@ def _check_captions(split: str, listed: Listed, found: Findings) -> None:
     def where(i: int) -> str:
         return f"{split}: caption {i} (of {_name(listed.images, int(listed.owner[i]))})"
 
-    found.faults += [f"{where(i)} is empty" for i, text in enumerate(texts) if not text.strip()]
+    found.errors += [f"{where(i)} is empty" for i, text in enumerate(texts) if not text.strip()]
     without = np.flatnonzero(np.bincount(listed.owner, minlength=len(listed.images)) == 0)
     if listed.group is None or split == "train":
-        found.faults += [f"{split}: {_name(listed.images, int(i))} has no caption" for i in without]
+        found.errors += [f"{split}: {_name(listed.images, int(i))} has no caption" for i in without]
     odd = [i for i, text in enumerate(texts) if _MOJIBAKE.search(text)]
     found.notes += [f"{where(i)} looks wrongly decoded: {texts[i][:60]!r}" for i in odd]
     found.notes += [
@@ -180,12 +180,12 @@ def _name(images: Any, i: int) -> str:
 def _check_pictures(split: str, images: Pictures, found: Findings, threads: int | None) -> list[str]:
     """Hash of each picture's bytes, empty where there are none; the faults go to `found`."""
     digests = []
-    for seen in look_at(
+    for decoded in decode_all(
         images, f"decoding {len(images):,} pictures of {split}", threads=threads or os.cpu_count() or 1
     ):
-        digests.append(seen.digest)
-        if seen.fault:
-            found.faults.append(f"{split}: {seen.fault}")
+        digests.append(decoded.digest)
+        if decoded.error:
+            found.errors.append(f"{split}: {decoded.error}")
     return digests
 
 

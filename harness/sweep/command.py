@@ -186,7 +186,7 @@ def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
     progress = Progress(len(sweep.trials), len(done))
     before = signal.getsignal(signal.SIGTERM)
     try:
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, _interrupt)
         with progress:
             while todo:
                 launcher.run(todo, task, on_start=progress.started, on_end=progress.ended)
@@ -198,6 +198,11 @@ def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
     for ended in progress.failures:
         console.print(f"failed: {ended.trial.label} ({ended.trial.id}): {ended.reason}", markup=False)
     return _finish(sweep, store, task)
+
+
+def _interrupt(*_: object) -> None:
+    """As Ctrl-C, which a process that a shell started in the background ignores."""
+    raise KeyboardInterrupt
 
 
 def _handle(task: Task) -> SweepHandle:

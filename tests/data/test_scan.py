@@ -95,11 +95,11 @@ def test_features_are_a_memory_map_of_which_only_the_asked_rows_are_read(folder)
 
 
 def test_check_names_the_images_whose_features_are_not_finite(folder):
-    assert check(folder).faults == []
+    assert check(folder).errors == []
     array = np.load(folder / "train_ims.npy")
     array[2, 1, 0], array[7, 0, 3] = np.nan, np.inf
     np.save(folder / "train_ims.npy", array)
-    assert check(folder).faults == [f"train: the region features of image {i} are not finite" for i in (2, 7)]
+    assert check(folder).errors == [f"train: the region features of image {i} are not finite" for i in (2, 7)]
 
 
 def test_the_fingerprint_follows_the_content(folder):
@@ -198,7 +198,7 @@ def test_all_that_does_not_fit_is_told_at_once(folder):
         ),
         (
             lambda f: np.save(f / "train_groups.npy", np.zeros(3, int)),
-            r"train_groups.npy: expected 8 whole numbers, found int64 \(3,\)",
+            r"train_groups.npy: expected 8 integers, found int64 \(3,\)",
         ),
     ],
 )

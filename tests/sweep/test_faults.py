@@ -397,15 +397,21 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path, alone):
     assert {s: r.tags["attempts"] for s, r in found.items()} == {0: "1", 1: "2", 2: "1"}
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_that_is_stopped(tmp_path, alone, sign):
+@pytest.mark.parametrize(
+    ("sign", "background"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
+)
+def test_a_sweep_that_is_stopped(tmp_path, alone, sign, background):
+    """Also one that a shell started in the background, which ignores Ctrl-C."""
     file = write(tmp_path, seeds=2, resources={"at_once": 1})
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if background else None
     running = Running(tmp_path, file)
+    if background:
+        signal.signal(signal.SIGINT, before)
     running.reaches("0.1.0")
     children = psutil.Process(running.process.pid).children(recursive=True)
     os.kill(running.process.pid, sign)
     assert running.ends() == 130, running.said()
-    assert "stopped: 0 of 2 trials are done; run the same command to go on" in running.said()
+    assert "stopped: 0 of 2 trials are done; run the same command to continue" in running.said()
     assert "Traceback" not in running.said()
     until(lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children), SOON)
     store, before = records(tmp_path)
