@@ -28,6 +28,8 @@ from harness.noise.models import MODELS
 
 MOST_TRIALS = 100_000
 """The most trials of a sweep: more is a mistake or an attack."""
+BASELINE = "clip"
+"""The method that a report compares the others with, unless a sweep names another: the field's baseline."""
 TRIAL_KEYS = tuple(k for k in Trial.model_fields if k != "hyper")
 """Fields of a trial that a sweep file may set."""
 _AXES_OF_ALL = ("method", "dataset")

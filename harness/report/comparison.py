@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from harness.config.sweep_file import BASELINE
 from harness.report import figures
 from harness.report.source import Arrays
 from harness.report.stats import (
@@ -36,11 +37,11 @@ BOOTSTRAP_BLOCKS, BOOTSTRAP_SEEDS = (
 
 
 def reference_row(frame: pd.DataFrame, method: str | None) -> str:
-    """The row that the others are compared with: that of a method, by default of `clip`, or the first."""
-    for wanted in (method, "clip"):
-        mine = frame.loc[(frame["method"] == wanted) | (frame["row"] == wanted), "row"]
-        if len(mine):
-            return str(mine.iloc[0])
+    """The row of a method, else of the baseline, else the first: the others are compared with it."""
+    for name in (method, BASELINE):
+        rows = frame.loc[(frame["method"] == name) | (frame["row"] == name), "row"]
+        if len(rows):
+            return str(rows.iloc[0])
     return str(frame["row"].iloc[0])
 
 

@@ -9,30 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import matplotlib.pyplot as plt
+import matplotlib.colors
+import matplotlib.ticker
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from harness.evaluation.metrics import BINS, Calibration
 from harness.report.results import cells
 from methods import METHODS
 
-plt.switch_backend("Agg")
-matplotlib.rcParams.update(
-    {
-        "svg.hashsalt": "harness",
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "grid.linewidth": 0.6,
-        "legend.frameon": False,
-        "lines.markersize": 5,
-    }
-)
+_STYLE = {
+    "svg.hashsalt": "harness",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.markersize": 5,
+}
+"""Settings of matplotlib while a figure is drawn."""
 
 # Okabe and Ito's palette and a wine red of Tol's, told apart by all common kinds of colour vision; markers
 # say it a second time.
@@ -328,9 +328,10 @@ def _shared_legend(panels: NDArray) -> None:
 @contextmanager
 def _figure(target: Path, width: float, height: float) -> Iterator[Any]:
     """One pair of axes, written to `target`.png and .svg."""
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    yield axes
-    _save(figure, target)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure.subplots()
+        _save(figure, target)
 
 
 @contextmanager
@@ -339,16 +340,17 @@ def _grid(
 ) -> Iterator[NDArray]:
     """Panels [rows, columns] of a size each, with room for a legend, written to `target`.png and .svg."""
     size = (width * columns + 1.8, height * rows + 0.4)
-    figure, panels = plt.subplots(
-        rows, columns, figsize=size, layout="constrained", squeeze=False, sharey=True
-    )
-    figure.suptitle(title, fontsize=10)
-    yield panels
-    _save(figure, target)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        figure.suptitle(title, fontsize=10)
+        yield panels
+        _save(figure, target)
 
 
-def _save(figure: Any, target: Path) -> None:
+def _save(figure: Figure, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once for both files
     figure.savefig(target.parent / f"{target.name}.png", dpi=150)
     figure.savefig(target.parent / f"{target.name}.svg", metadata={"Date": None})
-    plt.close(figure)

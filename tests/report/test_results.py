@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from harness.config.sweep_file import parse_sweep
+from harness.evaluation.metrics import detection
 from harness.record.types import MethodFacts, SweepRecord
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
+from harness.report.detection import _auroc
 from harness.report.figures import styles
 from harness.report.results import cells, row_labels, shared_and_own_settings, tidy
 from harness.report.stability import seeds_table, shares_table, stability, stability_table
@@ -312,3 +314,12 @@ def test_data_sets_of_one_name_are_not_pooled_as_seeds():
         "table photos (held_out=None)",
     }
     assert labels({"folder": "photos"}) == {"table photos"}
+
+
+def test_auroc_of_reports_is_that_of_records():
+    """Ties among them."""
+    draw = np.random.default_rng(0)
+    confidence = draw.integers(0, 20, 400) / 20
+    matched = draw.random(400) < 0.3 + 0.5 * confidence
+    assert _auroc(confidence, matched) == pytest.approx(detection(confidence, matched)["auroc"], abs=1e-12)
+    assert np.isnan(_auroc(confidence, np.ones(400, bool)))
