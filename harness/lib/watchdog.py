@@ -82,12 +82,14 @@ class Watchdog:
             self.thread.join()
 
     def _watch(self, directory: Path) -> None:
-        while not self._ended.wait(min(_EVERY, self.stall / 4)):
+        while True:
             silent = time.monotonic() - (self.last or time.monotonic())
             if self.writes:
                 self._write_heartbeat(directory, silent)
             if silent > self.stall:
                 self._end(directory, silent)
+            if self._ended.wait(min(_EVERY, self.stall / 4)):
+                return
 
     def _write_heartbeat(self, directory: Path, silent: float) -> None:
         """A heartbeat that cannot be written (a full disk) ends nothing."""
