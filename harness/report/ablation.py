@@ -39,7 +39,7 @@ def axes(trials: Sequence[Trial], frame: pd.DataFrame) -> list[Axis]:
     are called.
     """
     row_of = dict(zip(frame["trial"], frame["row"], strict=True))
-    found: dict[str, dict[str, dict[str, str]]] = {}
+    lines_of: dict[str, dict[str, dict[str, str]]] = {}
     for method in dict.fromkeys(t.method for t in trials):
         rows = {row_of[t.id]: settings(t) for t in trials if t.method == method and t.id in row_of}
         keys = [k for k in varied(list(rows.values())) if not of_the_data(k)]
@@ -54,28 +54,28 @@ def axes(trials: Sequence[Trial], frame: pd.DataFrame) -> list[Axis]:
             told = [k for i, k in enumerate(others) if len({rest[i] for rest in lines}) > 1]
             for rest, values in lines.items():
                 extra = ", ".join(f"{k}={v}" for k, v in zip(others, rest, strict=True) if k in told)
-                found.setdefault(key, {})[f"{method} ({extra})" if extra else method] = values
-    return [Axis(name, lines) for name, lines in found.items()]
+                lines_of.setdefault(key, {})[f"{method} ({extra})" if extra else method] = values
+    return [Axis(name, lines) for name, lines in lines_of.items()]
 
 
 def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Table:
     """A measure for each line and value, by noise ratio; the best of the axis is bold."""
     ratios = sorted(frame["noise_ratio"].unique())
-    found = cells(frame, measure)
+    table = cells(frame, measure)
     members = [
         (line, value, values[value])
         for line, values in axis.lines.items()
         for value in axis.values
         if value in values
     ]
-    of_axis = found[
-        found.index.get_level_values("row").isin([row for _, _, row in members])
-        & (found["n"] == found["planned"])
+    of_axis = table[
+        table.index.get_level_values("row").isin([row for _, _, row in members])
+        & (table["n"] == table["planned"])
     ]
     best = of_axis["mean"].groupby(level="noise_ratio").max()
     rows, planned = [], int(of_axis["planned"].max()) if len(of_axis) else 0
     for line, value, row in members:
-        at = {r: found.loc[row, r] for r in ratios}
+        at = {r: table.loc[row, r] for r in ratios}
         rows.append(
             [
                 Cell(line),

@@ -25,16 +25,16 @@ _ECCV = {"map_at_r": "mAP@R", "rprecision": "R-Precision", "r1": "R@1"}
 def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits: int = 1) -> Table:
     """Rows x noise ratio of one measure of which more is better; rows that never have it are left out."""
     ratios = sorted(frame["noise_ratio"].unique())
-    found = cells(frame, measure)
-    best = {float(r): best_rows(frame, found.xs(r, level="noise_ratio")) for r in ratios}
+    table = cells(frame, measure)
+    best = {float(r): best_rows(frame, table.xs(r, level="noise_ratio")) for r in ratios}
     near = not_worse(frame, best, measure)
     chance = _at_chance(frame, measure) if measure in ("rsum", "last_rsum") else set()
-    rows, planned = [], int(found["planned"].max())
+    rows, planned = [], int(table["planned"].max())
     for row in dict.fromkeys(frame["row"]):
-        if measure not in MEASURES and not measure.startswith("last_") and found.loc[row]["n"].sum() == 0:
+        if measure not in MEASURES and not measure.startswith("last_") and table.loc[row]["n"].sum() == 0:
             continue
         texts = [
-            mean_sd(found.loc[row, r], digits, usual=planned) + ("°" if (row, r) in chance else "")
+            mean_sd(table.loc[row, r], digits, usual=planned) + ("°" if (row, r) in chance else "")
             for r in ratios
         ]
         rows.append(
@@ -62,10 +62,10 @@ def by_measure(
 
     Cells without any of them are left out, but for those of trials that are still to come.
     """
-    found = {m: cells(frame, m) for m in measures}
+    tables = {m: cells(frame, m) for m in measures}
     rows = []
     for ratio in sorted(frame["noise_ratio"].unique()):
-        at = {m: found[m].xs(ratio, level="noise_ratio") for m in measures}
+        at = {m: tables[m].xs(ratio, level="noise_ratio") for m in measures}
         best = {m: best_rows(frame, at[m], more=more) for m, (_, _, more) in measures.items()}
         for row in dict.fromkeys(frame["row"]):
             part = frame[(frame["row"] == row) & (frame["noise_ratio"] == ratio)]
@@ -110,13 +110,13 @@ def coco_tables(frame: pd.DataFrame, where: str) -> list[Table]:
 
 def search_table(frame: pd.DataFrame) -> Table:
     """A search: dev rSum of every try, the best of each method marked. Test stays out of it."""
-    found = frame.groupby(["method", "row"], sort=False)["dev_rsum"].agg(
+    dev_rsums = frame.groupby(["method", "row"], sort=False)["dev_rsum"].agg(
         mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size"
     )
     rows = []
-    for _, part in found.groupby(level=0, sort=False):
-        whole = part["n"] == part["planned"]
-        best = part.loc[whole, "mean"].max()
+    for _, part in dev_rsums.groupby(level=0, sort=False):
+        complete = part["n"] == part["planned"]
+        best = part.loc[complete, "mean"].max()
         usual = int(part["planned"].max())
         rows += [
             [
@@ -127,38 +127,38 @@ def search_table(frame: pd.DataFrame) -> Table:
             ]
             for (_, row), line in part.iterrows()
         ]
-    tries = ", ".join(f"{method} {len(part)}" for method, part in found.groupby(level=0, sort=False))
+    tries = ", ".join(f"{method} {len(part)}" for method, part in dev_rsums.groupby(level=0, sort=False))
     caption = (
         f"Best dev rSum of each try, mean ± sd over its trials (noise ratios and seeds together); in "
-        f"bold the setting that is chosen for the method, of tries without holes. Tries: {tries}."
+        f"bold the setting that is chosen for the method, of complete tries. Tries: {tries}."
     )
     return Table("Search on dev", caption, ["try", "dev rSum"], rows)
 
 
 def legend(frame: pd.DataFrame) -> str:
     """What bold means, and the marks of rows that the frame has."""
-    truth = " that do not know the truth" if frame["ground_truth"].any() else ""
+    truth = " that do not use the ground truth" if frame["ground_truth"].any() else ""
     return f"Bold: best among methods{truth}, with all seeds. {marks(frame)}".rstrip()
 
 
 def marks(frame: pd.DataFrame) -> str:
     """The marks of rows that the frame has."""
-    told = {
+    texts = {
         "×2: the similarities of two networks averaged at test.": frame["networks"].max() > 1,
         "† uses clean data.": frame["clean_data"].any(),
-        "‡ knows the truth: a ceiling, not a competitor.": frame["ground_truth"].any(),
+        "‡ uses the ground truth: an oracle upper bound, not a competitor.": frame["ground_truth"].any(),
     }
-    return " ".join(text for text, there in told.items() if there)
+    return " ".join(text for text, applies in texts.items() if applies)
 
 
-def best_rows(frame: pd.DataFrame, found: pd.DataFrame, *, more: bool = True) -> set[str]:
-    """Rows with the best mean of [row] cells, among those of methods that do not know the truth with as many
-    seeds as any is planned to have.
+def best_rows(frame: pd.DataFrame, table: pd.DataFrame, *, more: bool = True) -> set[str]:
+    """Rows with the best mean of [row] cells, among those of methods that do not use the ground truth with as
+    many seeds as any is planned to have.
 
     None where several are all equal.
     """
     allowed = set(frame.loc[~frame["ground_truth"], "row"])
-    column = found[found.index.isin(allowed) & (found["n"] == found["planned"].max())]
+    column = table[table.index.isin(allowed) & (table["n"] == table["planned"].max())]
     best = column.index[column["mean"] == (column["mean"].max() if more else column["mean"].min())]
     return set() if len(best) == len(column) > 1 else set(best)
 

@@ -51,21 +51,23 @@ def compare(frame: pd.DataFrame, reference: str, measure: str) -> dict[tuple[str
     The frame is of one data set and one kind of noise; both sides of a pair have the same seed and noise
     seed.
     """
-    found = {}
+    differences = {}
     for ratio, part in frame.groupby("noise_ratio"):
         table = part.pivot_table(index=["seed", "noise_seed"], columns="row", values=measure, dropna=False)
         for row in dict.fromkeys(frame["row"]):
             if row != reference and {row, reference} <= set(table.columns):
-                found[row, float(ratio)] = paired_difference(table[row], table[reference])
-    corrected = holm([d.p for d in found.values()])
-    return {key: replace(d, holm=float(p)) for (key, d), p in zip(found.items(), corrected, strict=True)}
+                differences[row, float(ratio)] = paired_difference(table[row], table[reference])
+    corrected = holm([d.p for d in differences.values()])
+    return {
+        key: replace(d, holm=float(p)) for (key, d), p in zip(differences.items(), corrected, strict=True)
+    }
 
 
 def not_worse(frame: pd.DataFrame, best: dict[float, set[str]], measure: str) -> set[tuple[str, float]]:
     """(row, ratio) that are not significantly worse than the best row of their ratio: paired t test over
     seeds, Holm over the table.
 
-    With one seed nothing can be told, and nothing is in it; nor is what knows the truth, which does not
+    With one seed there is no test, and the set is empty; a row that uses the ground truth does not
     compete.
     """
     differences: dict[tuple[str, float], Difference] = {}
@@ -81,12 +83,12 @@ def not_worse(frame: pd.DataFrame, best: dict[float, set[str]], measure: str) ->
 
 def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
     """rSum of each row less that of the reference, with its t interval."""
-    found = compare(frame, reference, "rsum")
+    differences = compare(frame, reference, "rsum")
     ratios = sorted(frame["noise_ratio"].unique())
     rows = []
     for row in dict.fromkeys(frame["row"]):
         if row != reference:
-            rows.append([Cell(row), *(Cell(_difference(found.get((row, r)))) for r in ratios)])
+            rows.append([Cell(row), *(Cell(_difference(differences.get((row, r)))) for r in ratios)])
     caption = (
         f"Test rSum less that of {reference}, paired by seed: mean and 95 % t interval. "
         f"*: p < {ALPHA:g} in a paired t test, Holm-corrected over this table; the intervals are not "
@@ -97,12 +99,15 @@ def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
     )
 
 
-def _difference(found: Difference | None) -> str:
-    if found is None or not np.isfinite(found.value):
+def _difference(difference: Difference | None) -> str:
+    if difference is None or not np.isfinite(difference.value):
         return "–"
-    if not np.isfinite(found.low):
-        return f"{found.value:+.1f} (n={found.n})"
-    return f"{found.value:+.1f} [{found.low:+.1f}, {found.high:+.1f}]{'*' if found.holm < ALPHA else ''}"
+    if not np.isfinite(difference.low):
+        return f"{difference.value:+.1f} (n={difference.n})"
+    return (
+        f"{difference.value:+.1f} [{difference.low:+.1f}, "
+        f"{difference.high:+.1f}]{'*' if difference.holm < ALPHA else ''}"
+    )
 
 
 def queries_table(
@@ -126,7 +131,7 @@ def queries_table(
             ours, other = (read(both[run].iloc[0], "test_rankings.npz") for run in ("run", "run_reference"))
             if "i2t_group" not in ours:
                 continue
-            found = (
+            differences = (
                 clustered_difference(
                     100.0 * (ours[f"{d}_rank"] == 0), 100.0 * (other[f"{d}_rank"] == 0), ours[f"{d}_group"]
                 )
@@ -136,7 +141,7 @@ def queries_table(
                 [
                     Cell(f"{ratio:g}"),
                     Cell(row),
-                    *(Cell(f"{f.value:+.1f} [{f.low:+.1f}, {f.high:+.1f}]") for f in found),
+                    *(Cell(f"{f.value:+.1f} [{f.low:+.1f}, {f.high:+.1f}]") for f in differences),
                 ]
             )
     if not rows:
@@ -165,8 +170,12 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
     )
     lines = []
     for row, own in scores.items():
-        found = stratified_bootstrap(own, _iqm) if enough else None
-        mean = f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]" if found else f"{_iqm(own):.1f}"
+        estimate = stratified_bootstrap(own, _iqm) if enough else None
+        mean = (
+            (f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]")
+            if estimate
+            else f"{_iqm(own):.1f}"
+        )
         better = (
             []
             if reference not in scores
@@ -185,7 +194,7 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
     )
     caption = (
         f"{blocks} blocks (data set x noise ratio). Inter-quartile mean of test rSum, {interval}; {beats}"
-        "average rank among rows that do not know the truth (1 is the best, ties share). "
+        "average rank among rows that do not use the ground truth (1 is the best, ties share). "
     )
     if blocks >= LEAST_BLOCKS and len(ranks) > 1:
         caption += (
@@ -212,7 +221,7 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
 
 def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
     """Critical-difference diagram of average ranks; None with fewer than six blocks, or two complete rows
-    that do not know the truth.
+    that do not use the ground truth.
     """
     import scikit_posthocs
 
@@ -229,7 +238,7 @@ def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
         "ranks",
         "A bar joins rows whose ranks do not differ at 5 % (Nemenyi's test after Friedman's). Blocks count "
         "as independent. "
-        "Rows that know the truth, or lack a trial, are left out.",
+        "Rows that use the ground truth, or lack a trial, are left out.",
     )
 
 
@@ -241,7 +250,7 @@ def _blocks(frame: pd.DataFrame) -> dict[str, list[NDArray[np.float64]]]:
 
 
 def _competitors(frame: pd.DataFrame, scores: dict[str, list[NDArray[np.float64]]]) -> pd.DataFrame:
-    """Mean rSum, blocks x rows, of those that do not know the truth."""
+    """Mean rSum, blocks x rows, of those that do not use the ground truth."""
     truth = set(frame.loc[frame["ground_truth"], "row"])
     return pd.DataFrame({row: [s.mean() for s in own] for row, own in scores.items() if row not in truth})
 

@@ -13,16 +13,16 @@ from harness.report.tables import Cell, Figure, Table, slug
 _TIME = {
     "seconds": "all s ↓",
     "train_seconds": "training s ↓",
-    "method_seconds": "looking at pairs s ↓",
+    "method_seconds": "passes over training pairs s ↓",
     "evaluation_seconds": "evaluation s ↓",
 }
 _SPEED = {
     "train_pairs_per_second": "training pairs/s ↑",
-    "method_pairs_per_second": "looking pairs/s ↑",
+    "method_pairs_per_second": "passes pairs/s ↑",
     "evaluation_pairs_per_second": "evaluation captions/s ↑",
 }
 _CLOCK = (
-    "Wall-clock times, so whatever shared the machine is in them: `python -m harness.bench` measures "
+    "Wall-clock times, so they depend on what else ran on the machine: `python -m harness.bench` measures "
     "methods in turn and gives ratios. "
 )
 
@@ -31,7 +31,8 @@ def cost_tables(frame: pd.DataFrame, where: str) -> list[Table]:
     """Where the time goes, and what else a row takes: means over its finished trials."""
     time = (
         f"Means over a row's finished trials. Training: optimizer steps, and drawing and loading their "
-        f"batches. Looking at pairs: what a method does between epochs (mixtures, memory banks). "
+        f"batches. Passes over training pairs: what a method computes between epochs (mixtures, memory "
+        f"banks). "
         f"Evaluation: dev after epochs, test at the end. "
         f"Pairs a second of each of these by itself. {_CLOCK}{marks(frame)}"
     )
@@ -39,11 +40,12 @@ def cost_tables(frame: pd.DataFrame, where: str) -> list[Table]:
     energy = (
         "Energy: of the GPU (of the first process), as it counts it."
         if counted_energy
-        else "Energy: no GPU told it."
+        else "Energy: not measured (no GPU that reports it)."
     )
     rest = (
         "Forward passes: pairs that go through a network in a step, over the pairs of its batch, mean over "
-        "all epochs, warm-up included (looks between epochs are not in it). Peak memory: of the GPU where "
+        "all epochs, warm-up included (passes between epochs are not included). Peak memory: of the GPU "
+        "where "
         "there is one; on a CPU "
         "of the process, with what earlier trials in it left. Networks whose similarities are averaged at "
         "test; trained parameters, in millions. "
@@ -104,5 +106,6 @@ def cost_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | None:
     return Figure(
         f"rSum against cost: {where}",
         file,
-        "Up and to the left is better. Whiskers: the fastest and the slowest trial. Hollow: knows the truth.",
+        "Up and to the left is better. Whiskers: the fastest and the slowest trial. Hollow: uses the "
+        "ground truth.",
     )

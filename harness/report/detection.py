@@ -47,23 +47,21 @@ class Belief:
 
 
 def beliefs(source: Source, frame: pd.DataFrame) -> list[Belief]:
-    """Those of all finished trials that have a confidence and a known truth."""
-    found = []
-    scored = (
-        frame[list(_SCORES)].notna().any(axis=1)
-    )  # what has no score has no confidence: nobody is asked for it
+    """Those of all finished trials that have a confidence and a known ground truth."""
+    collected = []
+    scored = frame[list(_SCORES)].notna().any(axis=1)  # a trial without a score has no confidence
     for line in frame[frame["done"] & scored].itertuples():
         files = source.names(line.run, "confidence")
-        matched = _truth(source, line.run) if files else None
+        matched = _ground_truth(source, line.run) if files else None
         if matched is not None:
             confidence = {
                 int(Path(f).stem.rpartition("_")[2]): source.read(line.run, f)["confidence"] for f in files
             }
-            found.append(Belief(line.row, line.noise_ratio, line.seed, matched, confidence))
-    return found
+            collected.append(Belief(line.row, line.noise_ratio, line.seed, matched, confidence))
+    return collected
 
 
-def _truth(source: Source, run: str) -> NDArray[np.bool_] | None:
+def _ground_truth(source: Source, run: str) -> NDArray[np.bool_] | None:
     try:
         return source.read(run, "noise_index.npz").get("matched")
     except StoreError:  # a record from before the index was kept
@@ -72,31 +70,32 @@ def _truth(source: Source, run: str) -> NDArray[np.bool_] | None:
 
 def scores_table(frame: pd.DataFrame, where: str) -> Table:
     what = (
-        "Confidence after the last epoch against the truth. AUROC, average precision and F1 (mismatched: "
+        "Confidence after the last epoch against the ground truth. AUROC, average precision and F1 "
+        "(mismatched: "
         "confidence below 0.5) are of finding the mismatched training "
         f"pairs; by chance AUROC is 0.5 and AP the noise ratio r; calling every pair mismatched has F1 2r "
         f"/ (1 + r), and a confidence that never falls below 0.5 has F1 0. ECE: expected calibration error "
-        f"as a belief that the pair matches ({BINS} bins); a constant 1 - r has 0 and tells nothing. "
+        f"as a belief that the pair matches ({BINS} bins); a constant 1 - r has 0 and distinguishes nothing. "
         f"Methods without a confidence are left out"
     )
     return by_measure(frame, _SCORES, f"Noise detection: {where}", what)
 
 
 def confidence_figures(
-    found: list[Belief], every: pd.DataFrame, frame: pd.DataFrame, where: str, folder: Path
+    collected: list[Belief], every: pd.DataFrame, frame: pd.DataFrame, where: str, folder: Path
 ) -> list[Figure]:
     """Histograms, reliability and means over epochs, as far as there is a confidence; all seeds together;
     `every` is their `means`.
     """
     pooled: dict[tuple[str, float], Calibration] = {}
-    for belief in sorted(found, key=lambda b: b.noise_ratio):
+    for belief in sorted(collected, key=lambda b: b.noise_ratio):
         key = (belief.row, belief.noise_ratio)
         pooled[key] = _together(pooled[key], belief.last) if key in pooled else belief.last
     pictures = {kind: slug(kind, where) for kind in ("confidence", "reliability", "epochs")}
     figures.histograms(pooled, where, folder / pictures["confidence"])
     figures.reliability(pooled, frame, where, folder / pictures["reliability"])
     figures.confidence_over_epochs(every, frame, where, folder / pictures["epochs"])
-    told = (
+    captions = (
         (
             "Confidence of training pairs",
             pictures["confidence"],
@@ -116,7 +115,7 @@ def confidence_figures(
             "sd over seeds.",
         ),
     )
-    return [Figure(f"{title}: {where}", file, caption) for title, file, caption in told]
+    return [Figure(f"{title}: {where}", file, caption) for title, file, caption in captions]
 
 
 def _together(a: Calibration, b: Calibration) -> Calibration:
@@ -127,7 +126,7 @@ def _together(a: Calibration, b: Calibration) -> Calibration:
     return Calibration(a.matched + b.matched, a.mismatched + b.mismatched, confidence)
 
 
-def means(found: list[Belief]) -> pd.DataFrame:
+def means(collected: list[Belief]) -> pd.DataFrame:
     """Mean confidence of matched and of mismatched pairs (NaN without such) and AUROC (NaN without both) for
     each belief and epoch.
     """
@@ -142,7 +141,7 @@ def means(found: list[Belief]) -> pd.DataFrame:
                 "mismatched": _mean(confidence[~b.matched]),
                 "auroc": _auroc(confidence, b.matched),
             }
-            for b in found
+            for b in collected
             for epoch, confidence in b.confidence.items()
         ]
     )

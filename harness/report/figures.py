@@ -34,8 +34,8 @@ _STYLE = {
 }
 """Settings of matplotlib while a figure is drawn."""
 
-# Okabe and Ito's palette and a wine red of Tol's, told apart by all common kinds of colour vision; markers
-# say it a second time.
+# Okabe and Ito's palette and a wine red of Tol's, distinguishable under all common kinds of colour vision;
+# markers repeat the distinction.
 _COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#000000", "#D55E00", "#CC79A7", "#56B4E9", "#882255")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 BANDS = 8
@@ -54,12 +54,12 @@ def styles(frame: pd.DataFrame) -> dict[str, Style]:
     colours = _of_methods(list(methods.values()))
     named = [row for row, label in zip(frame["row"], frame["label"], strict=True) if label in METHODS]
     further = itertools.count(len(METHODS))
-    found = {}
+    style_of = {}
     for row, method in methods.items():
         own = [r for r, m in methods.items() if m == method]
         marker = list(METHODS).index(method) if row in named else next(further)
-        found[row] = (_paler(colours[method], own.index(row) / len(own)), _MARKERS[marker % len(_MARKERS)])
-    return found
+        style_of[row] = (_paler(colours[method], own.index(row) / len(own)), _MARKERS[marker % len(_MARKERS)])
+    return style_of
 
 
 def _of_methods(methods: list[str]) -> dict[str, str]:
@@ -78,7 +78,7 @@ def _paler(colour: str, share: float) -> str:
 
 def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
     """rSum over the noise ratio: mean line, band of one sd (of few rows: many would be one wedge), seeds as
-    dots; the ceiling is dashed.
+    dots; the oracle upper bound is dashed.
     """
     table = cells(frame, "rsum")
     wide = 1.0 if frame["row"].nunique() <= BANDS else 0.0
@@ -151,8 +151,8 @@ def ranks(
     """
     import scikit_posthocs
 
-    found = styles(frame)
-    colours = {row: found[row][0] for row in average}
+    style_of = styles(frame)
+    colours = {row: style_of[row][0] for row in average}
     with _figure(target, 7.2, 0.9 + 0.28 * len(average)) as axes:
         axes.grid(False)
         scikit_posthocs.critical_difference_diagram(
@@ -166,17 +166,21 @@ def ranks(
         axes.set_title(title)
 
 
-def histograms(found: Mapping[tuple[str, float], Calibration], title: str, target: Path) -> None:
+def histograms(calibrations: Mapping[tuple[str, float], Calibration], title: str, target: Path) -> None:
     """Confidence of matched and mismatched training pairs, (row, noise ratio) -> counts: a row of panels
     each, shares of the kind's pairs.
     """
-    rows, ratios = (list(dict.fromkeys(keys)) for keys in zip(*found, strict=True))
+    rows, ratios = (list(dict.fromkeys(keys)) for keys in zip(*calibrations, strict=True))
     edges = np.linspace(0, 1, BINS + 1)
     with _grid(target, len(rows), len(ratios), width=2.5, height=1.5, title=title) as panels:
         for (r, row), (c, ratio) in itertools.product(enumerate(rows), enumerate(ratios)):
             axes = panels[r, c]
             for kind, colour in (("matched", MATCHED), ("mismatched", MISMATCHED)):
-                counts = getattr(found[row, ratio], kind) if (row, ratio) in found else np.zeros(BINS, int)
+                counts = (
+                    getattr(calibrations[row, ratio], kind)
+                    if (row, ratio) in calibrations
+                    else np.zeros(BINS, int)
+                )
                 if counts.sum():
                     axes.stairs(counts / counts.sum(), edges, fill=True, color=colour, alpha=0.5, label=kind)
             axes.set(
@@ -189,17 +193,17 @@ def histograms(found: Mapping[tuple[str, float], Calibration], title: str, targe
 
 
 def reliability(
-    found: Mapping[tuple[str, float], Calibration], frame: pd.DataFrame, title: str, target: Path
+    calibrations: Mapping[tuple[str, float], Calibration], frame: pd.DataFrame, title: str, target: Path
 ) -> None:
     """Share of matched pairs over mean confidence, a panel for each ratio; the diagonal is what a calibrated
     belief gives.
     """
-    ratios = list(dict.fromkeys(ratio for _, ratio in found))
+    ratios = list(dict.fromkeys(ratio for _, ratio in calibrations))
     style = styles(frame)
     with _grid(target, 1, len(ratios), width=2.8, height=2.6, title=title) as panels:
         for axes, ratio in zip(panels[0], ratios, strict=True):
             axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle=":")
-            for (row, at), c in found.items():
+            for (row, at), c in calibrations.items():
                 if at == ratio:
                     count = c.matched + c.mismatched
                     some = count > 0.01 * count.sum()  # a share of a few pairs is noise
@@ -222,15 +226,15 @@ def reliability(
         _shared_legend(panels)
 
 
-def confidence_over_epochs(found: pd.DataFrame, frame: pd.DataFrame, title: str, target: Path) -> None:
+def confidence_over_epochs(means: pd.DataFrame, frame: pd.DataFrame, title: str, target: Path) -> None:
     """Mean confidence of matched (solid) and mismatched (dashed) pairs; columns row, noise_ratio, seed,
     epoch, matched, mismatched.
     """
-    ratios = sorted(found["noise_ratio"].unique())
+    ratios = sorted(means["noise_ratio"].unique())
     style = styles(frame)
     with _grid(target, 1, len(ratios), width=3.0, height=2.6, title=title) as panels:
         for axes, ratio in zip(panels[0], ratios, strict=True):
-            for row, part in found[found["noise_ratio"] == ratio].groupby("row", sort=False):
+            for row, part in means[means["noise_ratio"] == ratio].groupby("row", sort=False):
                 for kind, line in (("matched", "-"), ("mismatched", "--")):
                     of_epoch = part.groupby("epoch")[kind].agg(["mean", "std"]).dropna(subset=["mean"])
                     if len(of_epoch):

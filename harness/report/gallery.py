@@ -58,7 +58,7 @@ def galleries(source: Source, frame: pd.DataFrame) -> list[Gallery]:
     """One for each data set and noise, at the highest ratio and the first seed that has finished trials;
     drawn, not picked.
     """
-    found = []
+    collected = []
     for (dataset, noise), part in frame[frame["done"]].groupby(["dataset", "noise"], sort=False):
         ratio = part["noise_ratio"].max()
         seed = part.loc[part["noise_ratio"] == ratio, "seed"].min()
@@ -66,8 +66,8 @@ def galleries(source: Source, frame: pd.DataFrame) -> list[Gallery]:
         gallery = Gallery(f"{dataset}, {noise}", float(ratio), int(seed))
         records = {line.row: source.sweep.records[line.trial] for line in here.itertuples()}
         _fill(gallery, records, source)
-        found.append(gallery)
-    return found
+        collected.append(gallery)
+    return collected
 
 
 def _fill(gallery: Gallery, records: dict[str, TrialRecord], source: Source) -> None:
@@ -77,12 +77,12 @@ def _fill(gallery: Gallery, records: dict[str, TrialRecord], source: Source) -> 
         if record.trial.fingerprint(data) != record.tags.get("data_fingerprint"):
             raise DataError("the data set is not the one that the trials saw")
         if data["test"].kind != "pictures":
-            raise DataError("the data set has features in place of pictures")
+            raise DataError("the data set has features in place of images")
         gallery.queries = list(_queries(data, records, source))
         gallery.mismatches = list(_mismatches(data, record.trial, records, source))
     except (
         Exception
-    ) as error:  # whatever a user's data set raises: a report does without pictures, and says why
+    ) as error:  # a user's data set can raise anything: the report then has no images, and says why
         gallery.missing = str(error)
 
 
@@ -108,7 +108,7 @@ def _queries(data: DataSet, records: dict[str, TrialRecord], source: Source) -> 
 def _mismatches(
     data: DataSet, trial: Trial, records: dict[str, TrialRecord], source: Source
 ) -> Iterator[Mismatch]:
-    """Of the noise index that all these trials share: it hangs on data, ratio and seed alone."""
+    """Of the noise index that all these trials share: it depends on data, ratio and seed alone."""
     noise = trial.noise_index(data)
     if noise.matched is None or noise.matched.all():
         return

@@ -1,4 +1,4 @@
-"""What papers reported, beside what we measured: joined by method, data set, protocol, backbone, granularity
+"""Published results next to ours: joined by method, data set, protocol, backbone, granularity
 and ratio; never mixed into our rows.
 
 `published_results.csv` holds 646 rows of the field's tables with their sources; `flag` says what is wrong

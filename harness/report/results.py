@@ -41,19 +41,19 @@ collapsed.
 def tidy(sweep: SweepRecord) -> pd.DataFrame:
     """One line for each planned trial, finished or not.
 
-    Columns: trial, run, status, done, method, row (method and what else varies), data set, noise (in words),
+    Columns: trial, run, status, done, method, row (method and what else varies), data set, noise (as text),
         granularity, noise model, backbone, noise_ratio,
     seed, noise_seed, the recalls and rsum of the best dev epoch (of MS-COCO also `1k_` and `eccv_` ones), the
     same with `last_` of the last epoch, dev_rsum, best_epoch, detection scores (last epoch), realised ratio,
-    costs, and whether the method uses clean data or the truth.
+    costs, and whether the method uses clean data or the ground truth.
     """
     labels = row_labels(sweep.planned, full=sweep.select)
-    data = _told_apart({t.id: (t.dataset_label, t.dataset_options) for t in sweep.planned})
-    noise = _told_apart({t.id: (t.noise_label, t.noise.model_dump(mode="json")) for t in sweep.planned})
+    data = _disambiguated({t.id: (t.dataset_label, t.dataset_options) for t in sweep.planned})
+    noise = _disambiguated({t.id: (t.noise_label, t.noise.model_dump(mode="json")) for t in sweep.planned})
     lines = []
     for trial in sweep.planned:
         record = sweep.records.get(trial.id)
-        found = record.metrics if record and record.done else {}
+        recorded = record.metrics if record and record.done else {}
         method = sweep.methods[trial.method]
         line: dict[str, Any] = {
             "trial": trial.id,
@@ -74,18 +74,20 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "clean_data": method.uses_clean_data,
             "ground_truth": method.uses_ground_truth,
         }
-        line |= {m: found.get(f"test/{m}", np.nan) for m in MEASURES}
-        line |= {m: found[f"test/{m}"] for m in (*FOLD_MEASURES, *ECCV_MEASURES) if f"test/{m}" in found}
-        line |= {f"last_{m}": found.get(f"last/{m}", np.nan) for m in MEASURES}
+        line |= {m: recorded.get(f"test/{m}", np.nan) for m in MEASURES}
         line |= {
-            "dev_rsum": found.get("dev/best_rsum", np.nan),
-            "best_epoch": found.get("dev/best_epoch", np.nan),
+            m: recorded[f"test/{m}"] for m in (*FOLD_MEASURES, *ECCV_MEASURES) if f"test/{m}" in recorded
         }
-        line |= {m: found.get(f"detection/{m}", np.nan) for m in DETECTION}
-        line |= {"realised_ratio": found.get("noise/realised_ratio", np.nan)}
-        line |= {name: found.get(metric, np.nan) for name, metric in COSTS.items()}
+        line |= {f"last_{m}": recorded.get(f"last/{m}", np.nan) for m in MEASURES}
         line |= {
-            "peak_memory_mb": found.get("cost/peak_gpu_mb", found.get("cost/peak_memory_mb", np.nan)),
+            "dev_rsum": recorded.get("dev/best_rsum", np.nan),
+            "best_epoch": recorded.get("dev/best_epoch", np.nan),
+        }
+        line |= {m: recorded.get(f"detection/{m}", np.nan) for m in DETECTION}
+        line |= {"realised_ratio": recorded.get("noise/realised_ratio", np.nan)}
+        line |= {name: recorded.get(metric, np.nan) for name, metric in COSTS.items()}
+        line |= {
+            "peak_memory_mb": recorded.get("cost/peak_gpu_mb", recorded.get("cost/peak_memory_mb", np.nan)),
             "noise_digest": record.tags.get("noise_digest", "") if record else "",
             "failure": record.tags.get("failure", "") if record else "",
         }
@@ -93,7 +95,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _told_apart(given: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
+def _disambiguated(given: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
     """Labels by trial: where two that differ in their settings would be called the same (and pooled as
     seeds), with what differs.
     """
@@ -116,16 +118,16 @@ def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
     """The frame with `chance` (rSum of a random order of the test split, as far as the runs tell) and
     `collapsed` (finished, and hardly better).
     """
-    found = {}
+    chance_of = {}
     for name, part in frame[frame["done"]].groupby("dataset"):
         for run in part["run"]:
             with contextlib.suppress(
                 StoreError, KeyError
             ):  # a lost artifact, or a record from before the groups were kept
                 rankings = source.read(run, "test_rankings.npz")
-                found[name] = chance_rsum(rankings["i2t_group"], rankings["t2i_group"])
+                chance_of[name] = chance_rsum(rankings["i2t_group"], rankings["t2i_group"])
                 break
-    made = frame.assign(chance=frame["dataset"].map(found).astype(float))
+    made = frame.assign(chance=frame["dataset"].map(chance_of).astype(float))
     return made.assign(collapsed=collapsed(made, "rsum"))
 
 
@@ -175,29 +177,31 @@ def row_labels(trials: Sequence[Trial], *, full: bool = False) -> dict[str, str]
 
 
 def varied(rows: Sequence[dict[str, str]]) -> list[str]:
-    """The settings that differ among rows, but for those of the data; a backbone is told by its parts where
-    these differ.
+    """The settings that differ among rows, but for those of the data; a backbone is identified by its parts
+    where these differ.
     """
     keys = dict.fromkeys(k for row in rows for k in row)
-    found = [
+    differing = [
         k
         for k in keys
         if len({row.get(k) for row in rows}) > 1 and (k.startswith("dataset.") or not of_the_data(k))
     ]
-    return [k for k in found if not (k == "backbone" and any(v.startswith("backbone.") for v in found))]
+    return [
+        k for k in differing if not (k == "backbone" and any(v.startswith("backbone.") for v in differing))
+    ]
 
 
 def _usual(rows: Sequence[dict[str, str]]) -> dict[str, str]:
     """Of each varied setting the value that at least half of the distinct rows have, if one alone has."""
     keys = varied(rows)
     distinct = {tuple(row.get(k, "default") for k in keys) for row in rows}
-    found = {}
+    usual = {}
     for place, key in enumerate(keys):
         values = [row[place] for row in distinct]
         common = [v for v in set(values) if 2 * values.count(v) >= len(values)]
         if len(common) == 1 and len(values) > 2:
-            found[key] = common[0]
-    return found
+            usual[key] = common[0]
+    return usual
 
 
 def shared_and_own_settings(
@@ -226,9 +230,9 @@ def cells(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
     such ratio.
     """
     grouped = frame.groupby(["row", "noise_ratio"], sort=False)[measure]
-    found = grouped.agg(mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size")
+    table = grouped.agg(mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size")
     every = pd.MultiIndex.from_product(
-        [frame["row"].unique(), frame["noise_ratio"].unique()], names=found.index.names
+        [frame["row"].unique(), frame["noise_ratio"].unique()], names=table.index.names
     )
-    found = found.reindex(every)
-    return found.fillna({"n": 0, "planned": 0}).astype({"n": int, "planned": int})
+    table = table.reindex(every)
+    return table.fillna({"n": 0, "planned": 0}).astype({"n": int, "planned": int})

@@ -42,16 +42,16 @@ def by_seed(part: pd.DataFrame) -> pd.DataFrame:
         for m in ("i2t_r1", "t2i_r1", "rsum")
     }
     ratios = np.array(tables["rsum"].columns, float)
-    found = pd.DataFrame(index=tables["rsum"].index)
+    measures = pd.DataFrame(index=tables["rsum"].index)
     for name in ("i2t_r1", "t2i_r1"):
-        found[f"var_{name}"] = tables[name].var(axis=1, ddof=0)
+        measures[f"var_{name}"] = tables[name].var(axis=1, ddof=0)
     centred = ratios - ratios.mean()
     for name in ("i2t_r1", "rsum"):
-        found[f"slope_{name}"] = 0.1 * (tables[name] @ centred) / (centred @ centred)
+        measures[f"slope_{name}"] = 0.1 * (tables[name] @ centred) / (centred @ centred)
     curve = tables["rsum"].to_numpy(float)
     start = np.where(curve[:, :1] > 0, curve[:, :1], np.nan)
-    found["area"] = np.trapezoid(curve / start, ratios, axis=1) / np.ptp(ratios)
-    return found
+    measures["area"] = np.trapezoid(curve / start, ratios, axis=1) / np.ptp(ratios)
+    return measures
 
 
 def stability(frame: pd.DataFrame) -> pd.DataFrame:
@@ -81,12 +81,12 @@ def stability(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def stability_table(frame: pd.DataFrame, where: str, legend: str) -> Table:
-    """`stability` as a table; best is bold, among complete rows that do not know the truth."""
-    found = stability(frame)
-    truth = {r for r in found.index if frame.loc[frame["row"] == r, "ground_truth"].any()}
-    candidates = found[(found["n"] == found["planned"]) & ~found.index.isin(truth)]
+    """`stability` as a table; best is bold, among complete rows that do not use the ground truth."""
+    measures = stability(frame)
+    truth = {r for r in measures.index if frame.loc[frame["row"] == r, "ground_truth"].any()}
+    candidates = measures[(measures["n"] == measures["planned"]) & ~measures.index.isin(truth)]
     rows = []
-    for row, line in found.iterrows():
+    for row, line in measures.iterrows():
         own = [Cell(str(row))]
         for name, _, digits, high in _COLUMNS:
             best = (
@@ -115,14 +115,14 @@ def stability_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | 
     """Area under the degradation curve against mean rSum, for rows whose trials are all done; None with fewer
     than two.
     """
-    found = stability(frame)
-    found = found[(found["n"] == found["planned"]) & found["area"].notna()] if len(found) else found
-    if len(found) < 2:
+    table = stability(frame)
+    table = table[(table["n"] == table["planned"]) & table["area"].notna()] if len(table) else table
+    if len(table) < 2:
         return None
     points = pd.DataFrame(
         {"x": frame.groupby(["row", "noise_ratio"])["rsum"].mean().groupby("row").mean()}
-    ).loc[found.index]
-    points = points.assign(y=found["area"], y_low=found["area_low"], y_high=found["area_high"])
+    ).loc[table.index]
+    points = points.assign(y=table["area"], y_low=table["area_low"], y_high=table["area_high"])
     points.attrs = {
         "x": "test rSum, mean over noise ratios",
         "y": "area under rSum over the ratio\n(1 loses nothing)",
@@ -132,7 +132,7 @@ def stability_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | 
     return Figure(
         f"Stability against accuracy: {where}",
         file,
-        "Up and to the right is better. Whiskers: 95 % t interval over seeds. Hollow: knows the truth.",
+        "Up and to the right is better. Whiskers: 95 % t interval over seeds. Hollow: uses the ground truth.",
     )
 
 
@@ -183,13 +183,13 @@ def seeds_table(frame: pd.DataFrame, where: str) -> Table:
     )
 
 
-def _estimate(found: Estimate) -> str:
-    if np.isnan(found.value):
+def _estimate(estimate: Estimate) -> str:
+    if np.isnan(estimate.value):
         return "–"
     return (
-        f"{found.value:.1f}"
-        if np.isnan(found.low)
-        else f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
+        f"{estimate.value:.1f}"
+        if np.isnan(estimate.low)
+        else f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
     )
 
 
@@ -197,13 +197,13 @@ def shares_table(frame: pd.DataFrame, where: str) -> Table | None:
     """Variance of rSum due to the noise index and to the model's seed, at each ratio, where a sweep varies
     both; else None.
     """
-    found = []
+    rows = []
     for (row, ratio), part in frame.groupby(["row", "noise_ratio"], sort=False):
         table = part.pivot_table(index="noise_seed", columns="seed", values="rsum", dropna=False)
         if min(table.shape) > 1 and len(part) == table.size:  # every noise seed with every model seed
             shares = variance_shares(table.to_numpy())
             texts = ["–" if np.isnan(v) else f"{100 * v:.0f} %" for v in shares.values()]
-            found.append(
+            rows.append(
                 [
                     Cell(f"{ratio:g}"),
                     Cell(str(row)),
@@ -211,7 +211,7 @@ def shares_table(frame: pd.DataFrame, where: str) -> Table | None:
                     Cell(f"{table.shape[0]} x {table.shape[1]}"),
                 ]
             )
-    if not found:
+    if not rows:
         return None
     caption = (
         "Two-way random effects without replication, by the method of moments; negative components "
@@ -221,5 +221,5 @@ def shares_table(frame: pd.DataFrame, where: str) -> Table | None:
         f"Where the variance comes from: {where}",
         caption,
         ["noise", "method", "noise index", "model seed", "rest", "noise x model seeds"],
-        found,
+        rows,
     )

@@ -84,13 +84,17 @@ def paired_difference(ours: ArrayLike, reference: ArrayLike, *, level: float = L
     interval, and p is 1.
     """
     difference = _finite(np.asarray(ours, float) - np.asarray(reference, float))
-    found = mean_interval(difference, level=level)
+    estimate = mean_interval(difference, level=level)
     if len(difference) < 2:
-        return Difference(found.value, found.low, found.high, found.n, np.nan)
+        return Difference(estimate.value, estimate.low, estimate.high, estimate.n, np.nan)
     if np.isclose(difference.std(ddof=1), 0, atol=1e-9):  # recalls are steps: equal by chance
-        return Difference(found.value, np.nan, np.nan, found.n, 1.0)
+        return Difference(estimate.value, np.nan, np.nan, estimate.n, 1.0)
     return Difference(
-        found.value, found.low, found.high, found.n, float(stats.ttest_1samp(difference, 0).pvalue)
+        estimate.value,
+        estimate.low,
+        estimate.high,
+        estimate.n,
+        float(stats.ttest_1samp(difference, 0).pvalue),
     )
 
 
@@ -132,8 +136,8 @@ def stratified_bootstrap(
     """
     blocks = [np.asarray(b, float) for b in scores]
     draw = numpy_generator("stratified bootstrap", seed)
-    found = [statistic([_resample(b, draw) for b in blocks]) for _ in range(draws)]
-    low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
+    resampled = [statistic([_resample(b, draw) for b in blocks]) for _ in range(draws)]
+    low, high = np.quantile(resampled, [0.5 - level / 2, 0.5 + level / 2])
     return Estimate(statistic(blocks), float(low), float(high), len(blocks))
 
 
@@ -147,11 +151,11 @@ def probability_of_improvement(ours: Sequence[ArrayLike], theirs: Sequence[Array
     """How often a run of ours beats one of theirs, a tie counting half, averaged over blocks (Mann-Whitney U
     over n * m; Agarwal et al. 2021).
     """
-    found = []
+    shares = []
     for a, b in zip(ours, theirs, strict=True):
         x, y = np.asarray(a, float)[:, None], np.asarray(b, float)[None, :]
-        found.append(float((x > y).mean() + 0.5 * (x == y).mean()))
-    return float(np.mean(found))
+        shares.append(float((x > y).mean() + 0.5 * (x == y).mean()))
+    return float(np.mean(shares))
 
 
 def average_ranks(scores: ArrayLike) -> Floats:
@@ -199,9 +203,9 @@ def clustered_difference(
     count = len(sums)
     draw = numpy_generator("clustered bootstrap", seed)
     weights = draw.multinomial(count, np.full(count, 1 / count), size=draws)
-    found = (weights @ sums) / (weights @ sizes)
-    low, high = np.quantile(found, [0.5 - level / 2, 0.5 + level / 2])
-    p = 2 * min(float((found <= 0).mean()), float((found >= 0).mean()))
+    resampled = (weights @ sums) / (weights @ sizes)
+    low, high = np.quantile(resampled, [0.5 - level / 2, 0.5 + level / 2])
+    p = 2 * min(float((resampled <= 0).mean()), float((resampled >= 0).mean()))
     return Difference(float(difference.mean()), float(low), float(high), count, min(1.0, p))
 
 

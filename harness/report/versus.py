@@ -100,11 +100,13 @@ def _line(cell: tuple[float, str], one: pd.DataFrame, other: pd.DataFrame) -> li
     ratio, row = cell
     ours, theirs = (f[(f["noise_ratio"] == ratio) & (f["row"] == row)] for f in (one, other))
     both = ours.merge(theirs, on=["seed", "noise_seed"], suffixes=("", "_other"))
-    found = paired_difference(both["rsum_other"], both["rsum"])
+    paired = paired_difference(both["rsum_other"], both["rsum"])
     difference = "–"
-    if np.isfinite(found.value):
-        interval = f" [{found.low:+.1f}, {found.high:+.1f}]" if np.isfinite(found.low) else f" (n={found.n})"
-        difference = f"{found.value:+.1f}{interval}"
+    if np.isfinite(paired.value):
+        interval = (
+            (f" [{paired.low:+.1f}, {paired.high:+.1f}]") if np.isfinite(paired.low) else f" (n={paired.n})"
+        )
+        difference = f"{paired.value:+.1f}{interval}"
     trials = "–" if both.empty else "same" if (both["trial"] == both["trial_other"]).all() else "other"
     return [
         Cell(f"{ratio:g}"),
@@ -168,20 +170,21 @@ def _settings(sweep: SweepRecord) -> dict[str, dict[str, str]]:
     """Of each row all settings, several values of one together."""
     frame = tidy(sweep)
     row_of = dict(zip(frame["trial"], frame["row"], strict=True))
-    found: dict[str, dict[str, set[str]]] = {}
+    values_of: dict[str, dict[str, set[str]]] = {}
     for trial in sweep.planned:
-        own = found.setdefault(row_of[trial.id], {})
+        own = values_of.setdefault(row_of[trial.id], {})
         for key, value in settings(trial).items():
             own.setdefault(key, set()).add(value)
-    return {row: {k: ", ".join(sorted(v)) for k, v in own.items()} for row, own in found.items()}
+    return {row: {k: ", ".join(sorted(v)) for k, v in own.items()} for row, own in values_of.items()}
 
 
 def _digests(sweep: SweepRecord) -> str:
-    found = {
+    digest_of = {
         (r.trial.noise_ratio, r.trial.noise_seed): r.tags.get("noise_digest", "?")
         for r in sweep.records.values()
         if r.done
     }
     return (
-        "; ".join(f"{ratio:g}/{seed}: {digest[:8]}" for (ratio, seed), digest in sorted(found.items())) or "–"
+        "; ".join(f"{ratio:g}/{seed}: {digest[:8]}" for (ratio, seed), digest in sorted(digest_of.items()))
+        or "–"
     )
