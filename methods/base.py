@@ -48,7 +48,7 @@ class Pairs:
         return Pairs(self.images[rows], self.captions[rows], self.split)
 
     def some(self, count: int | None, generator: torch.Generator) -> Pairs:
-        """A random part of so many pairs, which holds the smaller parts of an equal generator; None: all.
+        """`count` random pairs, which include the smaller samples of an equal generator; None: all pairs.
 
         Raises:
             ValueError: there are fewer.
@@ -56,7 +56,7 @@ class Pairs:
         if count is None:
             return self
         if count > len(self):
-            raise ValueError(f"{count} clean pairs are asked for, and the data set has {len(self)}")
+            raise ValueError(f"clean_pairs = {count}: the data set has {len(self)} clean pairs")
         return self[torch.randperm(len(self), generator=generator)[:count]]
 
 
@@ -199,7 +199,7 @@ class Method(nn.Module):
 
     paper: ClassVar[str] = ""
     published: ClassVar[tuple[str, ...]] = ()
-    """What the method is called in tables of published results, which reports show beside ours."""
+    """What the method is called in tables of published results, which reports show next to ours."""
     uses_clean_data: ClassVar[bool] = False
     uses_ground_truth: ClassVar[bool] = False
     trains: ClassVar[bool] = True
@@ -255,7 +255,9 @@ class Method(nn.Module):
         return {}
 
     def batch_scale(self, epoch: int) -> int:
-        """Batches of this epoch hold so many times the sweep's batch size, in as many fewer steps."""
+        """The factor by which batches of this epoch exceed the sweep's batch size; there are as many times
+        fewer steps.
+        """
         return 1
 
     @classmethod

@@ -20,7 +20,7 @@ class CoTeaching(Method):
 
     Args:
         warmup_epochs: epochs on all pairs first.
-        warmup_batch: batches of the warm-up hold so many times the sweep's batch size.
+        warmup_batch: factor by which batches of the warm-up exceed the sweep's batch size.
         keep_above: posterior of a match that a pair must exceed.
         n_networks: 2 as published; with 1 the network divides for itself.
     """

@@ -142,12 +142,12 @@ class MSCN(CoTeaching):
         net, head = self.networks[judge], self.heads[judge]
 
         def scores(pairs: Pairs | None = None) -> Any:
-            found = scan(
+            result = scan(
                 lambda images, texts: {"score": head(net.pair_vectors(images, texts))},
                 network=judge,
                 pairs=pairs,
             )
-            return found["score"].numpy()
+            return result["score"].numpy()
 
         return torch.from_numpy(matched_posterior(scores(), scores(self.negatives), scores(self.clean)))
 
@@ -231,9 +231,11 @@ class MSCN(CoTeaching):
         state = {**ahead, **{name: buffer.clone() for name, buffer in net.named_buffers()}}  # type: ignore[attr-defined]
         losses = []
         for kind, meta_batch in batch.auxiliary.items():
-            found = functional_call(net, state, (meta_batch,), {"then": logits})  # type: ignore[arg-type]
+            scores = functional_call(net, state, (meta_batch,), {"then": logits})  # type: ignore[arg-type]
             losses.append(
-                F.binary_cross_entropy_with_logits(found, torch.full_like(found, float(kind == "positives")))
+                F.binary_cross_entropy_with_logits(
+                    scores, torch.full_like(scores, float(kind == "positives"))
+                )
             )
         return torch.stack(losses).mean()
 
@@ -279,9 +281,9 @@ class ScoreHead(nn.Module):
             "out_bias": "output_layer.bias",
         }
         for own, theirs in names.items():
-            expected, found = getattr(self, own), published[theirs]
-            if expected.shape != found.shape:
-                shapes = f"expected {tuple(expected.shape)}, found {tuple(found.shape)}"
+            expected, loaded = getattr(self, own), published[theirs]
+            if expected.shape != loaded.shape:
+                shapes = f"expected {tuple(expected.shape)}, found {tuple(loaded.shape)}"
                 raise ValueError(
                     f"the similarity head in the checkpoint (backbone.pretrained), {theirs}: {shapes}"
                 )

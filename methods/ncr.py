@@ -25,7 +25,7 @@ class NCR(CoTeaching):
     on) is two optimizer steps, one on a batch of each part, as released.
 
     Losses that the mixture sees come from batches of a fixed order: in the released code they come from
-    shuffled ones, and the posterior depends on who stood beside a pair.
+    shuffled ones, and the posterior depends on the other pairs of a batch.
 
     Args:
         margin: alpha.

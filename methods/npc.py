@@ -174,18 +174,18 @@ def _nearest(queries: Tensor, candidates: Tensor, *, chunk: int = 4096, tie: flo
     """For each query [N, D] the row of the candidate [C, D] with the largest cosine (both are unit vectors).
 
     Pairs share images and captions, so exact ties are common: the earliest of those within `tie` of the
-    largest is taken, which does not hang on rounding.
+    largest is taken, which does not depend on rounding.
     """
-    found = []
+    nearest = []
     for part in queries.split(chunk):
         cosine = part @ candidates.T
         close = cosine >= cosine.amax(1, keepdim=True) - tie
-        found.append(close.view(torch.uint8).argmax(1))  # the first of equals
-    return torch.cat(found).cpu()
+        nearest.append(close.view(torch.uint8).argmax(1))  # the first of equals
+    return torch.cat(nearest).cpu()
 
 
 def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each distinct value of [N] stands first, in order of place, and for each element its row among
+    """The first index of each distinct value of [N], in order of index, and for each element its row among
     those.
     """
     place, row = values.unique(return_inverse=True)

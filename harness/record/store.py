@@ -359,6 +359,12 @@ def absolute_uri(uri: str | None) -> str:
     return uri
 
 
+def is_missing(uri: str | None) -> bool:
+    """Whether a URI names a database file that does not exist; opening it would make it."""
+    path = absolute_uri(uri).removeprefix("sqlite:///")
+    return path != absolute_uri(uri) and not Path(path).exists()
+
+
 class Store:
     """A tracking store that answered.
 

@@ -19,7 +19,7 @@ from harness.data.base import DataError, DataSet
 from harness.lib.console import console, fail
 from harness.lib.locks import acquire, is_locked, owner
 from harness.record.provenance import Provenance
-from harness.record.store import Store
+from harness.record.store import Store, is_missing
 from harness.record.types import StoreError, SweepHandle, TrialRecord
 from harness.sweep.attempt import Ending, StoreGone, Task
 from harness.sweep.launcher import Launcher, LaunchError
@@ -129,7 +129,8 @@ def _check(sweep: Sweep, options: argparse.Namespace) -> tuple[dict[str, DataSet
         errors += check_address(options.address)
     store = None
     try:
-        store = _open_store(options)
+        if not (options.dry_run and is_missing(options.tracking_uri)):
+            store = _open_store(options)
     except StoreError as error:
         errors.append(str(error))
     _refuse(errors)

@@ -91,7 +91,7 @@ def test_a_smaller_clean_set_is_in_the_larger():
         return set(clean.some(count, torch_generator(3, "clean pairs")).captions.tolist())
 
     assert some(2) < some(5) < some(19) < some(None)
-    with pytest.raises(ValueError, match="21 clean pairs are asked for, and the data set has 20"):
+    with pytest.raises(ValueError, match="clean_pairs = 21: the data set has 20 clean pairs"):
         some(21)
 
 

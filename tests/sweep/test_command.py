@@ -403,6 +403,13 @@ def test_a_dry_run_starts_nothing(place, capfd):
     assert Store().client.experiment_id("dry") is None
 
 
+def test_a_dry_run_makes_no_store(place, tmp_path, capfd):
+    uri = f"sqlite:///{tmp_path / 'new.db'}"
+    assert run_sweep([write(place, "clip", name="dry"), "--dry-run", "--tracking-uri", uri]) == 0
+    assert "sweep dry: 1 trials, 0 done" in capfd.readouterr().err
+    assert not (tmp_path / "new.db").exists()
+
+
 def test_a_dry_run_tells_the_cost_from_what_was_measured(failed, place, capfd):
     file = write(place, "clip", "npc", name="dry", fixed={"epochs": 300}, resources={"gpus": 64})
     assert run_sweep([file, "--dry-run"]) == 0
