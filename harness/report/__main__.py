@@ -20,6 +20,21 @@ def main(arguments: list[str] | None = None) -> int:
         escape_undecodable,
         fail,
     )
+    from harness.report.drawing import in_background
+
+    escape_undecodable()
+    if not options.compare:
+        with in_background():
+            return _report(options)
+    if len(options.names) != 2:
+        given = len(options.names)
+        return fail([f"--compare takes two sweeps, {given} given: python -m harness.report A B --compare"])
+    return _report(options)
+
+
+def _report(options: argparse.Namespace) -> int:
+    """Write the reports that are asked for; the exit code."""
+    from harness.lib.console import fail
     from harness.lib.registry import UnknownName
     from harness.record.store import Store
     from harness.record.types import StoreError
@@ -27,18 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     from harness.report.versus import write_versus
     from harness.report.write import print_summary, write_report
 
-    escape_undecodable()
-    if options.compare and len(options.names) != 2:
-        given = len(options.names)
-        return fail([f"--compare takes two sweeps, {given} given: python -m harness.report A B --compare"])
     reports = Path.cwd() / "reports"
     try:
         store = Store(options.tracking_uri, patient=False)
         if options.compare:
             a, b = options.names
-            print_summary(
-                write_versus(from_store(store, a), from_store(store, b), reports / f"{a}-against-{b}")
-            )
+            sources = from_store(store, a), from_store(store, b)
+            print_summary(write_versus(*sources, reports / f"{a}-against-{b}"))
             return 0
         for name in options.names:
             print_summary(write_report(store, name, reports / name))

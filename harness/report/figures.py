@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from harness.evaluation.metrics import BINS, Calibration
+from harness.report.drawing import drawn
 from harness.report.results import cells
 from methods import METHODS
 
@@ -76,6 +77,7 @@ def _paler(colour: str, share: float) -> str:
     )
 
 
+@drawn
 def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
     """rSum over the noise ratio: mean line, band of one sd (of few rows: many would be one wedge), seeds as
     dots; the oracle upper bound is dashed.
@@ -105,6 +107,7 @@ def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
         _legend(axes)
 
 
+@drawn
 def scatter(
     frame: pd.DataFrame, points: pd.DataFrame, title: str, target: Path, *, log: bool = False
 ) -> None:
@@ -143,6 +146,7 @@ def scatter(
         _legend(axes)
 
 
+@drawn
 def ranks(
     frame: pd.DataFrame, average: Mapping[str, float], different: pd.DataFrame, title: str, target: Path
 ) -> None:
@@ -166,6 +170,7 @@ def ranks(
         axes.set_title(title)
 
 
+@drawn
 def histograms(calibrations: Mapping[tuple[str, float], Calibration], title: str, target: Path) -> None:
     """Confidence of matched and mismatched training pairs, (row, noise ratio) -> counts: a row of panels
     each, shares of the kind's pairs.
@@ -192,6 +197,7 @@ def histograms(calibrations: Mapping[tuple[str, float], Calibration], title: str
         _shared_legend(panels)
 
 
+@drawn
 def reliability(
     calibrations: Mapping[tuple[str, float], Calibration], frame: pd.DataFrame, title: str, target: Path
 ) -> None:
@@ -226,6 +232,7 @@ def reliability(
         _shared_legend(panels)
 
 
+@drawn
 def confidence_over_epochs(means: pd.DataFrame, frame: pd.DataFrame, title: str, target: Path) -> None:
     """Mean confidence of matched (solid) and mismatched (dashed) pairs; columns row, noise_ratio, seed,
     epoch, matched, mismatched.
@@ -258,6 +265,7 @@ def confidence_over_epochs(means: pd.DataFrame, frame: pd.DataFrame, title: str,
         _shared_legend(panels)
 
 
+@drawn
 def axis(
     lines: Mapping[str, pd.DataFrame],
     level: Mapping[str, Mapping[float, float]],

@@ -23,6 +23,7 @@ from harness.report.comparison import (
     reference_row,
 )
 from harness.report.cost import cost_figure, cost_tables
+from harness.report.drawing import finish
 from harness.report.figures import BANDS, degradation
 from harness.report.gallery import galleries
 from harness.report.page import Page, trial_lines
@@ -68,6 +69,7 @@ def write(source: Source, folder: Path) -> Path:
         page.blocks = [*blocks, *_measures(marked)]
         page.galleries = galleries(source, marked)
     page.trials = trial_lines(frame, source.link)
+    finish()
     page.write(folder)
     return folder
 
