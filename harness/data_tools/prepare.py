@@ -1,11 +1,9 @@
-"""Pictures made small once: WebDataset shards that a trial reads in place of the originals (see
-`webdataset.py`).
+"""Pictures resized once, in WebDataset shards that a trial reads instead of the originals (`webdataset.py`).
 
-A picture's shorter side becomes the model's input size, by the same bicubic filter that the model's own
-transform uses, so what is left for a trial is to read, to decode few pixels, and to crop. `png` keeps the
-very pixels (a trial gets the same inputs, bit for bit); `jpeg` and
-`webp` at quality 95 are a tenth of that, and not quite the same pictures: the data set gets another
-fingerprint.
+The shorter side of a picture becomes the model's input size, by the bicubic filter of the model's own
+transform, so that a trial only decodes few pixels and crops. `png` is lossless: a trial gets the same inputs,
+bit for bit. `jpeg` and `webp` (quality 95) take a tenth of the space and change the pictures slightly. The
+prepared data set has another fingerprint than the original.
 """
 
 from __future__ import annotations
@@ -33,26 +31,31 @@ FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "webp": ("webp", {"format": "WEBP", "quality": 95, "method": 4}),
     "png": ("png", {"format": "PNG", "compress_level": 4}),
 }
-SHARD = 2_000  # pictures in a shard
+"""File name suffix and Pillow's options for each value of `--format`."""
+SHARD = 2_000
+"""Pictures per shard."""
 
 
 def prepare(
     data: DataSet, folder: Path, *, size: int, form: str = "jpeg", threads: int | None = None
 ) -> None:
-    """Write `folder` with shards of every split, and `dataset.json` about them. All or nothing is written.
+    """Write shards of every split, and `dataset.json` about them. If an error occurs, nothing is written.
 
     Args:
         data: a data set of pictures.
-        size: pixels of the shorter side: the model's input size.
+        folder: the directory to create.
+        size: shorter side in pixels: the model's input size.
         form: one of `FORMATS`.
+        threads: number of threads that resize and encode (default: the number of processors).
 
     Raises:
-        DataError: the folder exists, the data set has no pictures, or one cannot be decoded.
+        DataError: the directory exists, the data set has no pictures, or a picture cannot be decoded or
+            encoded.
     """
     if folder.exists():
         raise DataError(f"{folder} exists already: remove it, or choose another --out")
     if data["train"].kind != "pictures":
-        raise DataError(f"{data.name!r} has region features, and no pictures to prepare")
+        raise DataError(f"data set {data.name!r} has region features and no pictures to prepare")
     ids = data.coco_ids and (data.coco_ids[0].tolist(), data.coco_ids[1].tolist())
     about = About(
         name=data.name,
@@ -71,8 +74,9 @@ def prepare(
 
 
 def smaller(picture: Image.Image, size: int) -> Image.Image:
-    """The picture with its shorter side at `size`, as torchvision's `Resize` rounds it; a smaller picture
-    grows, as it would in the trial.
+    """Resize a picture to a shorter side of `size` pixels, with the rounding of torchvision's `Resize`.
+
+    Smaller pictures are enlarged, as in a trial.
     """
     width, height = picture.size
     short, long = min(width, height), max(width, height)
@@ -83,24 +87,25 @@ def smaller(picture: Image.Image, size: int) -> Image.Image:
 
 
 def _write_split(folder: Path, name: str, split: Split, size: int, form: str, threads: int) -> None:
-    suffix, how = FORMATS[form]
+    """Write the shards of a split: `KEY.SUFFIX` and `KEY.json` for each image."""
+    suffix, options = FORMATS[form]
     captions: list[list[str]] = [[] for _ in range(len(split.images))]
     places: list[list[int]] = [[] for _ in range(len(split.images))]
-    for place, (caption, image) in enumerate(zip(split.captions, split.owner.tolist(), strict=True)):
+    for index, (caption, image) in enumerate(zip(split.captions, split.owner.tolist(), strict=True)):
         captions[image].append(caption)
-        places[image].append(place)
+        places[image].append(index)
     grouped = len(np.unique(split.image_group)) < len(split.images)
 
     def encode(i: int) -> bytes:
         stream = io.BytesIO()
         try:
-            smaller(split.images[i], size).save(stream, **how)
+            smaller(split.images[i], size).save(stream, **options)
         except (OSError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
-            name_of_picture = split.images.name(i)  # type: ignore[attr-defined]
+            picture = split.images.name(i)  # type: ignore[attr-defined]
             raise DataError(
-                f"picture {name_of_picture} cannot be written as {form} at {size} pixels: {error}"
+                f"picture {picture} cannot be written as {form} at {size} pixels: {error}"
             ) from None
         return stream.getvalue()
 
@@ -120,7 +125,7 @@ def _write_split(folder: Path, name: str, split: Split, size: int, form: str, th
 
 
 def _in_order(pool: ThreadPoolExecutor, encode: Any, rows: range) -> Iterator[bytes]:
-    """Results in order, with few ahead of the one that is written."""
+    """Encoded pictures in order, at most 256 of them in memory."""
     for start in range(0, len(rows), 256):
         yield from pool.map(encode, rows[start : start + 256])
 

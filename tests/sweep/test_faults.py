@@ -403,10 +403,11 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path, alone):
 def test_a_sweep_that_is_stopped(tmp_path, alone, sign, background):
     """Also one that a shell started in the background, which ignores Ctrl-C."""
     file = write(tmp_path, seeds=2, resources={"at_once": 1})
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if background else None
+    # A process that a shell has started in the background ignores SIGINT, and so may this one, and its
+    # children.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
     running = Running(tmp_path, file)
-    if background:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, before)
     running.reaches("0.1.0")
     children = psutil.Process(running.process.pid).children(recursive=True)
     os.kill(running.process.pid, sign)
