@@ -1,6 +1,7 @@
-"""The methods that are compared, one file each. A new one is a file here and a line below.
+"""The compared methods, one file each. This module imports none of them, and no library.
 
-A method of your own needs no line: `method: my_package.my_module:MyMethod` in a sweep file.
+To add a method to the project, write a file in this package and add a line to `METHODS`. A method of another
+package needs no line: a sweep file names it as `method: my_package.my_module:MyMethod`.
 """
 
 METHODS = {
@@ -14,3 +15,4 @@ METHODS = {
     "mscn": "methods.mscn:MSCN",
     "clip_clean": "methods.clip_clean:ClipClean",
 }
+"""`module:class` of each method by its name in sweep files."""

@@ -1,10 +1,12 @@
-"""What a method is: the contract between `methods/` and the harness.
+"""The contract between the methods and the harness.
 
-A method owns its networks and sees pair indices, images and texts. It never sees which pairs are
-noisy, the test split, or the trial. The harness owns the clock, the data order, the optimizers,
-precision and evaluation, so that all methods pay the same budget.
+A method owns its networks and sees pair indices, images and texts. It never sees which pairs are noisy, the
+test split, or the trial. The harness owns the clock, the data order, the optimizers, precision and
+evaluation, so that all methods have the same budget.
 
-The smallest method overrides `loss`; `methods/clip.py` is one.
+The smallest method overrides `loss`; `methods/clip.py` is an example. `docs/adding.md` explains the contract.
+
+Shapes: N training pairs, a batch of B pairs, M images and T texts, embedding dimension D.
 """
 
 from __future__ import annotations
@@ -19,22 +21,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# Types of hyper-parameters. The harness checks a sweep file against a constructor's annotations.
+# Types of hyper-parameters. The harness checks a sweep file against the annotations of a constructor.
 Positive = Annotated[float, at.Gt(0)]
+"""A number above 0."""
 Share = Annotated[float, at.Ge(0), at.Le(1)]
+"""A number in [0, 1]."""
 Count = Annotated[int, at.Ge(0)]
+"""An integer of at least 0."""
 Size = Annotated[int, at.Ge(1)]
+"""An integer of at least 1."""
 
 Report = dict[str, float | Tensor]
-"""Named scalars for the record; tensors are read at the end of the epoch, so that no step waits for the
+"""Named scalars for the record. Tensors are read at the end of the epoch, so that no step waits for the
 device.
 """
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs to fetch: image `images[k]` with caption `captions[k]` of a split (`train`, or `meta` for the
-    clean set).
+    """Pairs of a split: image `images[k]` with caption `captions[k]`.
+
+    Attributes:
+        images: int64 [N], indices of images in the split.
+        captions: int64 [N], indices of captions in the split.
+        split: `train`, or `meta` for the clean set.
     """
 
     images: Tensor
@@ -48,10 +58,14 @@ class Pairs:
         return Pairs(self.images[rows], self.captions[rows], self.split)
 
     def some(self, count: int | None, generator: torch.Generator) -> Pairs:
-        """`count` random pairs, which include the smaller samples of an equal generator; None: all pairs.
+        """Random pairs without replacement.
+
+        Args:
+            count: number of pairs; None: all, in order.
+            generator: with an equal generator, a larger sample includes the smaller ones.
 
         Raises:
-            ValueError: there are fewer.
+            ValueError: `count` exceeds the number of pairs.
         """
         if count is None:
             return self
@@ -62,13 +76,17 @@ class Pairs:
 
 @dataclass
 class Batch:
-    """A global batch of `total` pairs, of which this process holds the inputs of rows `start, start + 1,
-    ...`.
+    """A global batch of B pairs; a process holds the inputs of all its rows or of a part of them.
 
-    Where it is not `sharded`, those are all rows. `index` [total] are training-pair indices (for other pairs:
-    positions in the request). `images` and `texts` are what the backbone takes. `seed` is this batch's own:
-    dropout and draws come from it. `auxiliary` holds the batches that the method asked for with
-    `auxiliary_pools`, and the pairs that it asked for with `auxiliary_pairs`.
+    Attributes:
+        index: int64 [B], indices of the training pairs; for auxiliary pairs, rows of the request.
+        images: images of this process [b, ...], as the backbone takes them.
+        texts: texts of this process [b, ...], as the backbone takes them.
+        start: row of the global batch at which `images` and `texts` begin.
+        total: B.
+        seed: seed of this batch, for dropout and for draws of the method.
+        sharded: whether `images` and `texts` are a part of the rows; otherwise b = B.
+        auxiliary: batches from `Method.auxiliary_pools` and `Method.auxiliary_pairs`, by name.
     """
 
     index: Tensor
@@ -81,6 +99,8 @@ class Batch:
     auxiliary: dict[str, Batch] = field(default_factory=dict)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
+        """The batch and its auxiliary batches on `device`, with floating-point tensors in `dtype`."""
+
         def move(x: Tensor) -> Tensor:
             return x.to(device, dtype if x.is_floating_point() else None, non_blocking=True)
 
@@ -92,89 +112,95 @@ class Batch:
 
 
 class Backbone(Protocol):
-    """A network that embeds images and texts. It is a `torch.nn.Module` too.
+    """A network that embeds images and texts and compares them. It is also a `torch.nn.Module`.
 
-    `forward(batch)` gives the embeddings of the *global* batch, with gradient, over all processes: a method
-    never gathers anything itself. An embedding is a row of a tensor, [B, D] or wider ([B, 1 + regions, D] for
-    `sgraf`). `forward(batch, then=f)` gives f(images, texts) instead, so that under
-    `torch.func.functional_call` all of f sees the replaced parameters.
+    `forward(batch)` returns the embeddings of the *global* batch over all processes, with gradient, so that a
+    method never gathers anything itself. Embeddings are [B, D], or wider ([B, 1 + regions, D] for `sgraf`).
+    `forward(batch, then=f)` returns f(images, texts) instead, so that under `torch.func.functional_call` all
+    of f uses the replaced parameters.
     """
 
     vector_size: int
-    """Width V of the similarity vector."""
+    """Dimension V of the similarity vector."""
     couples_pairs: bool
-    """Whether a pair's similarity depends on the other pairs that it is scored with while training (SAF's
-    batch normalisation).
+    """Whether, in training mode, the similarity of a pair depends on the other pairs that are scored with it
+    (batch normalisation in SAF).
     """
     published_head: Mapping[str, Tensor] | None
-    """Weights of MSCN's similarity head, where the network was loaded from a checkpoint that has one."""
+    """Weights of MSCN's similarity head, if the network was loaded from a checkpoint that has one."""
 
-    def __call__(self, batch: Batch, then: Callable[[Tensor, Tensor], Any] | None = None) -> Any: ...
-    def encode_image(self, images: Tensor) -> Tensor: ...
-    def encode_text(self, texts: Tensor) -> Tensor: ...
+    def __call__(self, batch: Batch, then: Callable[[Tensor, Tensor], Any] | None = None) -> Any:
+        """Embeddings of the images and of the texts, [B, ...] each, or the result of `then`."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Embeddings of images: [M, ...] -> [M, ...]."""
+
+    def encode_text(self, texts: Tensor) -> Tensor:
+        """Embeddings of texts: [T, ...] -> [T, ...]."""
+
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        """[M, ...], [N, ...] -> [M, N]: all pairs, in [-1, 1]."""
+        """Similarities of all pairs, in [-1, 1]: embeddings [M, ...], [T, ...] -> [M, T]."""
 
     def pair_similarity(self, images: Tensor, texts: Tensor) -> Tensor:
-        """[B, ...], [B, ...] -> [B]: the diagonal only."""
+        """The diagonal of `similarity` only: [B, ...], [B, ...] -> [B]."""
 
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
-        """`similarity` times the learned inverse temperature."""
+        """`similarity` times the learned inverse temperature: [M, ...], [T, ...] -> [M, T]."""
 
     def pooled(self, embeddings: Tensor) -> Tensor:
-        """[B, ...] -> [B, D']: one unit vector for each image or text, for nearest neighbours."""
+        """A unit vector for each image or text, for nearest neighbours: [B, ...] -> [B, D']."""
 
     def vectors(self, images: Tensor, texts: Tensor) -> Vectors:
-        """Similarity vectors of all pairs: [M, ...], [N, ...] -> [M, N, V]."""
+        """Similarity vectors of all pairs: [M, ...], [T, ...] -> [M, T, V]."""
 
     def pair_vectors(self, images: Tensor, texts: Tensor) -> Vectors:
-        """Those of the diagonal only: [B, ...], [B, ...] -> [B, V]."""
+        """The diagonal of `vectors` only: [B, ...], [B, ...] -> [B, V]."""
 
 
 class Vectors(Protocol):
-    """Similarity vectors [..., V], which need not stand in memory."""
+    """Similarity vectors [..., V]; an implementation need not store all of them."""
 
     def project(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """A linear layer over each of them: [H, V], [H] -> [..., H]."""
+        """A linear layer applied to every vector: weight [H, V], bias [H] -> [..., H]."""
 
 
 class Optimizers(Protocol):
-    """The harness's side of a step: one optimizer and schedule for each group of parameters.
+    """What a method can do in a step: one optimizer and one schedule for each group of parameters.
 
-    Gradients are averaged over processes in here; a method writes what one process would compute.
+    Gradients are averaged over processes inside, so a method is written for one process.
     """
 
     def update(self, loss: Tensor, *groups: str) -> None:
-        """Backward, clip, step and schedule for the named groups (all of them take gradients of `loss`)."""
+        """Compute the gradients of `loss`, clip them and step the optimizers of the named groups."""
 
     def look_ahead(self, loss: Tensor, group: str) -> dict[str, Tensor]:
-        """The group's parameters after one optimizer step on `loss`, from the optimizer's present state.
+        """Parameters of a group after one optimizer step on `loss`, from the optimizer's current state.
 
-        Neither parameters nor state change, and the graph of `loss` stays usable.
+        Parameters and state do not change, and the graph of `loss` stays usable.
         """
 
     def gradients(self, loss: Tensor, group: str, *, create_graph: bool = False) -> dict[str, Tensor]:
-        """The gradient of `loss` for each parameter of the group, differentiable if asked for."""
+        """Gradients of `loss` by parameter name of the group; differentiable with `create_graph`."""
 
     def learning_rate(self, group: str) -> float:
-        """The learning rate of the group's next step."""
+        """Learning rate of a group in the current step."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters with an optimizer of their own. `lr` None: the sweep's learning rate."""
+    """Parameters with an optimizer of their own.
+
+    Attributes:
+        parameters: the parameters by name.
+        lr: base learning rate; None: that of the sweep.
+    """
 
     parameters: Mapping[str, nn.Parameter]
     lr: float | None = None
 
 
 class Scan(Protocol):
-    """Runs a function over pairs in evaluation mode without gradient, and gathers it over processes.
-
-    `function(images, texts)` gets the embeddings of a batch under `network`, and returns tensors [b, ...] by
-    name; the result holds them for all pairs in data-set order, on the CPU. Pairs come in a fixed seeded
-    order, in equal batches under the data set's batch rule.
-    """
+    """A pass over pairs in evaluation mode without gradient, distributed over processes."""
 
     def __call__(
         self,
@@ -182,32 +208,53 @@ class Scan(Protocol):
         *,
         network: int = 0,
         pairs: Pairs | None = None,
-    ) -> dict[str, Tensor]: ...
+    ) -> dict[str, Tensor]:
+        """Apply `function` to all pairs. They come in a fixed seeded order, in batches of equal size.
+
+        Args:
+            function: from the embeddings of a batch, [b, ...] and [b, ...], to tensors [b, ...] by name.
+            network: index of the network that embeds the pairs.
+            pairs: the pairs; None: the training pairs, in batches under the data set's batch rule.
+
+        Returns:
+            The tensors of all pairs, [N, ...] by name, in the order of `pairs`, on the CPU.
+        """
 
 
 class Method(nn.Module):
     """Base class of all methods.
 
-    Args (all keyword-only; whatever a subclass adds is a hyper-parameter, set from a sweep file):
+    Arguments are keyword-only. Those below are given by the harness; arguments that a subclass adds are
+    hyper-parameters, set in a sweep file. Two further ones are given to a class that declares them:
+    `ground_truth` (bool [N], whether pair k matches) with `uses_ground_truth`, and `clean` (the clean
+    meta-set, `Pairs` of the split `meta`) with `uses_clean_data`.
+
+    State that a resumed trial needs is held in buffers.
+
+    Args:
         make_backbone: makes network number i, initialised from the trial's seed.
-        pairs: the training pairs as they are trained with: caption k with image `pairs.images[k]`.
-        batch_size: pairs in a global batch.
-        seed: the trial's model seed, for draws of the method's own.
-    A class with `uses_ground_truth` also gets `ground_truth` (bool [N], pair k matches); one with
-    `uses_clean_data` also gets `clean` (the clean meta-set, `Pairs` of the split `meta`).
+        pairs: the N training pairs as they are trained on: caption k with image `pairs.images[k]`.
+        batch_size: number of pairs in a global batch.
+        seed: the trial's model seed, for draws of the method.
+        n_networks: number of networks.
     """
 
     paper: ClassVar[str] = ""
+    """What the method implements: a paper and its venue, or a baseline."""
     published: ClassVar[tuple[str, ...]] = ()
-    """What the method is called in tables of published results, which reports show next to ours."""
+    """Names of the method in tables of published results, which reports show next to ours."""
     uses_clean_data: ClassVar[bool] = False
+    """Whether the method is given the clean meta-set."""
     uses_ground_truth: ClassVar[bool] = False
+    """Whether the method is given the ground truth of the pairs (the oracle)."""
     trains: ClassVar[bool] = True
+    """Whether the method trains; otherwise its networks are evaluated as they are."""
     id_neutral_defaults: ClassVar[Mapping[str, Any]] = {}
-    """Hyper-parameters that came after a method's first records, at the value that means what was before:
-    there they stay out of a trial's id, so that an id outlives them."""
+    """Hyper-parameters that were added after the first records of the method, at the value that equals the
+    earlier behaviour. At this value they are not part of a trial's id, so earlier ids stay valid.
+    """
 
-    networks: Sequence[Any]  # a ModuleList of backbones (`Backbone`, and modules all the same)
+    networks: Sequence[Any]  # a ModuleList; its items implement `Backbone` and are modules
 
     def __init__(
         self,
@@ -226,16 +273,23 @@ class Method(nn.Module):
 
     @property
     def n_networks(self) -> int:
-        """Networks whose similarities are averaged at test; stands in every record."""
+        """Number of networks. Their similarities are averaged at test, so every record contains it."""
         return len(self.networks)
 
     def groups(self) -> dict[str, Group]:
-        """One optimizer for each entry. Default: one for each network, named `network0`, `network1`, ..."""
+        """Groups of parameters, one optimizer each. Default: `network0`, `network1`, ..., one per network."""
         return {f"network{i}": Group(trainable(net)) for i, net in enumerate(self.networks)}
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
-        """Called before each network's pass of an epoch (from 0): look at all pairs, build banks
-        or mixtures.
+        """Prepare a network's pass of an epoch, e.g. fit mixtures or build memory banks.
+
+        Args:
+            epoch: the epoch, from 0.
+            network: the network that is trained in this pass.
+            scan: makes passes over the training pairs.
+
+        Returns:
+            Scalars to record.
         """
         return {}
 
@@ -244,78 +298,97 @@ class Method(nn.Module):
         return range(self.n_networks)
 
     def selected(self, network: int) -> Tensor | None:
-        """Training pairs (indices) that this pass draws its batches from; None: all. Steps stay the same."""
+        """Indices of the training pairs that a network's pass draws batches from; None: all.
+
+        The number of steps does not change.
+        """
         return None
 
     def auxiliary_pools(self, network: int) -> dict[str, Tensor | Pairs]:
-        """Further pools: training pairs (indices), or the clean set or a part of it. Each step also gets a
-        batch from each, drawn by the same rules, as `batch.auxiliary[name]`: of the same size or, from a pool
-        that does not fill one, of what there is (at least 2 pairs).
+        """Further pools by name; each step gets a batch from each, as `batch.auxiliary[name]`.
+
+        A pool is a tensor of training-pair indices, or a part of the clean set. Its batches are drawn by the
+        rules of the training batches. They have the same size, or fewer pairs (at least 2) if the pool does
+        not fill a batch. A pool that allows fewer than 2 pairs gives no batch.
         """
         return {}
 
     def batch_scale(self, epoch: int) -> int:
-        """The factor by which batches of this epoch exceed the sweep's batch size; there are as many times
-        fewer steps.
-        """
+        """Factor on the sweep's batch size in an epoch; the number of steps is divided by it."""
         return 1
 
     @classmethod
     def largest_batch(cls, batch_size: int, hyper: Mapping[str, Any]) -> int:
-        """Pairs in the largest batch of any epoch, known before the method is made."""
+        """Number of pairs in the largest batch of any epoch, known before the method is constructed.
+
+        Args:
+            batch_size: the sweep's batch size.
+            hyper: hyper-parameters by name.
+        """
         return batch_size
 
     def auxiliary_pairs(self, index: Tensor, seed: int) -> dict[str, Pairs]:
-        """Further pairs that a step on the pairs `index` needs; they arrive as `batch.auxiliary`.
+        """Further pairs by name that the step on a batch needs, as `batch.auxiliary[name]`.
 
-        May be called ahead of the step, within the pass."""
+        May be called before earlier steps of the same pass have run, since batches are loaded ahead.
+
+        Args:
+            index: int64 [B], indices of the batch's training pairs.
+            seed: seed of the batch.
+        """
         return {}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
-        """The training loss of a global batch, and scalars to record."""
+        """The training loss of a global batch (a scalar), and scalars to record.
+
+        Raises:
+            NotImplementedError: the method overrides neither `loss` nor `step`.
+        """
         raise NotImplementedError(f"{type(self).__name__} overrides neither loss nor step")
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
-        """One optimizer step of `network`. Overridden where an update is not one loss and one step."""
+        """Train `network` on a global batch, and return scalars to record.
+
+        Default: one optimizer step on `loss`. Override it if an update is not one loss and one step.
+        """
         loss, report = self.loss(batch)
         optimizers.update(loss, f"network{network}")
         return {"loss": loss.detach(), **report}
 
     def score(self, network: int, images: Tensor, texts: Tensor) -> Tensor:
-        """Embeddings of one network, [M, ...] and [N, ...] -> [M, N]: what that network ranks by."""
+        """Scores by which a network ranks: its embeddings [M, ...], [T, ...] -> [M, T]."""
         scores: Tensor = self.networks[network].similarity(images, texts)
         return scores
 
     def confidence(self) -> Tensor | None:
-        """For each training pair (data-set order) the belief in [0, 1] that it matches; None if there is
-        none.
-        """
+        """Confidence that each training pair matches, [N] in [0, 1]; None: the method has none."""
         return None
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that take gradients, by name."""
+    """The parameters of a module that require gradients, by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Forward passes in this block can be differentiated twice: cuDNN's recurrent layers and fused attention
-    cannot be.
+    """Context in which forward passes can be differentiated twice.
+
+    It disables cuDNN's recurrent layers and fused attention, which have no second derivative.
     """
     with torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 class evaluation_mode(AbstractContextManager[None]):
-    """The module in evaluation mode inside the block, and as it was after it."""
+    """Context in which a module is in evaluation mode; its former mode is restored on exit."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def __enter__(self) -> None:
-        self.before = self.module.training
+        self.was_training = self.module.training
         self.module.eval()
 
     def __exit__(self, *error: object) -> None:
-        self.module.train(self.before)
+        self.module.train(self.was_training)

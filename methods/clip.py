@@ -1,6 +1,4 @@
-"""Symmetric InfoNCE with a learned temperature: what everybody fine-tunes with, and the baseline of the
-field.
-"""
+"""CLIP fine-tuning: symmetric InfoNCE with a learned temperature, the baseline of the field."""
 
 from __future__ import annotations
 
@@ -13,13 +11,15 @@ from methods.losses import pair_losses
 
 
 class Clip(Method):
-    """Radford et al. 2021, section 2.3: cross-entropy over the batch in both directions, equal weight to
-    every pair.
+    """Cross-entropy over the batch in both directions, with equal weight for every pair.
+
+    Source: Radford et al., ICML 2021, section 2.3. It has no hyper-parameters.
     """
 
     paper = "CLIP (ICML 2021)"
     published: ClassVar[tuple[str, ...]] = ("CLIP", "CLIP fine-tuned", "CLIP ViT-B/32")
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
+        """The mean over the batch of `pair_losses`."""
         (network,) = self.networks
         return pair_losses(network.logits(*network(batch))).mean(), {}

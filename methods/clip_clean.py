@@ -1,4 +1,4 @@
-"""InfoNCE that also trains on the clean set: what clean data is worth before any method makes more of it."""
+"""InfoNCE on the training pairs and the clean set: the baseline for methods that need clean data."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from methods.seeding import torch_generator
 
 
 class ClipClean(Clip):
-    """To each batch comes one of clean pairs, as large or, where the clean set is smaller, as large as it can
-    be; every pair counts alike.
+    """`Clip` with an auxiliary batch of clean pairs in every step; every pair has the same weight (ours).
 
-    Negatives are those of a pair's own batch. A clean pair is trained on far more often than another. The
-    baseline to hold methods against that need clean data.
+    The auxiliary batch has the size of the training batch, or as many pairs as a smaller clean set allows.
+    Negatives are those of a pair's own batch. A clean pair is used far more often than a training pair.
 
     Args:
-        clean_pairs: how many pairs of the clean set are used; None: all.
+        clean: the clean set; given by the harness.
+        clean_pairs: number of pairs of the clean set that are used; None: all.
+        common: the arguments of `Method`.
+
+    Raises:
+        ValueError: `clean_pairs` exceeds the size of the clean set.
     """
 
     paper = "baseline"
@@ -36,12 +40,12 @@ class ClipClean(Clip):
         self.clean = clean.some(clean_pairs, torch_generator(self.seed, "clean pairs"))
 
     def auxiliary_pools(self, network: int) -> dict[str, Tensor | Pairs]:
+        """The clean set, as the pool `clean`."""
         return {"clean": self.clean}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
+        """The mean of `pair_losses` over the training batch and the clean batch together."""
         (network,) = self.networks
-        batches = [
-            batch,
-            *batch.auxiliary.values(),
-        ]  # no second one where the clean pairs are too few, or of one concept
+        # There is no clean batch if the clean set has fewer than two pairs, or fewer than two groups.
+        batches = [batch, *batch.auxiliary.values()]
         return torch.cat([pair_losses(network.logits(*network(b))) for b in batches]).mean(), {}

@@ -1,5 +1,6 @@
-"""What the co-teaching methods share: two networks, each of which divides the training pairs for
-the other.
+"""Co-teaching: two networks, each of which selects the training pairs of the other.
+
+The base class of `methods/ncr.py` and `methods/mscn.py`.
 """
 
 from __future__ import annotations
@@ -13,21 +14,25 @@ from methods.base import Count, Method, Report, Scan, Share, Size
 
 
 class CoTeaching(Method):
-    """After a warm-up, each network's pass draws from the pairs that the other one believes to match.
+    """After a warm-up, each network trains on the pairs that the other network classifies as matched.
 
-    A method on top says how a network divides the pairs (`divide`) and what a step is; test similarities are
-    averaged.
+    A subclass defines how a network divides the pairs (`divide`) and the training step. Test similarities of
+    the networks are averaged.
+
+    Source: the co-divide of DivideMix (Li et al., ICLR 2020, section 3.1), as NCR and MSCN use it.
 
     Args:
-        warmup_epochs: epochs on all pairs first.
-        warmup_batch: factor by which batches of the warm-up exceed the sweep's batch size.
-        keep_above: posterior of a match that a pair must exceed.
-        n_networks: 2 as published; with 1 the network divides for itself.
+        warmup_epochs: number of first epochs on all pairs (NCR, released code: 5 on Flickr30K, 10 on MS-COCO
+            and CC152K; MSCN: 5).
+        warmup_batch: factor on the sweep's batch size in the warm-up (NCR: 1; MSCN, released code: 2).
+        keep_above: threshold that the posterior of a match must exceed (released code of NCR and MSCN: 0.5).
+        n_networks: number of networks (papers: 2); with 1 the network divides the pairs for itself.
+        common: the arguments of `Method`.
     """
 
     in_turn: ClassVar[bool] = False
-    """Whether a network divides the pairs right before the other's pass (and after its own); else all divide
-    first.
+    """Whether a network divides the pairs right before the other network's pass, so after its own pass if
+    that comes first. Otherwise all networks divide before the first pass.
     """
 
     posterior: Tensor
@@ -51,40 +56,51 @@ class CoTeaching(Method):
         self.epoch = 0
 
     def divide(self, judge: int, scan: Scan) -> Tensor:
-        """What network `judge` believes of every training pair: the posterior of a match, [N]."""
+        """Posterior of a match for every training pair according to network `judge`, [N] in [0, 1]."""
         raise NotImplementedError
 
     @property
     def warming_up(self) -> bool:
+        """Whether the current epoch belongs to the warm-up."""
         return self.epoch < self.warmup_epochs
 
     def judge(self, network: int) -> int:
-        """The network whose division the pass of `network` trains on."""
+        """The network that selects the training pairs of `network`."""
         return (network + 1) % self.n_networks
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
+        """After the warm-up, divide the pairs with the networks that are due before this pass."""
         self.epoch = epoch
         if self.warming_up:
             return {}
-        first = network == self.passes()[0]
-        for judge in [self.judge(network)] if self.in_turn else range(self.n_networks) if first else []:
+        for judge in self._judges_before(network):
             self.posterior[judge] = self.divide(judge, scan).to(self.posterior)
         self.divided.fill_(True)
         return {"kept": float(self.kept(network).float().mean())}
 
+    def _judges_before(self, network: int) -> list[int]:
+        """The networks that divide the pairs right before the pass of `network`."""
+        if self.in_turn:
+            return [self.judge(network)]
+        return list(range(self.n_networks)) if network == self.passes()[0] else []
+
     def kept(self, network: int) -> Tensor:
-        """Whether a pair is believed to match, for the pass of `network`: bool [N]."""
+        """Whether each training pair is classified as matched for the pass of `network`: bool [N]."""
         return self.posterior[self.judge(network)] > self.keep_above
 
     def selected(self, network: int) -> Tensor | None:
+        """Indices of the pairs classified as matched; all pairs during the warm-up."""
         return None if self.warming_up else self.kept(network).nonzero().flatten()
 
     def batch_scale(self, epoch: int) -> int:
+        """`warmup_batch` during the warm-up, 1 after it."""
         return self.warmup_batch if epoch < self.warmup_epochs else 1
 
     @classmethod
     def largest_batch(cls, batch_size: int, hyper: Any) -> int:
+        """Number of pairs in a warm-up batch, or `batch_size` without a warm-up."""
         return batch_size * (hyper["warmup_batch"] if hyper["warmup_epochs"] else 1)
 
     def confidence(self) -> Tensor | None:
+        """The mean posterior over the networks, [N] in [0, 1]; None during the warm-up."""
         return self.posterior.mean(0) if self.divided else None

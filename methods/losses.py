@@ -1,7 +1,8 @@
-"""Losses over a batch of pairs: row = image, column = caption, pair k on the diagonal.
+"""Losses over a batch of B pairs. Row = image, column = caption; pair k is on the diagonal.
 
-The margin of a triplet loss is a number, or [B] (each pair's own, in both directions), or [B, B] (an entry
-for each image and caption, used in both directions; published code with margins of its own does this).
+The margin of a triplet loss is a number, a tensor [B] (the margin of each pair, used in both directions) or
+a tensor [B, B] (a margin for each image and caption, used in both directions, as in the released code of NCR
+and MSCN).
 """
 
 from __future__ import annotations
@@ -15,10 +16,17 @@ from torch import Tensor
 from methods.base import Backbone
 
 Scores = Callable[[Tensor, Tensor], Tensor]
+"""Scores of pairs from their embeddings: [B, ...], [B, ...] -> [B]."""
 
 
 def pair_losses(logits: Tensor) -> Tensor:
-    """Symmetric cross-entropy of each pair, l_k of NPC eq. (1): [B, B] scaled logits -> [B]."""
+    """Symmetric cross-entropy l_k of each pair, in nats: [B, B] -> [B].
+
+    Source: NPC eq. (1); its mean is the loss of CLIP (section 2.3).
+
+    Args:
+        logits: [B, B], similarities divided by the temperature.
+    """
     target = torch.arange(len(logits), device=logits.device)
     by_image = F.cross_entropy(logits, target, reduction="none")
     by_text = F.cross_entropy(logits.T, target, reduction="none")
@@ -26,29 +34,47 @@ def pair_losses(logits: Tensor) -> Tensor:
 
 
 def hinges(similarity: Tensor, margin: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Hinge of every negative, [B, B] each: for image k (row) over captions, for caption k (row) over images.
+    """The hinge [margin + negative - positive]_+ of every negative, with a diagonal of zeros.
 
-    The diagonal is 0.
+    Args:
+        similarity: [B, B].
+        margin: number, [B] or [B, B]; see the module.
+
+    Returns:
+        [B, B] for image k (row) over captions, and [B, B] for caption k (row) over images.
     """
     positive = similarity.diagonal()[:, None]
-    by_image, by_text = _both_ways(margin, similarity)
-    same = torch.eye(len(positive), dtype=torch.bool, device=similarity.device)
+    image_margin, text_margin = _directional_margins(margin, similarity)
+    diagonal = torch.eye(len(positive), dtype=torch.bool, device=similarity.device)
     return (
-        (by_image + similarity - positive).clamp(min=0).masked_fill(same, 0),
-        (by_text + similarity.T - positive).clamp(min=0).masked_fill(same, 0),
+        (image_margin + similarity - positive).clamp(min=0).masked_fill(diagonal, 0),
+        (text_margin + similarity.T - positive).clamp(min=0).masked_fill(diagonal, 0),
     )
 
 
 def mean_triplet(similarity: Tensor, margin: Tensor | float) -> Tensor:
-    """Each pair's hinge averaged over the batch (divisor B, diagonal 0), both directions added: [B, B] ->
-    [B].
+    """Hinges of each pair averaged over the batch, summed over both directions: [B, B] -> [B].
+
+    Source: the warm-up loss in the released code of NCR and MSCN. The divisor is B, and the positive counts
+    as 0.
+
+    Args:
+        similarity: [B, B].
+        margin: number, [B] or [B, B]; see the module.
     """
     by_image, by_text = hinges(similarity, margin)
     return by_image.mean(1) + by_text.mean(1)
 
 
 def hardest_triplet(similarity: Tensor, margin: Tensor | float) -> Tensor:
-    """Each pair's hinge against its hardest negative, both directions added: [B, B] -> [B] (VSE++, eq. 6)."""
+    """Hinge of each pair against its hardest negative, summed over both directions: [B, B] -> [B].
+
+    Source: VSE++ eq. (6).
+
+    Args:
+        similarity: [B, B].
+        margin: number, [B] or [B, B]; see the module.
+    """
     by_image, by_text = hinges(similarity, margin)
     return by_image.amax(1) + by_text.amax(1)
 
@@ -56,28 +82,38 @@ def hardest_triplet(similarity: Tensor, margin: Tensor | float) -> Tensor:
 def hardest_triplet_of_few(
     similarity: Tensor, pairs: Scores, images: Tensor, texts: Tensor, margin: Tensor | float
 ) -> Tensor:
-    """`hardest_triplet` with gradient through the 3 B pairs that have one, and not through B x B.
+    """`hardest_triplet`, differentiated through 3 B scores instead of B x B: -> [B].
 
-    The same loss and gradient at a fraction of the cost, where scoring a pair is expensive and does not
-    depend on the other pairs.
+    The loss and its gradient are the same, at a fraction of the cost if scoring a pair is expensive. The
+    score of a pair must not depend on the other pairs.
 
     Args:
-        similarity: [B, B], without gradient: it only tells which negatives are the hardest.
-        pairs: the scores of pairs, with gradient: [B, ...], [B, ...] -> [B].
+        similarity: [B, B], without gradient: it only selects the hardest negatives.
+        pairs: scores of pairs, with gradient: [B, ...], [B, ...] -> [B].
+        images: embeddings [B, ...].
+        texts: embeddings [B, ...].
+        margin: number, [B] or [B, B]; see the module.
     """
-    by_image, by_text = _both_ways(margin, similarity)
-    same = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
-    captions = (by_image + similarity).masked_fill(same, -torch.inf).argmax(1)
-    pictures = (by_text + similarity.T).masked_fill(same, -torch.inf).argmax(1)
+    image_margin, text_margin = _directional_margins(margin, similarity)
+    diagonal = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    negative_text = (image_margin + similarity).masked_fill(diagonal, -torch.inf).argmax(1)
+    negative_image = (text_margin + similarity.T).masked_fill(diagonal, -torch.inf).argmax(1)
     rows = torch.arange(len(similarity), device=similarity.device)
     positive = pairs(images, texts)
-    over_captions = by_image[rows, captions] + pairs(images, texts[captions]) - positive
-    over_images = by_text[rows, pictures] + pairs(images[pictures], texts) - positive
-    return over_captions.clamp(min=0) + over_images.clamp(min=0)
+    by_image = image_margin[rows, negative_text] + pairs(images, texts[negative_text]) - positive
+    by_text = text_margin[rows, negative_image] + pairs(images[negative_image], texts) - positive
+    return by_image.clamp(min=0) + by_text.clamp(min=0)
 
 
 def hardest_triplet_of(network: Backbone, images: Tensor, texts: Tensor, margin: Tensor | float) -> Tensor:
-    """`hardest_triplet` of a network's similarities, the cheapest way that the network allows: -> [B]."""
+    """`hardest_triplet` of a network's similarities, computed in the cheapest way it allows: -> [B].
+
+    Args:
+        network: the backbone; see `Backbone.couples_pairs`.
+        images: embeddings [B, ...].
+        texts: embeddings [B, ...].
+        margin: number, [B] or [B, B]; see the module.
+    """
     if network.couples_pairs:
         return hardest_triplet(network.similarity(images, texts), margin)
     with torch.no_grad():
@@ -85,10 +121,10 @@ def hardest_triplet_of(network: Backbone, images: Tensor, texts: Tensor, margin:
     return hardest_triplet_of_few(similarity, network.pair_similarity, images, texts, margin)
 
 
-def _both_ways(margin: Tensor | float, like: Tensor) -> tuple[Tensor, Tensor]:
+def _directional_margins(margin: Tensor | float, similarity: Tensor) -> tuple[Tensor, Tensor]:
     """Margins [B, B] of image k (row) over captions, and of caption k (row) over images."""
-    margin = torch.as_tensor(margin, dtype=like.dtype, device=like.device)
+    margin = torch.as_tensor(margin, dtype=similarity.dtype, device=similarity.device)
     if margin.ndim == 2:
         return margin, margin.T
-    own = margin.expand(len(like))[:, None].expand(like.shape)
-    return own, own
+    pair_margin = margin.expand(len(similarity))[:, None].expand(similarity.shape)
+    return pair_margin, pair_margin

@@ -1,4 +1,4 @@
-"""Two-component mixtures that tell matched from mismatched pairs by one value each."""
+"""Two-component mixtures that separate matched from mismatched pairs by one value of each pair."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from sklearn.mixture import GaussianMixture
 
 
 def low_loss_posterior(losses: np.ndarray, *, seed: int, max_iter: int = 100) -> np.ndarray:
-    """Posterior of the component with the smaller mean, [N] -> [N] in [0, 1].
+    """Posterior of the low-loss component of a two-component Gaussian mixture: [N] -> [N] in [0, 1].
 
-    Losses are brought to [0, 1] first, which gives `reg_covar` its meaning (NCR and NPC, released
-    code: tol 1e-2, reg_covar 5e-4, 100 iterations in NPC). Equal losses tell nothing: 1 for all.
+    Source: released code of NCR and NPC (tol 1e-2, reg_covar 5e-4), after DivideMix, section 3.1. Losses are
+    scaled to [0, 1] first, which gives `reg_covar` its meaning.
+
+    Args:
+        losses: losses of all training pairs, [N].
+        seed: seed of the initialisation.
+        max_iter: largest number of EM iterations (released code: 10 in NCR, 100 in NPC).
+
+    Returns:
+        The posterior of the component with the smaller mean; 1 for all pairs if all losses are equal.
     """
     span = float(losses.max() - losses.min())
     if span <= 0:
@@ -30,51 +38,61 @@ def low_loss_posterior(losses: np.ndarray, *, seed: int, max_iter: int = 100) ->
 def matched_posterior(
     scores: np.ndarray, negatives: np.ndarray, positives: np.ndarray, *, max_iter: int = 10, tol: float = 1e-2
 ) -> np.ndarray:
-    """Posterior of the matched component of a two-component Beta mixture over scores, [N] -> [N].
+    """Posterior of the matched component of a two-component Beta mixture: [N] -> [N] in [0, 1].
 
-    MSCN section 3.3: the components start from the scores of clean negatives and positives, with equal
-    weights; at most `max_iter` EM iterations, stopped when the log-likelihood of all scores gains less than
-    `tol`. Scores at or beyond the ends are set to 1e-3 and 1 - 1e-3 (released code). The M-step matches
-    moments (the released code's fork maximises the likelihood instead).
+    Source: MSCN section 3.3; iterations, tolerance and clamping from its released code. Ours: the M-step
+    matches moments, where the released code maximises the likelihood. Components start with equal weights.
+
+    Args:
+        scores: scores of all training pairs, [N]. In all three arguments, values <= 0 become 1e-3 and values
+            >= 1 become 1 - 1e-3.
+        negatives: scores of meta negatives, [M]: the start of the mismatched component.
+        positives: scores of meta positives, [P]: the start of the matched component.
+        max_iter: largest number of EM iterations (released code: 10).
+        tol: EM stops when the log-likelihood of all scores, in nats, gains less (released code: 1e-2).
     """
-    scores, negatives, positives = (_inside(x) for x in (scores, negatives, positives))
+    scores, negatives, positives = (_clamp(x) for x in (scores, negatives, positives))
     shapes = np.array(
-        [_moments(negatives, np.ones(len(negatives))), _moments(positives, np.ones(len(positives)))]
+        [
+            _match_moments(negatives, np.ones(len(negatives))),
+            _match_moments(positives, np.ones(len(positives))),
+        ]
     )
-    weights, before = np.array([0.5, 0.5]), -np.inf
+    weights, previous = np.array([0.5, 0.5]), -np.inf
     for _ in range(max_iter):
-        posterior, likelihood = _expect(scores, shapes, weights)
-        if likelihood - before < tol:
+        posterior, likelihood = _e_step(scores, shapes, weights)
+        if likelihood - previous < tol:
             break
-        before = likelihood
+        previous = likelihood
         weights = posterior.mean(1)
-        shapes = np.array([_moments(scores, p) for p in posterior])
-    matched: np.ndarray = _expect(scores, shapes, weights)[0][1]
+        shapes = np.array([_match_moments(scores, p) for p in posterior])
+    matched: np.ndarray = _e_step(scores, shapes, weights)[0][1]
     return matched
 
 
-def _inside(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, np.float64).copy()
-    x[x <= 0], x[x >= 1] = 1e-3, 1 - 1e-3
-    return x
+def _clamp(scores: np.ndarray) -> np.ndarray:
+    """A copy in which scores outside (0, 1) are moved inside; others stay."""
+    scores = np.asarray(scores, np.float64).copy()
+    scores[scores <= 0], scores[scores >= 1] = 1e-3, 1 - 1e-3
+    return scores
 
 
-def _moments(x: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """(a, b) of the Beta distribution with the weighted mean and variance of x."""
+def _match_moments(scores: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Shape parameters (a, b) of the Beta distribution with the weighted mean and variance of the scores."""
     weight = weight / max(weight.sum(), 1e-12)
-    mean = float(np.clip(weight @ x, 1e-4, 1 - 1e-4))
-    variance = max(float(weight @ (x - mean) ** 2), 1e-6)
-    common = max(mean * (1 - mean) / variance - 1, 1e-2)
-    return mean * common, (1 - mean) * common
+    mean = float(np.clip(weight @ scores, 1e-4, 1 - 1e-4))
+    variance = max(float(weight @ (scores - mean) ** 2), 1e-6)
+    total = max(mean * (1 - mean) / variance - 1, 1e-2)  # a + b
+    return mean * total, (1 - mean) * total
 
 
-def _expect(scores: np.ndarray, shapes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """Posterior [2, N] and the log-likelihood of all scores."""
-    log = np.stack(
+def _e_step(scores: np.ndarray, shapes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Posterior of each component, [2, N], and the log-likelihood of all scores."""
+    joint = np.stack(
         [
             np.log(max(w, 1e-12)) + beta_distribution.logpdf(scores, a, b)
             for w, (a, b) in zip(weights, shapes, strict=True)
         ]
     )
-    total = np.logaddexp(log[0], log[1])
-    return np.exp(log - total), float(total.sum())
+    marginal = np.logaddexp(joint[0], joint[1])
+    return np.exp(joint - marginal), float(marginal.sum())

@@ -1,6 +1,4 @@
-"""MSCN (CVPR 2023, arXiv 2304.06275): a small network learns the similarity score from a little
-clean data.
-"""
+"""MSCN (CVPR 2023, arXiv 2304.06275): a similarity score, meta-learned from a small clean set."""
 
 from __future__ import annotations
 
@@ -33,44 +31,60 @@ from methods.losses import hardest_triplet, hardest_triplet_of_few, mean_triplet
 from methods.mixtures import matched_posterior
 from methods.seeding import torch_generator
 
-AtLeastTwo = Annotated[int, at.Ge(2)]  # batch normalisation needs two
+AtLeastTwo = Annotated[int, at.Ge(2)]
+"""An integer of at least 2: batch normalisation needs two pairs."""
 
 
 class MSCN(CoTeaching):
-    """Meta Similarity Correction Network, section 3 of the paper.
+    """Meta Similarity Correction Network.
 
-    Two networks, each with a similarity head V (similarity vector -> 64 -> 1, sigmoid). After a warm-up
-    with the triplet loss averaged over negatives, every step: a look-ahead copy of the network takes one
-    plain SGD step on the training loss, V is updated through that step on the clean meta-set (eq. 5, 6),
-    then the network trains with the corrected V. Before each pass the other network divides the pairs by a
-    Beta mixture over its scores, started from the meta-set (section 3.3); pairs at or below
-    `keep_above` are left out. Test scores are averaged.
+    Each of the two networks w has a similarity head V with parameters theta, the meta-network: similarity
+    vector -> 64 units -> score in (0, 1).
 
-    Where the released code departs from the paper (`docs/field.md`), this follows the paper: the
-    margin belongs to the pair in both directions, and meta positives come from a set of their own, not from
-    the split that selects the model. It follows the code where the paper is silent: the look-ahead is SGD
-    without clipping, networks are trained in turn (the division by the first trains the second, then that by
-    the updated second trains the first). Ours: on an embedding backbone the similarity vector is the
-    element-wise product (`sgraf` has its own); negatives are drawn against the image that a caption is
-    trained with, since the true one is not known; positives and negatives of a meta batch are two passes
-    (released: one mixed batch, whose statistics they share); the network's optimizer goes on after the
-    warm-up (released: a new one); optimizer, weight decay, clipping and schedule are the sweep's for V too.
+    1. Warm-up: triplet loss averaged over negatives; w and theta are trained together.
+    2. Purification, before each pass: the other network divides the training pairs by a Beta mixture over its
+       scores, which starts from the scores of the meta-set. Pairs at or below `keep_above` are left out.
+    3. Look-ahead, in each step: w_hat(theta) = w - lr * gradient of the training loss, one plain SGD step.
+    4. Meta update: theta takes a step on the binary cross-entropy of a meta batch under w_hat(theta), with
+       the gradient through the look-ahead (eqs. 5 and 6).
+    5. Update: w takes a step on the training loss with the updated V (eqs. 7 and 8).
+
+    Test scores of the networks are averaged.
+
+    Sources: section 3 of the paper, purification from section 3.3. From the released code, where the paper
+    gives no detail: the look-ahead is SGD without clipping, and networks are trained in turn (the first
+    divides for the second, then the updated second for the first). Where the released code departs from the
+    paper (`docs/field.md`), this follows the paper: a margin belongs to its pair in both directions, and meta
+    positives come from a separate set, not from the split that selects the model.
+
+    Ours: on an embedding backbone the similarity vector is the element-wise product (`sgraf` has its own).
+    Meta negatives are drawn against the image that a caption is trained with, since the true image is
+    unknown. Positives and negatives of a meta batch are two forward passes (released code: one mixed batch,
+    which shares batch statistics). The optimizer of w continues after the warm-up (released code: a new one).
+    Optimizer, weight decay, clipping and schedule of the sweep apply to V too.
 
     As published, on `sgraf` (module SGR): batch 64 with `warmup_batch: 2`, Adam at 2e-4, a tenth of it from
-    epoch 30 after the warm-up, clipping at 2, `meta_lr: 1.7e-5` (sweeps/f30k_regions.yaml).
+    epoch 30 after the warm-up, clipping at 2, `meta_lr: 1.7e-5` (`sweeps/f30k_regions.yaml`).
 
     Args:
-        margin: alpha.
-        meta_lr: learning rate of V after the warm-up (paper: 1.7e-5, for its backbone).
-        meta_batch_size: clean positives in a meta batch, with as many negatives (not in the paper).
-        hidden: units of V.
-        margin_of: `pair`, or as in the released code `column`: an image's negative caption brings its own
-            margin.
-        clean_pairs: how many pairs of the clean set are used, and as many meta negatives; None: all.
-        meta: what the meta-loss is taken over: `both` kinds, or `positives` alone (ablation; the mixture
-            starts from both).
-        purify: without, all pairs are trained on, and there is no mixture and no confidence (ablation).
-        adaptive_margin: without, the margin is alpha for every pair (ablation).
+        clean: the clean meta-set, i.e. the meta positives (paper: 2 % of the data); given by the harness.
+        margin: alpha, in units of the score (paper: 0.2).
+        meta_lr: base learning rate of V after the warm-up (paper: 1.7e-5).
+        meta_batch_size: number of positives in a meta batch, with as many negatives (not in the paper).
+        hidden: number of hidden units of V (paper: 64).
+        margin_of: `pair` (paper), or `column`, by which the image-to-text half uses the margin of the
+            negative caption (released code).
+        clean_pairs: number of pairs of the clean set that are used; None: all. There are as many meta
+            negatives.
+        meta: kinds of pairs in the meta loss: `both` (paper), or `positives` (ablation). The mixture starts
+            from both kinds.
+        purify: if false, train on all pairs, without mixture and confidence (ablation).
+        adaptive_margin: if false, the margin is alpha for every pair (ablation).
+        common: the arguments of `CoTeaching` and `Method`.
+
+    Raises:
+        ValueError: the clean set has fewer than two pairs or fewer than `clean_pairs`, or a published head
+            has another size.
     """
 
     paper = "MSCN (CVPR 2023)"
@@ -106,7 +120,7 @@ class MSCN(CoTeaching):
         super().__init__(**common)
         self.clean = clean.some(clean_pairs, torch_generator(self.seed, "clean pairs"))
         if len(self.clean) < 2:
-            raise ValueError("the clean set has one pair: mscn needs at least two")
+            raise ValueError("the clean set has one pair; mscn needs at least two")
         self.meta, self.purify, self.adaptive_margin = meta, purify, adaptive_margin
         self.margin = margin
         self.meta_lr = meta_lr
@@ -121,24 +135,31 @@ class MSCN(CoTeaching):
         self.negatives = self.clean
 
     def groups(self) -> dict[str, Group]:
-        heads = {f"head{i}": Group(trainable(head)) for i, head in enumerate(self.heads)}
-        metas = {f"meta{i}": Group(trainable(head), lr=self.meta_lr) for i, head in enumerate(self.heads)}
-        return {**super().groups(), **heads, **metas}
+        """Networks, heads in the warm-up (sweep's learning rate), and heads after it (`meta_lr`)."""
+        warmup_heads = {f"head{i}": Group(trainable(head)) for i, head in enumerate(self.heads)}
+        meta_heads = {
+            f"meta{i}": Group(trainable(head), lr=self.meta_lr) for i, head in enumerate(self.heads)
+        }
+        return {**super().groups(), **warmup_heads, **meta_heads}
 
     def passes(self) -> Sequence[int]:
+        """The last network first, so that the division by network 0 trains network 1 (released code)."""
         return range(self.n_networks)[::-1]
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
-        self.negatives = self._mismatched(torch_generator(self.seed, "meta negatives", epoch, network))
+        """Draw the meta negatives of this pass, and purify the training pairs."""
+        self.negatives = self._draw_negatives(torch_generator(self.seed, "meta negatives", epoch, network))
         if not self.purify:
             self.epoch = epoch
             return {}
         return super().start_epoch(epoch, network, scan)
 
     def selected(self, network: int) -> Tensor | None:
+        """Indices of the purified pairs; all pairs during the warm-up or without purification."""
         return super().selected(network) if self.purify else None
 
     def divide(self, judge: int, scan: Scan) -> Tensor:
+        """Posterior of the matched component of a Beta mixture over the scores of network `judge`, [N]."""
         net, head = self.networks[judge], self.heads[judge]
 
         def scores(pairs: Pairs | None = None) -> Any:
@@ -151,35 +172,35 @@ class MSCN(CoTeaching):
 
         return torch.from_numpy(matched_posterior(scores(), scores(self.negatives), scores(self.clean)))
 
-    def _mismatched(self, generator: torch.Generator) -> Pairs:
+    def _draw_negatives(self, generator: torch.Generator) -> Pairs:
         """As many mismatched pairs as the meta-set has positives: captions with the image of another pair."""
         n, size = len(self.pairs), len(self.clean)
         captions = torch.randint(n, (size,), generator=generator)
-        others = torch.randint(
-            n, (8, size), generator=generator
-        )  # tries: the first with another image counts
-        differs = self.pairs.images[others] != self.pairs.images[captions]
-        chosen = others.gather(0, differs.int().argmax(0, keepdim=True))[0]
+        candidates = torch.randint(n, (8, size), generator=generator)  # the first with another image is taken
+        differs = self.pairs.images[candidates] != self.pairs.images[captions]
+        chosen = candidates.gather(0, differs.int().argmax(0, keepdim=True))[0]
         return Pairs(self.pairs.images[chosen], self.pairs.captions[captions])
 
     def auxiliary_pairs(self, index: Tensor, seed: int) -> dict[str, Pairs]:
+        """The meta batch after the warm-up, as `positives` and `negatives`."""
         if self.warming_up:
             return {}
         generator = torch_generator(seed, "meta batch")
         size = min(self.meta_batch_size, len(self.clean))
-        kinds = {"positives": self.clean, "negatives": self.negatives}
-        drawn = {
+        meta_set = {"positives": self.clean, "negatives": self.negatives}
+        meta_batch = {
             kind: pairs[torch.randperm(len(pairs), generator=generator)[:size]]
-            for kind, pairs in kinds.items()
+            for kind, pairs in meta_set.items()
         }
-        return drawn if self.meta == "both" else {self.meta: drawn[self.meta]}
+        return meta_batch if self.meta == "both" else {self.meta: meta_batch[self.meta]}
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
+        """One bi-level step: look-ahead of w, update of theta through it, update of w."""
         net, head = self.networks[network], self.heads[network]
-        main = f"network{network}"
+        group = f"network{network}"
         if self.warming_up:
             loss = mean_triplet(head(net.vectors(*net(batch))), self.margin).sum()
-            optimizers.update(loss, main, f"head{network}")
+            optimizers.update(loss, group, f"head{network}")
             return {"loss": loss.detach()}
 
         with twice_differentiable():
@@ -187,25 +208,32 @@ class MSCN(CoTeaching):
         with torch.set_grad_enabled(net.couples_pairs):
             vectors = net.vectors(images, texts)
         train_loss = self._main_loss(net, head, vectors, images, texts)
-        slope = optimizers.gradients(train_loss, main, create_graph=True)
-        rate = optimizers.learning_rate(main)
-        ahead = {name: p - rate * slope[name] for name, p in trainable(net).items()}
-        meta_loss = self._meta_loss(net, head, ahead, batch)
+        gradients = optimizers.gradients(train_loss, group, create_graph=True)
+        rate = optimizers.learning_rate(group)
+        lookahead = {name: p - rate * gradients[name] for name, p in trainable(net).items()}
+
+        meta_loss = self._meta_loss(net, head, lookahead, batch)
         optimizers.update(meta_loss, f"meta{network}")
 
-        loss = self._main_loss(
-            net, head, vectors, images, texts
-        )  # the same embeddings under the corrected head
-        optimizers.update(loss, main)
+        # w is unchanged, so the embeddings are reused; only the scores of the updated head are new.
+        loss = self._main_loss(net, head, vectors, images, texts)
+        optimizers.update(loss, group)
         return {"loss": loss.detach(), "meta_loss": meta_loss.detach()}
 
     def _main_loss(
         self, net: Backbone, head: ScoreHead, vectors: Vectors, images: Tensor, texts: Tensor
     ) -> Tensor:
-        """Hardest negatives with the margin of the corrected score, eq. (7) and (8), summed over the batch.
+        """Training loss L(w, theta): hardest-negative hinges with soft margins, summed over the batch.
 
-        `vectors` of all pairs have a gradient where pairs are coupled only: elsewhere they tell which
-        negatives count.
+        Source: eqs. (7) and (8).
+
+        Args:
+            net: the network w.
+            head: its head V.
+            vectors: similarity vectors [B, B, V]. They have a gradient only if `net.couples_pairs`; otherwise
+                they only select the hardest negatives.
+            images: embeddings [B, ...].
+            texts: embeddings [B, ...].
         """
         with torch.set_grad_enabled(net.couples_pairs):
             scores = head(vectors)
@@ -223,29 +251,39 @@ class MSCN(CoTeaching):
             scores, lambda i, t: head(net.pair_vectors(i, t)), images, texts, margin
         ).sum()
 
-    def _meta_loss(self, net: Backbone, head: ScoreHead, ahead: dict[str, Tensor], batch: Batch) -> Tensor:
+    def _meta_loss(
+        self, net: Backbone, head: ScoreHead, lookahead: dict[str, Tensor], batch: Batch
+    ) -> Tensor:
+        """Binary cross-entropy of the meta batch under the look-ahead parameters, averaged over its kinds."""
+
         def logits(images: Tensor, texts: Tensor) -> Tensor:
             return head.logits(net.pair_vectors(images, texts))
 
-        # The copy ahead is thrown away, and so are the running statistics of its passes.
-        state = {**ahead, **{name: buffer.clone() for name, buffer in net.named_buffers()}}  # type: ignore[attr-defined]
+        # The look-ahead network is discarded, and so are the running statistics of its forward passes.
+        state = {**lookahead, **{name: buffer.clone() for name, buffer in net.named_buffers()}}  # type: ignore[attr-defined]
         losses = []
         for kind, meta_batch in batch.auxiliary.items():
-            scores = functional_call(net, state, (meta_batch,), {"then": logits})  # type: ignore[arg-type]
-            losses.append(
-                F.binary_cross_entropy_with_logits(
-                    scores, torch.full_like(scores, float(kind == "positives"))
-                )
-            )
+            pair_logits = functional_call(net, state, (meta_batch,), {"then": logits})  # type: ignore[arg-type]
+            label = torch.full_like(pair_logits, float(kind == "positives"))
+            losses.append(F.binary_cross_entropy_with_logits(pair_logits, label))
         return torch.stack(losses).mean()
 
     def score(self, network: int, images: Tensor, texts: Tensor) -> Tensor:
+        """Scores of all pairs by the head of a network, in (0, 1): [M, ...], [T, ...] -> [M, T]."""
         scores: Tensor = self.heads[network](self.networks[network].vectors(images, texts))
         return scores
 
 
 class ScoreHead(nn.Module):
-    """The meta-network V: similarity vector [V] -> hidden -> 1, sigmoid (paper: 256-64-1)."""
+    """The meta-network: linear layer, ReLU, linear layer, sigmoid (paper: 256-64-1).
+
+    Weights start from a normal distribution with variance 1 / inputs, biases from 0 (ours).
+
+    Args:
+        vector_size: dimension V of the similarity vector.
+        hidden: number H of hidden units.
+        generator: random stream of the initial weights.
+    """
 
     def __init__(self, vector_size: int, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -257,40 +295,53 @@ class ScoreHead(nn.Module):
         self.out_bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, vectors: Vectors) -> Tensor:
-        """Scores in (0, 1): [..., V] -> [...]."""
+        """Scores of similarity vectors, in (0, 1): [..., V] -> [...]."""
         return self.logits(vectors).sigmoid()
 
     def logits(self, vectors: Vectors) -> Tensor:
-        """Scores before the sigmoid, in full precision: half of it would make ties of what is compared."""
+        """Scores before the sigmoid: [..., V] -> [...].
+
+        The last layer is in full precision: in half precision most scores would tie.
+        """
         hidden = vectors.project(self.weight, self.bias).relu()
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden, self.out_weight, self.out_bias).squeeze(-1)
 
     def take_over(self, published: Mapping[str, Tensor] | None) -> None:
-        """Weights under the names of the released code, where a checkpoint brought some.
+        """Load published weights, if a checkpoint has them.
+
+        Args:
+            published: weights by their names in the released code; None: keep the initial weights.
 
         Raises:
-            ValueError: sizes differ.
+            ValueError: a weight has another shape.
         """
         if published is None:
             return
-        names = {
+        published_names = {
             "weight": "first_hidden_layer.fc.weight",
             "bias": "first_hidden_layer.fc.bias",
             "out_weight": "output_layer.weight",
             "out_bias": "output_layer.bias",
         }
-        for own, theirs in names.items():
-            expected, loaded = getattr(self, own), published[theirs]
+        for name, key in published_names.items():
+            expected, loaded = getattr(self, name), published[key]
             if expected.shape != loaded.shape:
                 shapes = f"expected {tuple(expected.shape)}, found {tuple(loaded.shape)}"
                 raise ValueError(
-                    f"the similarity head in the checkpoint (backbone.pretrained), {theirs}: {shapes}"
+                    f"the similarity head in the checkpoint (backbone.pretrained), {key}: {shapes}"
                 )
-        self.load_state_dict({own: published[theirs] for own, theirs in names.items()})
+        self.load_state_dict({name: published[key] for name, key in published_names.items()})
 
 
 def soft_margin(score: Tensor, margin: float) -> Tensor:
-    """alpha_k = alpha / (1 + (s_k / (1 - s_k))^-2), eq. (8): [B] -> [B], near alpha for a sure match."""
+    """alpha_k = alpha / (1 + (s_k / (1 - s_k))^-2), near alpha for a score near 1: [B] -> [B].
+
+    Source: MSCN eq. (8).
+
+    Args:
+        score: s_k, in [0, 1].
+        margin: alpha.
+    """
     score = score.clamp(1e-3, 1 - 1e-3)
     return margin / (1 + (score / (1 - score)) ** -2)

@@ -1,4 +1,4 @@
-"""NCR (NeurIPS 2021): co-teaching with rectified labels that become soft margins."""
+"""NCR (NeurIPS 2021): co-teaching with rectified labels, used as soft margins."""
 
 from __future__ import annotations
 
@@ -15,24 +15,28 @@ from methods.seeding import seed_of
 
 
 class NCR(CoTeaching):
-    """Noisy Correspondence Rectifier, section 3 of the paper; where it is silent, the released code.
+    """Noisy Correspondence Rectifier.
 
-    Warm-up with the triplet loss averaged over negatives. Then, before each epoch, a Gaussian mixture over
-    each network's losses divides the pairs for the other one. The target of a pair of the clean part is
-    w + (1 - w) p, with its posterior w and the network's own prediction p; that of the noisy part the mean of
-    all networks' predictions, so with two the other's has its say. A target y becomes the margin
-    alpha (10^y - 1) / 9 of a hardest-negative triplet loss. A step of the second stage (from `noisy_after`
-    on) is two optimizer steps, one on a batch of each part, as released.
+    1. Warm-up: triplet loss averaged over negatives, on all pairs.
+    2. Co-divide, before each epoch: a Gaussian mixture over each network's losses gives the posterior w of
+       each pair, which divides the pairs into a clean and a noisy part for the other network.
+    3. Co-rectify, in each step: a pair of the clean part gets the target y = w + (1 - w) p, with p the
+       network's prediction; a pair of the noisy part gets the mean prediction of all networks.
+    4. Train with the hardest-negative triplet loss and the soft margin alpha (10^y - 1) / 9. From
+       `noisy_after` on, a step is two optimizer steps, one on a batch of each part.
 
-    Losses that the mixture sees come from batches of a fixed order: in the released code they come from
-    shuffled ones, and the posterior depends on the other pairs of a batch.
+    Sources: section 3 of the paper; the released code for the mixture's settings, `noisy_after`, the two
+    optimizer steps and `kept`. Ours: the losses for the mixture come from batches in a fixed order (released
+    code: shuffled batches, so a posterior depends on the composition of its batch). See `docs/field.md`.
 
     Args:
-        margin: alpha.
-        noisy_after: epochs after the warm-up before the noisy part is trained on (released: half of all).
-        released_margins: as in the released code, the target of a clean pair mixes its posterior with the
-            prediction of each *other* pair (a broadcast to B x B), and a negative image's margin stands
-            in for the pair's own in one direction of the noisy part.
+        margin: alpha, in units of the similarity (paper: 0.2).
+        noisy_after: number of epochs after the warm-up without the noisy part (released code: half of all;
+            20 of 40 on Flickr30K).
+        released_margins: reproduce two properties of the released code. The target of a clean pair is
+            broadcast to [B, B] and mixes its posterior with the predictions of the other pairs. In one
+            direction of the noisy part, the margin of a negative image replaces that of the pair.
+        common: the arguments of `CoTeaching` and `Method`.
     """
 
     paper = "NCR (NeurIPS 2021)"
@@ -52,6 +56,7 @@ class NCR(CoTeaching):
         self.released_margins = released_margins
 
     def divide(self, judge: int, scan: Scan) -> Tensor:
+        """Posterior of a low warm-up loss under network `judge`, [N]; at most 10 EM iterations."""
         net = self.networks[judge]
         losses = scan(
             lambda images, texts: {"loss": mean_triplet(net.similarity(images, texts), self.margin)},
@@ -61,66 +66,92 @@ class NCR(CoTeaching):
         return torch.from_numpy(low_loss_posterior(losses.numpy(), seed=seed, max_iter=10))
 
     def kept(self, network: int) -> Tensor:
-        """Where nothing looks noisy, the hundredth with the lowest posterior is called so (released code)."""
-        kept = super().kept(network)
-        if not kept.all():
-            return kept
+        """Whether each training pair is in the clean part for the pass of `network`: bool [N].
+
+        If all pairs are, the hundredth with the lowest posterior forms the noisy part (released code).
+        """
+        clean = super().kept(network)
+        if not clean.all():
+            return clean
         posterior = self.posterior[self.judge(network)]
         return posterior > posterior.sort().values[len(posterior) // 100]
 
     def auxiliary_pools(self, network: int) -> dict[str, Tensor | Pairs]:
+        """The noisy part, as the pool `noisy`, in the epochs that train on it."""
         if self.epoch < self.warmup_epochs + self.noisy_after:
             return {}
         return {"noisy": (~self.kept(network)).nonzero().flatten()}
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
-        net, own = self.networks[network], f"network{network}"
+        """Train on a batch of the clean part and, if there is one, on a batch of the noisy part.
+
+        All targets are computed before the first of the two optimizer steps.
+        """
+        net, group = self.networks[network], f"network{network}"
         if self.warming_up:
             loss = mean_triplet(net.similarity(*net(batch)), self.margin).sum()
-            optimizers.update(loss, own)
+            optimizers.update(loss, group)
             return {"loss": loss.detach()}
 
         posterior = self.posterior[self.judge(network)][batch.index]
         clean_margin = self._clean_margin(posterior, self._predict(net, batch))
         noisy = batch.auxiliary.get("noisy")
         noisy_margin = self._noisy_margin(noisy) if noisy else None
+
         images, texts = net(batch)
         loss = hardest_triplet_of(net, images, texts, clean_margin).sum()
-        optimizers.update(loss, own)
+        optimizers.update(loss, group)
         if noisy is None or noisy_margin is None:
             return {"loss": loss.detach()}
+
         images, texts = net(noisy)
         noisy_loss = hardest_triplet_of(net, images, texts, noisy_margin).sum()
-        optimizers.update(noisy_loss, own)
+        optimizers.update(noisy_loss, group)
         return {"loss": loss.detach(), "noisy_loss": noisy_loss.detach()}
 
     def _clean_margin(self, posterior: Tensor, predicted: Tensor) -> Tensor:
+        """Soft margins of the clean part: [B], [B] -> [B], or [B, B] with `released_margins`."""
         if self.released_margins:
             posterior = posterior[:, None]  # the broadcast: entry (i, j) has w_i and p_j
         return soft_margin(posterior + (1 - posterior) * predicted, self.margin)
 
     def _noisy_margin(self, batch: Batch) -> Tensor:
+        """Soft margins of the noisy part: [B], or [B, B] with `released_margins`."""
         predicted = torch.stack([self._predict(net, batch) for net in self.networks]).mean(0)
         margin = soft_margin(predicted, self.margin)
         return margin[:, None].expand(-1, len(margin)) if self.released_margins else margin
 
     @torch.no_grad()
     def _predict(self, net: Backbone, batch: Batch) -> Tensor:
+        """A network's predictions [B], in evaluation mode."""
         with evaluation_mode(net):  # type: ignore[arg-type]
             return predicted_match(net.similarity(*net(batch)), self.margin)
 
 
 def predicted_match(similarity: Tensor, margin: float) -> Tensor:
-    """A network's prediction that each pair of a batch matches, [B, B] -> [B] in [0, 1].
+    """A network's prediction that each pair of a batch matches: [B, B] -> [B] in [0, 1].
 
-    How much of the margin a pair keeps on average over negatives and directions, over the mean of that of the
-    batch's best tenth (section 3.3; released code: B // 10 + 1 pairs).
+    The part of the margin that a pair retains, averaged over negatives and directions, divided by the mean of
+    the best tenth of the batch.
+
+    Source: section 3.3; the size of the best tenth, B // 10 + 1, is that of the released code.
+
+    Args:
+        similarity: [B, B].
+        margin: alpha.
     """
-    kept = (margin - mean_triplet(similarity, margin) / 2).clamp(0, margin)
-    best = kept.topk(len(kept) // 10 + 1).values.mean()
-    return (kept / best.clamp(min=torch.finfo(kept.dtype).tiny)).clamp(0, 1)
+    retained = (margin - mean_triplet(similarity, margin) / 2).clamp(0, margin)
+    best = retained.topk(len(retained) // 10 + 1).values.mean()
+    return (retained / best.clamp(min=torch.finfo(retained.dtype).tiny)).clamp(0, 1)
 
 
 def soft_margin(target: Tensor, margin: float) -> Tensor:
-    """alpha (10^y - 1) / 9: from 0 at y = 0 to alpha at y = 1."""
+    """alpha (10^y - 1) / 9, from 0 at y = 0 to alpha at y = 1: [...] -> [...].
+
+    Source: section 3 of the paper and released code.
+
+    Args:
+        target: y, in [0, 1].
+        margin: alpha.
+    """
     return margin * (10**target - 1) / 9

@@ -1,4 +1,4 @@
-"""NPC (AAAI 2024, arXiv 2312.05777): estimate the harm of a pair before training on it."""
+"""NPC (AAAI 2024, arXiv 2312.05777): estimate the negative impact of a pair before training on it."""
 
 from __future__ import annotations
 
@@ -17,30 +17,43 @@ from methods.seeding import seed_of
 class NPC(Method):
     """Negative Pre-aware Cross-modal matching.
 
-    Each epoch: pairs whose posterior of low loss exceeds `bank_threshold` are the strict clean set; every
-    training pair gets two memory entries from it, the pair with the nearest image and the one with the
-    nearest caption. Each step: a sibling takes one step on the batch; a pair whose entries it then does
-    worse on gets less weight; the model trains on the weighted losses and on the entries.
+    Before an epoch:
+
+    1. Strict clean set: the pairs with a posterior of a low loss above tau.
+    2. Memory bank: two entries of the strict clean set for every training pair, the pair with the nearest
+       image and the pair with the nearest caption (cosine).
+
+    In each step:
+
+    3. Look-ahead: a sibling of the model takes one optimizer step on the mean loss l of the batch. The losses
+       of the entries are b before that step and a after it.
+    4. Weights: r_k is the mean of b / a over the two entries of pair k; w_k = tanh(r_k) if r_k < 1, else 1.
+    5. Train the model on mean(w l) plus the memory loss mean(b_image + b_text).
+
+    Sources: the paper, eqs. (1), (6) and (7); the settings of the mixture, and evaluation mode for the losses
+    of entries, from the released code. Ours: `warmup_epochs`, `least_bank` and the ablations. Equal entries
+    of a batch are encoded once, and the look-ahead shares the forward pass of the batch; neither changes the
+    result. Optimizer and schedule are the sweep's (paper: AdamW, cosine). `docs/field.md` lists where the
+    released code differs from the paper.
 
     Args:
-        variant: `paper` weighs every pair by itself, with gradient through the memory loss. `released` does
-            what the published code does: one weight for the batch (the mean), and a memory loss that is
-            a constant. (Its sibling also keeps Adam moments of its own and doubles the gradient; ours
-            starts from the model's state in both variants.)
-        bank_threshold: tau. Default 0.99 for `paper`, 0.9 for `released`.
-        bank: `epoch` rebuilds the bank before each epoch (the paper's method text; default of `paper`),
-            `frozen` builds it once after the warm-up (default of `released`).
-        warmup_epochs: epochs of plain InfoNCE first, where the backbone is not aligned yet (the paper
-            starts from CLIP and needs none: 0).
-        least_bank: when fewer than this share of the pairs pass the threshold (without noise none does),
-            the bank falls back to this share of the pairs, those with the highest posterior, the smaller
-            loss first among equals; `bank_fallback` 1 in the record says so.
-        weights: without, all pairs weigh 1, and there is no look-ahead and no confidence (ablation).
-        memory_loss: without, the entries are not trained on (ablation; with `released` they never are).
-            Without both it is plain InfoNCE, and there is no bank.
-
-    The losses of memory entries, in the ratio and in the memory loss, are taken without dropout, from one
-    pass. Optimizer and schedule are the sweep's (paper: AdamW, cosine).
+        variant: `paper` weights each pair and differentiates the memory loss. `released` follows the released
+            code in these two: one weight for the batch, the mean, and a memory loss that is a constant. The
+            sibling starts from the model's optimizer state in both variants (released code: it has Adam
+            moments of its own, and its gradient is doubled).
+        bank_threshold: tau, a posterior. Default: 0.99 for `paper` (from the paper, not confirmed), 0.9 for
+            `released` (released code).
+        bank: `epoch` rebuilds the memory bank before each epoch (method section of the paper; default for
+            `paper`); `frozen` builds it once, after the warm-up (released code; default for `released`).
+        warmup_epochs: number of first epochs with plain InfoNCE, for a backbone that is not aligned (paper:
+            0, it starts from CLIP).
+        least_bank: smallest strict clean set, as a share of the training pairs. If fewer pass the threshold
+            (without noise none does), the set is this share of the pairs with the highest posterior, ordered
+            by loss among equals. `bank_fallback` is then 1 in the record.
+        weights: if false, all weights are 1, without look-ahead and confidence (ablation).
+        memory_loss: if false, the memory loss is 0 (ablation). If `weights` is false too, the method is plain
+            InfoNCE without a bank.
+        common: the arguments of `Method`.
     """
 
     paper = "NPC (AAAI 2024)"
@@ -78,37 +91,32 @@ class NPC(Method):
         self.register_buffer("weight", torch.ones(n))
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
-        idle = not (self.weights or self.memory_loss)
-        if idle or epoch < self.warmup_epochs or (self.has_bank and not self.rebuild):
+        """After the warm-up: build the memory bank, `entries` [2, N], or keep a frozen one."""
+        plain = not (self.weights or self.memory_loss)
+        if plain or epoch < self.warmup_epochs or (self.has_bank and not self.rebuild):
             return {}
         net = self.networks[0]
 
-        def look(images: Tensor, texts: Tensor) -> dict[str, Tensor]:
+        def losses_and_embeddings(images: Tensor, texts: Tensor) -> dict[str, Tensor]:
             return {
                 "loss": pair_losses(net.logits(images, texts)),
                 "image": net.pooled(images),
                 "text": net.pooled(texts),
             }
 
-        seen = scan(look)
+        outputs = scan(losses_and_embeddings)
         posterior = torch.from_numpy(
-            low_loss_posterior(seen["loss"].numpy(), seed=seed_of(self.seed, "mixture", epoch))
+            low_loss_posterior(outputs["loss"].numpy(), seed=seed_of(self.seed, "mixture", epoch))
         )
-        clean, fallback = self._strict_clean_set(posterior, seen["loss"])
-        image, text = (seen[side].to(self.entries.device) for side in ("image", "text"))
+        clean, fallback = self._strict_clean_set(posterior, outputs["loss"])
+        image, text = (outputs[side].to(self.entries.device) for side in ("image", "text"))
         self.entries[0] = self._nearest_images(image, clean).to(self.entries.device)
         self.entries[1] = clean[_nearest(text, text[clean])].to(self.entries.device)
         self.has_bank.fill_(True)
         return {"bank_size": len(clean), "bank_fallback": float(fallback)}
 
-    def _nearest_images(self, embeddings: Tensor, clean: Tensor) -> Tensor:
-        """For each pair the clean pair with the nearest image; each distinct image is compared once."""
-        queries, back = _first_of_each(self.pairs.images)
-        candidates, _ = _first_of_each(self.pairs.images[clean])
-        nearest = _nearest(embeddings[queries], embeddings[clean[candidates]])
-        return clean[candidates[nearest]][back]
-
     def _strict_clean_set(self, posterior: Tensor, losses: Tensor) -> tuple[Tensor, bool]:
+        """Indices of the strict clean set from posteriors [N] and losses [N], and whether it fell back."""
         clean = (posterior > self.threshold).nonzero().flatten()
         least = max(1, round(self.least_bank * len(posterior)))
         if len(clean) >= least:
@@ -116,15 +124,25 @@ class NPC(Method):
         by_loss = losses.argsort(stable=True)
         return by_loss[posterior[by_loss].argsort(descending=True, stable=True)][:least].sort().values, True
 
+    def _nearest_images(self, embeddings: Tensor, clean: Tensor) -> Tensor:
+        """The clean pair with the nearest image for each pair: image embeddings [N, D], [C] -> [N].
+
+        Each distinct image is compared once.
+        """
+        queries, query_of_pair = _first_of_each(self.pairs.images)
+        candidates, _ = _first_of_each(self.pairs.images[clean])
+        nearest = _nearest(embeddings[queries], embeddings[clean[candidates]])
+        return clean[candidates[nearest]][query_of_pair]
+
     def auxiliary_pairs(self, index: Tensor, seed: int) -> dict[str, Pairs]:
+        """The distinct memory entries of the batch, as `bank`; equal entries are encoded once."""
         if not self.has_bank:
             return {}
-        wanted = (
-            self.entries[:, index.to(self.entries.device)].unique().cpu()
-        )  # equal entries are encoded once
-        return {"bank": self.pairs[wanted]}
+        entries = self.entries[:, index.to(self.entries.device)].unique().cpu()
+        return {"bank": self.pairs[entries]}
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
+        """Weight the pairs of the batch by the look-ahead, then train on them and on the memory entries."""
         net = self.networks[0]
         losses = pair_losses(net.logits(*net(batch)))
         if not self.has_bank:
@@ -132,20 +150,20 @@ class NPC(Method):
             optimizers.update(loss, "network0")
             return {"loss": loss.detach()}
 
-        places = self.entries[:, batch.index].unique(return_inverse=True)[1]  # [2, B]: rows of the bank batch
-
-        def bank_losses(images: Tensor, texts: Tensor) -> Tensor:
-            """[2, B]: losses of each pair's two entries, each within its own batch of B entries."""
-            return torch.stack([pair_losses(net.logits(images[p], texts[p])) for p in places])
-
         bank = batch.auxiliary["bank"]
-        with evaluation_mode(net):  # dropout noise would swamp the ratio
+        bank_rows = self.entries[:, batch.index].unique(return_inverse=True)[1]  # [2, B]
+
+        def entry_losses(images: Tensor, texts: Tensor) -> Tensor:
+            """Losses of the two entries of each pair, [2, B]; negatives are entries of the same kind."""
+            return torch.stack([pair_losses(net.logits(images[rows], texts[rows])) for rows in bank_rows])
+
+        with evaluation_mode(net):  # dropout noise would dominate the ratio
             with torch.set_grad_enabled(self.memory_loss):
-                before = net(bank, then=bank_losses)
+                before = net(bank, then=entry_losses)
             if self.weights:
                 sibling = optimizers.look_ahead(losses.mean(), "network0")
                 with torch.no_grad():
-                    after = functional_call(net, sibling, (bank,), {"then": bank_losses})
+                    after = functional_call(net, sibling, (bank,), {"then": entry_losses})
                 self.weight[batch.index] = confidence_weight(before.detach(), after).to(self.weight.dtype)
         weight = self.weight[batch.index].to(losses.dtype)
         memory = before.sum(0).mean() if self.memory_loss else losses.new_zeros(())
@@ -157,24 +175,31 @@ class NPC(Method):
         return {"loss": loss.detach(), "memory_loss": memory.detach(), "mean_weight": weight.mean()}
 
     def confidence(self) -> Tensor | None:
+        """The latest weight of each pair, [N] in [0, 1]; None without a bank or without weights."""
         return self.weight if self.has_bank and self.weights else None
 
 
 def confidence_weight(before: Tensor, after: Tensor) -> Tensor:
-    """w_k from the losses of the memory entries around the sibling's step, [2, B], [2, B] -> [B].
+    """Weight w_k of each pair from the losses of its memory entries: [2, B], [2, B] -> [B] in [0, 1].
 
-    r_k is the mean over both entries of loss before / loss after (NPC eq. 6); w_k = tanh(r_k) where the
-    step did harm (r_k < 1), else 1 (eq. 7): a jump from 0.76 to 1 at r = 1, as published.
+    r_k is the mean of the ratio before / after over the two entries. If the look-ahead did harm (r_k < 1),
+    w_k = tanh(r_k), else 1. The jump from 0.76 to 1 at r_k = 1 is as published.
+
+    Source: NPC eqs. (6) and (7).
+
+    Args:
+        before: losses of the entries before the sibling's step.
+        after: losses of the entries after it.
     """
     ratio = (before / after.clamp(min=torch.finfo(after.dtype).tiny)).mean(0)
     return torch.where(ratio < 1, ratio.tanh(), torch.ones_like(ratio))
 
 
 def _nearest(queries: Tensor, candidates: Tensor, *, chunk: int = 4096, tie: float = 1e-6) -> Tensor:
-    """For each query [N, D] the row of the candidate [C, D] with the largest cosine (both are unit vectors).
+    """Row of the candidate with the largest cosine for each query: unit vectors [N, D], [C, D] -> [N].
 
-    Pairs share images and captions, so exact ties are common: the earliest of those within `tie` of the
-    largest is taken, which does not depend on rounding.
+    Pairs share images and captions, so exact ties are common. The first candidate within `tie` of the largest
+    cosine is taken, so that the result does not depend on rounding.
     """
     nearest = []
     for part in queries.split(chunk):
@@ -185,10 +210,13 @@ def _nearest(queries: Tensor, candidates: Tensor, *, chunk: int = 4096, tie: flo
 
 
 def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The first index of each distinct value of [N], in order of index, and for each element its row among
-    those.
+    """First index of each distinct value, in ascending order, and the row of each element in that list.
+
+    [N] -> [distinct values], [N].
     """
-    place, row = values.unique(return_inverse=True)
-    first = torch.full((len(place),), len(values)).scatter_reduce_(0, row, torch.arange(len(values)), "amin")
+    distinct, inverse = values.unique(return_inverse=True)
+    first = torch.full((len(distinct),), len(values)).scatter_reduce_(
+        0, inverse, torch.arange(len(values)), "amin"
+    )
     order = first.argsort()
-    return first[order], order.argsort()[row]
+    return first[order], order.argsort()[inverse]

@@ -1,4 +1,4 @@
-"""InfoNCE on the truly matched pairs only: the ceiling that any filter of pairs can reach."""
+"""Oracle: InfoNCE on the truly matched pairs only, the upper bound for every method that filters pairs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from methods.clip import Clip
 
 
 class Oracle(Clip):
-    """Knows which pairs match, trains on those, for the same number of steps. Not a competitor."""
+    """`Clip` on the pairs that match according to the ground truth, for the same number of steps.
 
-    paper = "ceiling"
+    It is an upper bound and never a competitor (ours).
+
+    Args:
+        ground_truth: bool [N], whether training pair k matches; given by the harness.
+        common: the arguments of `Method`.
+    """
+
+    paper = "oracle upper bound"
     published = ()
     uses_ground_truth = True
 
@@ -21,4 +28,5 @@ class Oracle(Clip):
         self.matched = ground_truth.nonzero().flatten()
 
     def selected(self, network: int) -> Tensor | None:
+        """Indices of the matched training pairs."""
         return self.matched

@@ -1,6 +1,6 @@
-"""Random streams: every draw comes from a generator made of (seed, purpose, epoch, ...).
+"""Random streams: every draw comes from a generator seeded by (seed, purpose, epoch, ...).
 
-So a resumed trial continues bit for bit, and a new draw in one place shifts none elsewhere.
+A resumed trial therefore continues bit for bit, and a new draw in one place changes no other draw.
 """
 
 from __future__ import annotations
@@ -15,20 +15,25 @@ if TYPE_CHECKING:
 
 
 def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed from any parts, e.g. `seed_of(seed, "order", epoch)`; stable over versions and
-    machines.
+    """A seed derived from any parts, the same for all versions and machines.
+
+    Args:
+        parts: what identifies the stream, e.g. `seed_of(seed, "order", epoch)`.
+
+    Returns:
+        The first 63 bits of the SHA-256 of the parts.
     """
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def torch_generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator seeded from any parts."""
-    import torch  # here, so that data and noise, which draw with NumPy, load without it
+    """A new PyTorch generator on `device`, seeded with `seed_of(*parts)`."""
+    import torch  # here, so that data and noise, which draw with NumPy, load without PyTorch
 
     return torch.Generator(device=device).manual_seed(seed_of(*parts))
 
 
 def numpy_generator(*parts: int | str) -> np.random.Generator:
-    """A NumPy generator seeded from any parts."""
+    """A new NumPy generator, seeded with `seed_of(*parts)`."""
     return np.random.default_rng(seed_of(*parts))

@@ -1,4 +1,4 @@
-"""InfoNCE weighted by how likely a pair's loss is small: the shortest use of the memorisation effect."""
+"""InfoNCE weighted by the posterior that a pair's loss is small: a baseline for sample weighting."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from methods.seeding import seed_of
 
 
 class SmallLoss(Method):
-    """Networks fit matched pairs first (Arpit et al. 2017), so small losses mark them.
+    """Weights from a Gaussian mixture over the losses of all training pairs, fitted before each epoch.
 
-    After `warmup_epochs` of plain InfoNCE, a two-component Gaussian mixture is fitted to the losses of
-    all pairs before each epoch (as in DivideMix, ICLR 2020, section 3.1, with one network); the
-    posterior of the low-loss component weighs each pair. Weights are normalised to mean 1 over the
-    batch (ours), so that the size of a step does not fall with the noise ratio.
+    Networks fit matched pairs first (Arpit et al., ICML 2017), so a small loss indicates a matched pair. The
+    weight of a pair is its posterior of the component with the smaller mean.
+
+    Source: the mixture of DivideMix (Li et al., ICLR 2020, section 3.1), here with one network. Ours: weights
+    are divided by their mean over the batch, so that the step size does not fall with the noise ratio.
+
+    Args:
+        warmup_epochs: number of first epochs with plain InfoNCE (default 2: ours).
+        common: the arguments of `Method`.
     """
 
     paper = "baseline (mixture of DivideMix, ICLR 2020)"
@@ -34,21 +39,23 @@ class SmallLoss(Method):
         self.register_buffer("fitted", torch.tensor(False))
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
+        """After the warm-up: compute all losses [N], fit the mixture and set the weights [N]."""
         if epoch < self.warmup_epochs:
             return {}
-        losses = scan(lambda images, texts: {"loss": pair_losses(self.networks[0].logits(images, texts))})[
-            "loss"
-        ]
+        net = self.networks[0]
+        losses = scan(lambda images, texts: {"loss": pair_losses(net.logits(images, texts))})["loss"]
         posterior = low_loss_posterior(losses.numpy(), seed=seed_of(self.seed, "mixture", epoch))
         self.weight.copy_(torch.from_numpy(posterior))
         self.fitted.fill_(True)
         return {"mean_weight": float(self.weight.mean())}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
+        """The weighted mean of `pair_losses` over the batch."""
         (network,) = self.networks
         losses = pair_losses(network.logits(*network(batch)))
         weight = self.weight[batch.index].to(losses.dtype)
         return (weight * losses).sum() / weight.sum().clamp(min=1e-6), {}
 
     def confidence(self) -> Tensor | None:
+        """The weights, [N] in [0, 1]; None during the warm-up."""
         return self.weight if self.fitted else None

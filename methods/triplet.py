@@ -1,4 +1,4 @@
-"""Hardest-negative triplet loss (VSE++, BMVC 2018), the loss that the region-feature methods build on."""
+"""VSE++ (BMVC 2018): hardest-negative triplet loss, which methods on region features build on."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from methods.losses import hardest_triplet_of, mean_triplet
 
 
 class Triplet(Method):
-    """VSE++ eq. (6): the hardest negative of the batch in both directions, margin 0.2 (paper, section 4.1).
+    """Triplet loss with the hardest negative of the batch in both directions.
+
+    Source: Faghri et al., BMVC 2018, eq. (6). Ours: the mean over the batch, where the released code of the
+    field takes the sum.
 
     Args:
-        margin: of the triplet loss.
-        warmup_epochs: epochs of the mean over all negatives first. From random weights the hardest negatives
-            alone can end in equal scores for all pairs (VSE-infinity's released code takes one such epoch;
-            VSE++ none).
+        margin: margin of the loss, in units of the similarity (paper, section 4.1: 0.2).
+        warmup_epochs: number of first epochs with the mean over all negatives (VSE++: 0). From random weights
+            the hardest negatives alone can end in equal scores for all pairs; VSE-infinity's released code
+            takes one such epoch.
+        common: the arguments of `Method`.
     """
 
     paper = "VSE++ (BMVC 2018)"
@@ -31,10 +35,12 @@ class Triplet(Method):
         self.warming_up = False
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
+        """Choose the loss of the epoch: mean over negatives in the warm-up, hardest negative after it."""
         self.warming_up = epoch < self.warmup_epochs
         return {}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
+        """The mean over the batch of `mean_triplet` in the warm-up, and of `hardest_triplet` after it."""
         (network,) = self.networks
         images, texts = network(batch)
         if self.warming_up:

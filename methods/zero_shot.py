@@ -1,6 +1,4 @@
-"""No training: the backbone as it comes. A fine-tuned model can fall below this row, so it belongs in the
-table.
-"""
+"""Zero-shot retrieval: the backbone without any training."""
 
 from __future__ import annotations
 
@@ -8,7 +6,13 @@ from methods.base import Method
 
 
 class ZeroShot(Method):
-    """Only meaningful where the backbone's towers are aligned (CLIP weights); else it is chance."""
+    """The backbone as it is loaded, ranked by its similarity.
+
+    It is meaningful only if the image and text encoders are aligned (CLIP weights); otherwise its recalls are
+    at chance level. A fine-tuned model can score below it, so tables with aligned weights include it.
+
+    Source: Radford et al., ICML 2021. It has no hyper-parameters.
+    """
 
     paper = "CLIP (ICML 2021)"
     published = ("CLIP zero-shot", "CLIP ViT-B/32 zero-shot", "CLIP ViT-L/14 zero-shot")

@@ -6,7 +6,7 @@ import torch
 from methods.losses import hardest_triplet, hardest_triplet_of_few, mean_triplet, pair_losses
 
 
-def naive_hinges(s, margin, k):
+def hinges_by_loop(s, margin, k):
     others = [j for j in range(len(s)) if j != k]
     by_image = [max(0.0, float(margin[k] + s[k, j] - s[k, k])) for j in others]
     by_text = [max(0.0, float(margin[k] + s[j, k] - s[k, k])) for j in others]
@@ -17,21 +17,19 @@ def test_triplets_against_loops():
     s, margin = torch.rand(6, 6), torch.rand(6)
     hardest, mean = hardest_triplet(s, margin), mean_triplet(s, margin)
     for k in range(6):
-        by_image, by_text = naive_hinges(s, margin, k)
+        by_image, by_text = hinges_by_loop(s, margin, k)
         assert hardest[k] == pytest.approx(max(by_image) + max(by_text), abs=1e-6)
         assert mean[k] == pytest.approx((sum(by_image) + sum(by_text)) / 6, abs=1e-6)
 
 
 def test_the_margin_belongs_to_the_pair_in_both_directions():
-    """Published code indexes it by column in both halves, which gives an image the margin of its negative
-    caption.
-    """
+    """Released code indexes it by column in both directions, so an image gets the margin of its negative."""
     s = torch.full((3, 3), 0.5)
     losses = hardest_triplet(s, torch.tensor([0.0, 0.1, 0.2]))
     assert losses.tolist() == pytest.approx([0.0, 0.2, 0.4])
 
 
-def test_a_matrix_of_margins_is_read_by_entry_in_both_directions():
+def test_a_margin_matrix_is_indexed_by_image_and_caption_in_both_directions():
     s, margin = torch.rand(4, 4), torch.rand(4, 4)
     hardest = hardest_triplet(s, margin)
     for k in range(4):
@@ -42,7 +40,7 @@ def test_a_matrix_of_margins_is_read_by_entry_in_both_directions():
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (7, 7)])
-def test_the_few_pairs_that_count_give_the_loss_and_gradient_of_all(shape):
+def test_scoring_the_hardest_negatives_gives_the_loss_and_gradient_of_all_pairs(shape):
     images, texts = (torch.randn(7, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     margin = 3 * torch.rand(shape, dtype=torch.float64)
     full = hardest_triplet(images @ texts.T, margin)

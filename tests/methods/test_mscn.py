@@ -32,24 +32,26 @@ def test_scoring_only_the_hardest_negatives_gives_the_loss_of_all_pairs(trainer)
     vectors = net.vectors(*embeddings)
     scores = head(vectors)
     full = hardest_triplet(scores, soft_margin(scores.diagonal().detach(), method.margin)).sum()
-    short = method._main_loss(net, head, vectors, *embeddings)
-    assert short.item() == pytest.approx(full.item(), abs=1e-10)
+    few = method._main_loss(net, head, vectors, *embeddings)
+    assert few.item() == pytest.approx(full.item(), abs=1e-10)
     expected = trainer.optimizers.gradients(full, "network0", create_graph=True)
-    for name, gradient in trainer.optimizers.gradients(short, "network0").items():
+    for name, gradient in trainer.optimizers.gradients(few, "network0").items():
         assert torch.allclose(gradient, expected[name], atol=1e-10)
 
 
 def test_meta_gradient_goes_through_the_look_ahead_step(trainer):
-    """The gradient of the meta loss in V, against a finite difference through the whole look-ahead."""
+    """Gradient of the meta loss with respect to V, against a finite difference through the look-ahead."""
     method, batch = trainer.method, build.first_batch(trainer)
     net, head, rate = method.networks[0], method.heads[0], 0.05
 
     def meta_loss():
         images, texts = net(batch)
         loss = method._main_loss(net, head, net.vectors(images, texts), images, texts)
-        slope = trainer.optimizers.gradients(loss, "network0", create_graph=True)
-        ahead = {name: p - rate * slope[name] for name, p in net.named_parameters() if p.requires_grad}
-        return method._meta_loss(net, head, ahead, batch)
+        gradients = trainer.optimizers.gradients(loss, "network0", create_graph=True)
+        lookahead = {
+            name: p - rate * gradients[name] for name, p in net.named_parameters() if p.requires_grad
+        }
+        return method._meta_loss(net, head, lookahead, batch)
 
     gradient = torch.autograd.grad(meta_loss(), head.bias)[0]
     direction, size = torch.randn_like(gradient), 1e-5
@@ -62,26 +64,26 @@ def test_meta_gradient_goes_through_the_look_ahead_step(trainer):
     assert ((above - below) / (2 * size)).item() == pytest.approx((gradient @ direction).item(), rel=1e-3)
 
 
-def test_negatives_never_hold_the_image_that_a_caption_is_trained_with(trainer):
+def test_meta_negatives_never_have_the_image_that_a_caption_is_trained_with(trainer):
     pairs, negatives = trainer.method.pairs, trainer.method.negatives
     assert len(negatives) == len(trainer.method.clean)
     assert (pairs.images[negatives.captions] != negatives.images).all()
 
 
-def test_each_network_trains_on_the_split_of_the_other():
+def test_each_network_trains_on_the_division_by_the_other():
     trainer = build.trainer("mscn", hyper={"warmup_epochs": 0})
     method = trainer.method
     assert list(method.passes()) == [1, 0]
     method.eval()
     method.start_epoch(0, 1, trainer.scan)
-    assert (method.posterior[1] == 1).all()  # only network 0 has judged
+    assert (method.posterior[1] == 1).all()  # only network 0 has divided the pairs
     expected = (method.posterior[0] > 0.5).nonzero().flatten()
     assert torch.equal(method.selected(1), expected)
     assert 0 < len(expected) < len(method.pairs)
 
 
 def test_scores_are_in_full_precision_under_autocast():
-    """In half of it, most scores would tie."""
+    """In half precision, most scores would tie."""
     trainer = build.trainer("mscn")
     method, batch = trainer.method.eval(), build.first_batch(trainer)
     with torch.no_grad():
@@ -91,7 +93,7 @@ def test_scores_are_in_full_precision_under_autocast():
             assert torch.equal(method.heads[0](vectors), plain)
 
 
-def test_one_network_is_a_legitimate_row():
+def test_one_network_is_supported():
     method = build.trainer("mscn", hyper={"n_networks": 1}).method
     assert method.n_networks == 1
     assert list(method.passes()) == [0]

@@ -28,15 +28,13 @@ def test_soft_margin_is_exponential():
     )
 
 
-def test_prediction_is_the_kept_margin_over_that_of_the_best_tenth():
-    """By hand: 11 pairs, so the best two; their mean is the unit."""
+def test_prediction_is_the_retained_margin_over_that_of_the_best_tenth():
+    """Of 11 pairs, the best two define the scale."""
     s = torch.rand(11, 11, dtype=torch.float64)
-    kept = [min(0.2, max(0.0, 0.2 - float(m) / 2)) for m in mean_triplet(s, 0.2)]
-    best = np.mean(sorted(kept)[-2:])
-    assert predicted_match(s, 0.2).tolist() == pytest.approx([min(1.0, k / best) for k in kept])
-    assert (
-        predicted_match(torch.zeros(4, 4), 0.2) >= 0
-    ).all()  # nothing is kept of the margin: no division by zero
+    retained = [min(0.2, max(0.0, 0.2 - float(m) / 2)) for m in mean_triplet(s, 0.2)]
+    best = np.mean(sorted(retained)[-2:])
+    assert predicted_match(s, 0.2).tolist() == pytest.approx([min(1.0, r / best) for r in retained])
+    assert (predicted_match(torch.zeros(4, 4), 0.2) >= 0).all()  # no division by zero
     assert predicted_match(10 * (torch.ones(4, 4) - torch.eye(4)), 0.2).tolist() == [0] * 4
 
 
@@ -46,11 +44,11 @@ def test_both_networks_divide_before_either_trains():
     assert torch.equal(method.selected(0), (method.posterior[1] > 0.5).nonzero().flatten())
     assert torch.equal(method.selected(1), (method.posterior[0] > 0.5).nonzero().flatten())
     before = method.posterior.clone()
-    method.start_epoch(1, 1, scan=None)  # the second pass scans nothing
+    method.start_epoch(1, 1, scan=None)  # no scan before the second pass
     assert torch.equal(method.posterior, before)
 
 
-def test_where_nothing_looks_noisy_a_hundredth_is_called_so():
+def test_a_hundredth_forms_the_noisy_part_if_all_pairs_are_classified_as_clean():
     method = prepared().method
     method.posterior[1] = torch.linspace(0.6, 1, len(method.pairs), dtype=torch.float64)
     kept = method.kept(0)
@@ -59,7 +57,7 @@ def test_where_nothing_looks_noisy_a_hundredth_is_called_so():
     assert torch.equal(method.auxiliary_pools(0)["noisy"], (~kept).nonzero().flatten())
 
 
-def test_the_noisy_part_waits_and_comes_in_batches_of_its_own():
+def test_the_noisy_part_starts_after_noisy_after_in_separate_batches():
     late = prepared(noisy_after=2)
     assert late.method.auxiliary_pools(0) == {}
     trainer = prepared()
@@ -74,16 +72,16 @@ def test_the_noisy_part_waits_and_comes_in_batches_of_its_own():
 
 @pytest.mark.parametrize("released", [False, True])
 def test_a_step_trains_on_rectified_margins(released):
-    """The two losses of a step, written out with loops over the pairs."""
+    """The two losses of a step, computed with loops over the pairs."""
     trainer = prepared(released_margins=released)
     method, batch = trainer.method, batch_with_pools(trainer)
     net, other = method.networks
     posterior = method.posterior[1][batch.index]
 
-    def similarity(network, of):
+    def similarity(network, batch):
         method.eval()
         with torch.no_grad():
-            scores = network.similarity(*network(of))
+            scores = network.similarity(*network(batch))
         method.train()
         return scores
 
@@ -103,13 +101,13 @@ def test_a_step_trains_on_rectified_margins(released):
     noisy_margin = rows if released else soft_margin(both, 0.2)
     report = method.step(batch, trainer.optimizers, 0)
     assert report["loss"].item() == pytest.approx(expected.item(), abs=1e-10)
-    # The second step sees the network after the first: its margins were set before.
+    # The second step trains the network after the first step, with margins computed before it.
     assert report["noisy_loss"].item() > 0
     again = hardest_triplet(net.similarity(*net(noisy)), noisy_margin).sum()
     assert again.item() < report["noisy_loss"].item()
 
 
-def test_one_network_judges_and_predicts_for_itself():
+def test_a_single_network_divides_and_predicts_for_itself():
     trainer = prepared(n_networks=1)
     method = trainer.method
     assert method.judge(0) == 0
@@ -117,7 +115,7 @@ def test_one_network_judges_and_predicts_for_itself():
     assert method.step(batch_with_pools(trainer), trainer.optimizers, 0)["noisy_loss"] > 0
 
 
-def test_the_other_network_stays_as_it_is():
+def test_a_step_does_not_change_the_other_network():
     trainer = prepared()
     before = {k: v.clone() for k, v in trainer.method.networks[1].state_dict().items()}
     trainer.method.step(batch_with_pools(trainer), trainer.optimizers, 0)

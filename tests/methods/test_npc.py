@@ -10,16 +10,16 @@ from methods.losses import pair_losses
 from methods.npc import _nearest, confidence_weight
 from tests import build
 
-DATA = Path(__file__).parents[1] / "fixtures" / "npc_weights.npz"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "npc_weights.npz"
 
 
 @pytest.fixture(scope="module")
 def published():
-    with np.load(DATA) as file:
+    with np.load(FIXTURE) as file:
         return {k: torch.from_numpy(file[k]) for k in file.files}
 
 
-def test_losses_and_weights_of_published_code(published):
+def test_losses_and_weights_equal_those_of_released_code(published):
     losses = {}
     for side in ("image", "text"):
         for when in ("before", "after"):
@@ -32,7 +32,7 @@ def test_losses_and_weights_of_published_code(published):
     assert torch.allclose(confidence_weight(before, after), published["weight"], atol=1e-4)
 
 
-def test_weight_jumps_to_one_where_the_step_does_no_harm():
+def test_weight_jumps_to_one_if_the_step_does_no_harm():
     before = torch.tensor([[1.0, 1.0, 0.5], [1.0, 1.0, 0.5]])
     after = torch.tensor([[1.0, 2.0, 0.1], [1.0, 2.0, 0.1]])
     assert confidence_weight(before, after).tolist() == pytest.approx([1.0, np.tanh(0.5), 1.0])
@@ -40,19 +40,19 @@ def test_weight_jumps_to_one_where_the_step_does_no_harm():
 
 def test_nearest_is_by_cosine():
     queries = torch.nn.functional.normalize(torch.randn(50, 4), dim=1)
-    found = _nearest(queries, queries[10:20], chunk=7)
-    assert torch.equal(found, torch.stack([(queries[10:20] @ q).argmax() for q in queries]))
-    assert torch.equal(found[10:20], torch.arange(10))  # a clean pair may be its own entry
+    nearest = _nearest(queries, queries[10:20], chunk=7)
+    assert torch.equal(nearest, torch.stack([(queries[10:20] @ q).argmax() for q in queries]))
+    assert torch.equal(nearest[10:20], torch.arange(10))  # a clean pair may be its own entry
 
 
-def test_comparing_distinct_images_once_finds_the_same_entries():
+def test_comparing_distinct_images_once_gives_the_same_entries():
     npc = build.method("npc")
     distinct = torch.nn.functional.normalize(torch.randn(int(npc.pairs.images.max()) + 1, 8), dim=1)
     embeddings, clean = distinct[npc.pairs.images], torch.arange(3, len(npc.pairs), 2)
     assert torch.equal(npc._nearest_images(embeddings, clean), clean[_nearest(embeddings, embeddings[clean])])
 
 
-def test_an_empty_strict_clean_set_falls_back_and_says_so():
+def test_an_empty_strict_clean_set_falls_back_and_reports_it():
     npc = build.method("npc", hyper={"warmup_epochs": 0, "bank_threshold": 1.0, "least_bank": 0.1})
     posterior = torch.linspace(0, 0.9, len(npc.pairs))
     clean, fallback = npc._strict_clean_set(posterior, torch.rand(len(npc.pairs)))
@@ -61,27 +61,27 @@ def test_an_empty_strict_clean_set_falls_back_and_says_so():
         range(len(npc.pairs) - len(clean), len(npc.pairs))
     )  # the highest posteriors
     clean, _ = npc._strict_clean_set(torch.zeros(len(npc.pairs)), torch.arange(len(npc.pairs)).float())
-    assert clean.tolist() == list(range(len(clean)))  # among equals the smaller losses
+    assert clean.tolist() == list(range(len(clean)))  # ordered by loss among equal posteriors
 
 
 def test_bank_entries_are_strictly_clean_and_rebuilt_or_frozen():
     for bank, changes in (("epoch", True), ("frozen", False)):
         trainer = build.trainer("npc", hyper={"warmup_epochs": 0, "bank": bank, "least_bank": 0.2})
-        seen = []
-        inner = trainer.method.start_epoch
+        banks = []
+        start_epoch = trainer.method.start_epoch
 
-        def watch(*args, inner=inner, trainer=trainer, seen=seen):
-            report = inner(*args)
-            seen.append(trainer.method.entries.clone())
+        def record(*args, start_epoch=start_epoch, trainer=trainer, banks=banks):
+            report = start_epoch(*args)
+            banks.append(trainer.method.entries.clone())
             return report
 
-        trainer.method.start_epoch = watch
+        trainer.method.start_epoch = record
         trainer.fit()
-        assert len(seen) == 3
-        assert torch.equal(seen[0], seen[2]) != changes
+        assert len(banks) == 3
+        assert torch.equal(banks[0], banks[2]) != changes
 
 
-def test_variants_differ_as_they_should():
+def test_gradients_of_the_two_variants():
     """`released` has one weight for the batch and no gradient through the memory loss."""
     gradients = {}
     for variant in ("paper", "released"):
@@ -99,18 +99,18 @@ def test_variants_differ_as_they_should():
         trainer.method.start_epoch(0, 0, trainer.scan)
         batch = build.first_batch(trainer)
         trainer.optimizers.at_step(5)
-        caught = {}
-        trainer.optimizers.update = lambda loss, *groups, caught=caught, t=trainer: caught.update(
+        captured = {}
+        trainer.optimizers.update = lambda loss, *groups, captured=captured, t=trainer: captured.update(
             t.optimizers.gradients(loss, *groups)
         )
         trainer.method.train()
         trainer.method.step(batch, trainer.optimizers, 0)
-        gradients[variant] = caught
+        gradients[variant] = captured
         if variant == "released":
             net = trainer.method.networks[0]
             plain = trainer.optimizers.gradients(pair_losses(net.logits(*net(batch))).mean(), "network0")
             weight = trainer.method.weight[batch.index].mean()
-            for name, gradient in caught.items():
+            for name, gradient in captured.items():
                 assert torch.allclose(gradient, weight * plain[name], atol=1e-6)
     assert not all(
         torch.allclose(gradients["paper"][k], gradients["released"][k], atol=1e-4) for k in gradients["paper"]
