@@ -223,11 +223,11 @@ def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
     """Critical-difference diagram of average ranks; None with fewer than six blocks, or two complete rows
     that do not use the ground truth.
     """
-    import scikit_posthocs
-
     means = _competitors(frame, _blocks(frame))
     if len(means) < LEAST_BLOCKS or means.shape[1] < 2:
         return None
+    import scikit_posthocs  # brings seaborn and statsmodels: only where ranks are drawn
+
     different = scikit_posthocs.posthoc_nemenyi_friedman(means)
     ranks = dict(zip(means, average_ranks(means.to_numpy()), strict=True))
     figures.ranks(

@@ -6,20 +6,21 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-import matplotlib.colors
-import matplotlib.ticker
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from harness.evaluation.metrics import BINS, Calibration
 from harness.report.drawing import drawn
 from harness.report.results import cells
 from methods import METHODS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Functions import matplotlib themselves: a report that is drawn in the background does not need it here.
 
 _STYLE = {
     "svg.hashsalt": "harness",
@@ -72,9 +73,9 @@ def _of_methods(methods: list[str]) -> dict[str, str]:
 
 def _paler(colour: str, share: float) -> str:
     """A colour with up to two thirds of white."""
-    return str(
-        matplotlib.colors.to_hex([c + (1 - c) * share * 2 / 3 for c in matplotlib.colors.to_rgb(colour)])
-    )
+    from matplotlib.colors import to_hex, to_rgb
+
+    return str(to_hex([c + (1 - c) * share * 2 / 3 for c in to_rgb(colour)]))
 
 
 @drawn
@@ -111,9 +112,16 @@ def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
 def scatter(
     frame: pd.DataFrame, points: pd.DataFrame, title: str, target: Path, *, log: bool = False
 ) -> None:
-    """A point a row with whiskers: [row] with columns x, y and their `_low`, `_high`, and the names of the
-    axes in `attrs`.
+    """One point with whiskers for each row of the report.
+
+    Args:
+        frame: the tidy frame, for the style of each row.
+        points: [row] with columns x, y and optionally their bounds `_low` and `_high`; `attrs` has the labels
+            of the axes x and y.
+        log: whether the x axis is logarithmic.
     """
+    from matplotlib.ticker import FuncFormatter
+
     with _figure(target, 6.4, 4.2) as axes:
         for row, (colour, marker) in styles(frame).items():
             if row in points.index and points.loc[row, ["x", "y"]].notna().all():
@@ -138,9 +146,9 @@ def scatter(
                 )
         if log:
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             axes.xaxis.set_minor_formatter(
-                matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
+                FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
             )
         axes.set(xlabel=points.attrs["x"], ylabel=points.attrs["y"], title=title)
         _legend(axes)
@@ -237,6 +245,8 @@ def confidence_over_epochs(means: pd.DataFrame, frame: pd.DataFrame, title: str,
     """Mean confidence of matched (solid) and mismatched (dashed) pairs; columns row, noise_ratio, seed,
     epoch, matched, mismatched.
     """
+    from matplotlib.ticker import MaxNLocator
+
     ratios = sorted(means["noise_ratio"].unique())
     style = styles(frame)
     with _grid(target, 1, len(ratios), width=3.0, height=2.6, title=title) as panels:
@@ -261,7 +271,7 @@ def confidence_over_epochs(means: pd.DataFrame, frame: pd.DataFrame, title: str,
                 xlabel="epoch",
                 ylabel="mean confidence" if axes is panels[0, 0] else "",
             )
-            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _shared_legend(panels)
 
 
@@ -340,7 +350,10 @@ def _shared_legend(panels: NDArray) -> None:
 @contextmanager
 def _figure(target: Path, width: float, height: float) -> Iterator[Any]:
     """One pair of axes, written to `target`.png and .svg."""
-    with matplotlib.rc_context(_STYLE):
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.subplots()
         _save(figure, target)
@@ -351,8 +364,11 @@ def _grid(
     target: Path, rows: int, columns: int, *, width: float, height: float, title: str
 ) -> Iterator[NDArray]:
     """Panels [rows, columns] of a size each, with room for a legend, written to `target`.png and .svg."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     size = (width * columns + 1.8, height * rows + 0.4)
-    with matplotlib.rc_context(_STYLE):
+    with rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
         figure.suptitle(title, fontsize=10)
@@ -361,8 +377,11 @@ def _grid(
 
 
 def _save(figure: Figure, target: Path) -> None:
+    """Lay the figure out once, and write it to `target`.png and .svg."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once for both files
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)  # any other, also "none", makes `savefig` draw each file twice
     figure.savefig(target.parent / f"{target.name}.png", dpi=150)
     figure.savefig(target.parent / f"{target.name}.svg", metadata={"Date": None})
