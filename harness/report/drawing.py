@@ -1,5 +1,5 @@
-"""Figures drawn by a process of their own while the tables are computed: drawing is half of the time of a
-report.
+"""Drawing of figures in a background process while the tables are computed: drawing takes half of the time of
+a report.
 """
 
 from __future__ import annotations

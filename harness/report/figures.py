@@ -49,8 +49,8 @@ Style = tuple[str, str]
 
 
 def styles(frame: pd.DataFrame) -> dict[str, Style]:
-    """Colour and marker of each row: those of its method, and for further rows of a method (by `label`) paler
-    ones with other markers.
+    """Colour and marker of each row: those of its method; further rows of a method (by `label`) have paler
+    colours and other markers.
     """
     methods = dict(zip(frame["row"], frame["method"], strict=True))
     colours = _of_methods(list(methods.values()))
@@ -58,17 +58,20 @@ def styles(frame: pd.DataFrame) -> dict[str, Style]:
     further = itertools.count(len(METHODS))
     style_of = {}
     for row, method in methods.items():
-        own = [r for r, m in methods.items() if m == method]
+        same_method = [r for r, m in methods.items() if m == method]
         marker = list(METHODS).index(method) if row in named else next(further)
-        style_of[row] = (_paler(colours[method], own.index(row) / len(own)), _MARKERS[marker % len(_MARKERS)])
+        style_of[row] = (
+            _paler(colours[method], same_method.index(row) / len(same_method)),
+            _MARKERS[marker % len(_MARKERS)],
+        )
     return style_of
 
 
 def _of_methods(methods: list[str]) -> dict[str, str]:
-    """A colour for each method: a registered one has its own everywhere, others take those that are left."""
-    own = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(METHODS)}
-    free = itertools.cycle([c for c in _COLOURS if c not in {own.get(m) for m in methods}] or _COLOURS)
-    return {m: own[m] if m in own else next(free) for m in dict.fromkeys(methods)}
+    """A colour for each method: fixed for registered methods; others take the remaining colours."""
+    fixed = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(METHODS)}
+    free = itertools.cycle([c for c in _COLOURS if c not in {fixed.get(m) for m in methods}] or _COLOURS)
+    return {m: fixed[m] if m in fixed else next(free) for m in dict.fromkeys(methods)}
 
 
 def _paler(colour: str, share: float) -> str:
@@ -80,8 +83,8 @@ def _paler(colour: str, share: float) -> str:
 
 @drawn
 def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
-    """rSum over the noise ratio: mean line, band of one sd (of few rows: many would be one wedge), seeds as
-    dots; the oracle upper bound is dashed.
+    """rSum over the noise ratio: mean line, band of one sd (up to `BANDS` rows, beyond which bands overlap),
+    seeds as dots; the oracle upper bound is dashed.
     """
     table = cells(frame, "rsum")
     wide = 1.0 if frame["row"].nunique() <= BANDS else 0.0
@@ -90,8 +93,8 @@ def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
             part = table.loc[row].dropna(subset=["mean"]).sort_index()
             if part.empty:
                 continue
-            own = frame[frame["row"] == row]
-            line = "--" if own["ground_truth"].any() else "-"
+            trials = frame[frame["row"] == row]
+            line = "--" if trials["ground_truth"].any() else "-"
             _band(
                 axes,
                 part.index.to_numpy(float),
@@ -102,7 +105,7 @@ def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
                 linestyle=line,
                 label=row,
             )
-            axes.plot(own["noise_ratio"], own["rsum"], ".", color=colour, markersize=4, alpha=0.6)
+            axes.plot(trials["noise_ratio"], trials["rsum"], ".", color=colour, markersize=4, alpha=0.6)
         axes.set(xlabel="noise ratio (nominal)", ylabel="test rSum", title=title)
         axes.set_xticks(sorted(frame["noise_ratio"].unique()))
         _legend(axes)
@@ -180,8 +183,8 @@ def ranks(
 
 @drawn
 def histograms(calibrations: Mapping[tuple[str, float], Calibration], title: str, target: Path) -> None:
-    """Confidence of matched and mismatched training pairs, (row, noise ratio) -> counts: a row of panels
-    each, shares of the kind's pairs.
+    """Histograms of the confidence of matched and mismatched training pairs, each normalized: a row of panels
+    for each row, a column for each noise ratio.
     """
     rows, ratios = (list(dict.fromkeys(keys)) for keys in zip(*calibrations, strict=True))
     edges = np.linspace(0, 1, BINS + 1)
@@ -209,8 +212,8 @@ def histograms(calibrations: Mapping[tuple[str, float], Calibration], title: str
 def reliability(
     calibrations: Mapping[tuple[str, float], Calibration], frame: pd.DataFrame, title: str, target: Path
 ) -> None:
-    """Share of matched pairs over mean confidence, a panel for each ratio; the diagonal is what a calibrated
-    belief gives.
+    """Share of matched pairs over mean confidence, a panel for each ratio; the diagonal is perfect
+    calibration.
     """
     ratios = list(dict.fromkeys(ratio for _, ratio in calibrations))
     style = styles(frame)
@@ -286,17 +289,17 @@ def axis(
 ) -> None:
     """A measure over a hyper-parameter, a panel for each ratio.
 
-    `lines`: for each line its trials, with `value` and `number` (where the value stands on the axis);
+    `lines`: for each line its trials, with `value` and `number` (position of the value on the axis);
         `level`: rows without that hyper-parameter, by ratio.
     """
-    every = pd.concat(list(lines.values()))
-    ratios, ticks = sorted(every["noise_ratio"].unique()), every.drop_duplicates("number")
+    points = pd.concat(list(lines.values()))
+    ratios, ticks = sorted(points["noise_ratio"].unique()), points.drop_duplicates("number")
     methods = {line: part["method"].iloc[0] for line, part in lines.items()}
     colours = _of_methods(list(methods.values()))
     of_line = {}
     for (line, method), marker in zip(methods.items(), itertools.cycle(_MARKERS), strict=False):
-        own = [other for other, m in methods.items() if m == method]
-        of_line[line] = (_paler(colours[method], own.index(line) / len(own)), marker)
+        same_method = [other for other, m in methods.items() if m == method]
+        of_line[line] = (_paler(colours[method], same_method.index(line) / len(same_method)), marker)
     with _grid(target, 1, len(ratios), width=3.4, height=2.9, title=title) as panels:
         for axes, ratio in zip(panels[0], ratios, strict=True):
             for line, part in lines.items():
