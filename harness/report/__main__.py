@@ -1,9 +1,8 @@
-"""`python -m harness.report NAME`: from the store to `reports/NAME/`. `python -m harness.report A B
---compare`: two sweeps side by side.
+"""`python -m harness.report NAME`: write the report of a sweep to `reports/NAME/`.
+`python -m harness.report A B --compare`: write a comparison of two sweeps.
 
-Writes `report.md`, `report.html` (one file, opens from disk), `tables.tex`, `results.csv` (one line for each
-trial)
-and figures. Results come from MLflow and from nowhere else. Exit code 0: written; 2: no such sweep or store.
+Writes `report.md`, `report.html` (self-contained), `tables.tex`, `results.csv` (one line for each trial) and
+figures. All results are read from the MLflow store. Exit code 0: written; 2: no such sweep or store.
 """
 
 from __future__ import annotations
@@ -16,10 +15,7 @@ from pathlib import Path
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code."""
     options = _parse(arguments)
-    from harness.lib.console import (  # what the command needs is loaded once it is known
-        escape_undecodable,
-        fail,
-    )
+    from harness.lib.console import escape_undecodable, fail  # imports follow the parsing of arguments
     from harness.report.drawing import in_background
 
     escape_undecodable()
@@ -28,12 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
             return _report(options)
     if len(options.names) != 2:
         given = len(options.names)
-        return fail([f"--compare takes two sweeps, {given} given: python -m harness.report A B --compare"])
+        return fail([f"--compare takes two sweeps, got {given}: python -m harness.report A B --compare"])
     return _report(options)
 
 
 def _report(options: argparse.Namespace) -> int:
-    """Write the reports that are asked for; the exit code."""
+    """Write the reports of the named sweeps, or the comparison. Returns the exit code."""
     from harness.lib.console import fail
     from harness.lib.registry import UnknownName
     from harness.record.store import Store
@@ -64,14 +60,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "names", nargs="+", metavar="NAME", help="the sweep's name; several names write several reports"
+        "names", nargs="+", metavar="NAME", help="name of a sweep; several names write several reports"
     )
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="of two sweeps: side by side, and what changed from the first to the second",
+        help="compare two sweeps: results side by side, and the settings that changed",
     )
-    parser.add_argument("--tracking-uri", help="MLflow store (default: mlflow.db here)")
+    parser.add_argument("--tracking-uri", help="MLflow store (default: mlflow.db in this directory)")
     return parser.parse_args(arguments)
 
 

@@ -27,11 +27,11 @@ class Axis:
     @property
     def values(self) -> list[str]:
         """All values: numbers by size, others in the order of the grid."""
-        every = list(dict.fromkeys(v for rows in self.lines.values() for v in rows))
+        values = list(dict.fromkeys(v for rows in self.lines.values() for v in rows))
         try:
-            return sorted(every, key=float)
+            return sorted(values, key=float)
         except ValueError:
-            return every
+            return values
 
 
 def axes(trials: Sequence[Trial], frame: pd.DataFrame) -> list[Axis]:
@@ -46,14 +46,15 @@ def axes(trials: Sequence[Trial], frame: pd.DataFrame) -> list[Axis]:
         for key in keys:
             lines: dict[tuple[str, ...], dict[str, str]] = {}
             others = [k for k in keys if k != key]
-            for row, own in rows.items():
-                lines.setdefault(tuple(own.get(k, "default") for k in others), {})[
-                    own.get(key, "default")
-                ] = row
+            for row, values_of_row in rows.items():
+                rest = tuple(values_of_row.get(k, "default") for k in others)
+                lines.setdefault(rest, {})[values_of_row.get(key, "default")] = row
             lines = {rest: values for rest, values in lines.items() if len(values) > 1}
-            told = [k for i, k in enumerate(others) if len({rest[i] for rest in lines}) > 1]
+            distinguishing = [k for i, k in enumerate(others) if len({rest[i] for rest in lines}) > 1]
             for rest, values in lines.items():
-                extra = ", ".join(f"{k}={v}" for k, v in zip(others, rest, strict=True) if k in told)
+                extra = ", ".join(
+                    f"{k}={v}" for k, v in zip(others, rest, strict=True) if k in distinguishing
+                )
                 lines_of.setdefault(key, {})[f"{method} ({extra})" if extra else method] = values
     return [Axis(name, lines) for name, lines in lines_of.items()]
 
@@ -89,7 +90,7 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
             ]
         )
     caption = (
-        f"{_name(measure)}, all else equal. Mean ± sd over seeds (ddof 1), n = {planned} unless "
+        f"{_name(measure)}, all other settings equal. Mean ± sd over seeds (ddof 1), n = {planned} unless "
         f"marked. Bold: best of the column."
     )
     return Table(
@@ -101,14 +102,14 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
 
 
 def axis_figure(axis: Axis, frame: pd.DataFrame, measure: str, where: str, folder: Path) -> Figure:
-    """The same as a figure, with the rows of methods that have no such axis as lines across."""
-    place = {value: i for i, value in enumerate(axis.values)}
+    """The same as a figure, with rows of methods without this axis as horizontal lines."""
+    position = {value: i for i, value in enumerate(axis.values)}
     lines = {}
     for line, values in axis.lines.items():
         value_of = {row: value for value, row in values.items()}
         part = frame[frame["row"].isin(value_of)]
         lines[line] = part.assign(
-            value=part["row"].map(value_of), number=part["row"].map(value_of).map(place), y=part[measure]
+            value=part["row"].map(value_of), number=part["row"].map(value_of).map(position), y=part[measure]
         )
     on_axis = {row for values in axis.lines.values() for row in values.values()}
     methods = set(frame.loc[frame["row"].isin(on_axis), "method"])
@@ -120,8 +121,8 @@ def axis_figure(axis: Axis, frame: pd.DataFrame, measure: str, where: str, folde
     }
     file = slug("axis", *([] if measure == "rsum" else [measure]), axis.name, where)
     figures.axis(lines, level, axis.name, _name(measure), where, folder / file)
-    caption = "Mean, a band of one sd over seeds, and the seeds as dots; values stand at equal distances." + (
-        " Dashed: rows without this setting, with settings of their own." if level else ""
+    caption = "Mean, a band of one sd over seeds, and the seeds as dots; values are equally spaced." + (
+        " Dashed: rows of methods without this hyper-parameter, with their own settings." if level else ""
     )
     return Figure(f"{_name(measure)} over {axis.name}: {where}", file, caption)
 

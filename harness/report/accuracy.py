@@ -1,5 +1,5 @@
-"""How good each row is: tables of recalls, and what all tables share: marks of rows, cells and the bold of
-the best.
+"""Accuracy of each row: tables of recalls, and the parts that all tables share (marks of rows, formatted
+cells, the best in bold).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from harness.report.tables import Cell, Table
 MEAN = "Mean ± sd over seeds (ddof 1)"
 _UNDERLINED = (
     " Underlined: not significantly worse than the best (paired t test over seeds, Holm over the "
-    "table; few seeds can tell little apart)."
+    "table; with few seeds the test has little power)."
 )
 _HEADINGS = {f"{d}_r{k}": f"{d} R@{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": "rSum"}
 _ECCV = {"map_at_r": "mAP@R", "rprecision": "R-Precision", "r1": "R@1"}
 
 
 def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits: int = 1) -> Table:
-    """Rows x noise ratio of one measure of which more is better; rows that never have it are left out."""
+    """Rows x noise ratio of one measure where higher is better; rows without any value of it are omitted."""
     ratios = sorted(frame["noise_ratio"].unique())
     table = cells(frame, measure)
     best = {float(r): best_rows(frame, table.xs(r, level="noise_ratio")) for r in ratios}
@@ -46,9 +46,9 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
                 ),
             ]
         )
-    at_chance = " ° a seed is hardly better than chance." if chance else ""
+    at_chance = " ° at least one seed is close to chance level." if chance else ""
     caption = (
-        f"{what}. {MEAN}, n = {planned} seeds a cell unless marked. "
+        f"{what}. {MEAN}, n = {planned} seeds per cell unless marked. "
         f"{legend(frame)}{_UNDERLINED if near else ''}{at_chance}"
     )
     return Table(title, caption, ["method", *(f"noise {r:g}" for r in ratios)], rows)
@@ -57,10 +57,10 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
 def by_measure(
     frame: pd.DataFrame, measures: Mapping[str, tuple[str, int, bool]], title: str, what: str
 ) -> Table:
-    """(Noise ratio, row) x measures; `measures` gives for a column its heading, digits and whether more is
-    better.
+    """(Noise ratio, row) x measures; `measures` gives for a column its heading, digits and whether higher
+    is better.
 
-    Cells without any of them are left out, but for those of trials that are still to come.
+    Cells without any of them are omitted, except cells with unfinished trials.
     """
     tables = {m: cells(frame, m) for m in measures}
     rows = []
@@ -70,7 +70,7 @@ def by_measure(
         for row in dict.fromkeys(frame["row"]):
             part = frame[(frame["row"] == row) & (frame["noise_ratio"] == ratio)]
             if part["done"].any() and part[list(measures)].isna().all(axis=None):
-                continue  # such a method has none of these
+                continue  # the method does not report any of these
             values = [
                 Cell(mean_sd(at[m].loc[row], digits), best=row in best[m])
                 for m, (_, digits, _) in measures.items()
@@ -84,11 +84,16 @@ def by_measure(
 def recalls_table(frame: pd.DataFrame, where: str) -> Table:
     """All six recalls and rSum for each ratio and row."""
     measures = {m: (_HEADINGS[m], 1, True) for m in MEASURES}
-    return by_measure(frame, measures, f"All recalls: {where}", "Test recalls in percent, epoch best on dev")
+    return by_measure(
+        frame,
+        measures,
+        f"All recalls: {where}",
+        "Test recalls in percent at the epoch with the best dev rSum",
+    )
 
 
 def coco_tables(frame: pd.DataFrame, where: str) -> list[Table]:
-    """MS-COCO's 1K protocol and ECCV Caption, where the trials have them."""
+    """Tables of the 1K protocol of MS-COCO and of ECCV Caption, for trials that have these metrics."""
     tables = []
     if "1k_rsum" in frame and frame["1k_rsum"].notna().any():
         renamed = frame.drop(columns=list(MEASURES)).rename(columns={f"1k_{m}": m for m in MEASURES})
@@ -102,14 +107,14 @@ def coco_tables(frame: pd.DataFrame, where: str) -> list[Table]:
                     frame,
                     measure,
                     title,
-                    f"{_ECCV[name]} in percent with ECCV Caption's judgements of MS-COCO's test images",
+                    f"{_ECCV[name]} in percent, with the relevance judgements of ECCV Caption",
                 )
             )
     return tables
 
 
 def search_table(frame: pd.DataFrame) -> Table:
-    """A search: dev rSum of every try, the best of each method marked. Test stays out of it."""
+    """Dev rSum of each configuration of a search, the best of each method in bold; test is not used."""
     dev_rsums = frame.groupby(["method", "row"], sort=False)["dev_rsum"].agg(
         mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size"
     )
@@ -129,20 +134,20 @@ def search_table(frame: pd.DataFrame) -> Table:
         ]
     tries = ", ".join(f"{method} {len(part)}" for method, part in dev_rsums.groupby(level=0, sort=False))
     caption = (
-        f"Best dev rSum of each try, mean ± sd over its trials (noise ratios and seeds together); in "
-        f"bold the setting that is chosen for the method, of complete tries. Tries: {tries}."
+        f"Best dev rSum of each configuration, mean ± sd over its trials (noise ratios and seeds pooled). "
+        f"Bold: the configuration selected for the method, among complete ones. Configurations: {tries}."
     )
-    return Table("Search on dev", caption, ["try", "dev rSum"], rows)
+    return Table("Search on dev", caption, ["configuration", "dev rSum"], rows)
 
 
 def legend(frame: pd.DataFrame) -> str:
-    """What bold means, and the marks of rows that the frame has."""
-    truth = " that do not use the ground truth" if frame["ground_truth"].any() else ""
-    return f"Bold: best among methods{truth}, with all seeds. {marks(frame)}".rstrip()
+    """The meaning of bold, and of the marks that occur in the frame."""
+    restriction = " that do not use the ground truth" if frame["ground_truth"].any() else ""
+    return f"Bold: best among methods{restriction}, with all seeds. {marks(frame)}".rstrip()
 
 
 def marks(frame: pd.DataFrame) -> str:
-    """The marks of rows that the frame has."""
+    """The meaning of the marks that occur in the frame."""
     texts = {
         "×2: the similarities of two networks averaged at test.": frame["networks"].max() > 1,
         "† uses clean data.": frame["clean_data"].any(),
@@ -155,7 +160,7 @@ def best_rows(frame: pd.DataFrame, table: pd.DataFrame, *, more: bool = True) ->
     """Rows with the best mean of [row] cells, among those of methods that do not use the ground truth with as
     many seeds as any is planned to have.
 
-    None where several are all equal.
+    Empty where several rows are all equal.
     """
     allowed = set(frame.loc[~frame["ground_truth"], "row"])
     column = table[table.index.isin(allowed) & (table["n"] == table["planned"].max())]
@@ -164,21 +169,22 @@ def best_rows(frame: pd.DataFrame, table: pd.DataFrame, *, more: bool = True) ->
 
 
 def mean_sd(cell: pd.Series, digits: int, *, usual: int | None = None) -> str:
-    """`101.2 ± 3.4`, with its n where that is not the usual one (None: without); a dash where nothing is."""
+    """`101.2 ± 3.4`, followed by n where it differs from `usual` (None: never); a dash without values."""
     if cell["n"] == 0:
-        return "–"  # nothing there: not planned, or nothing done yet
+        return "–"  # not planned, or not finished yet
     sd = "" if pd.isna(cell["sd"]) else f" ± {cell['sd']:.{digits}f}"
     short = f" (n={counted(cell)})" if usual is not None and cell["n"] != usual else ""
     return f"{cell['mean']:.{digits}f}{sd}{short}"
 
 
 def counted(cell: pd.Series) -> str:
+    """`n` of a cell, as `2 of 3!` where planned seeds are missing."""
     n, planned = int(cell["n"]), int(cell["planned"])
     return str(n) if n == planned else f"{n} of {planned}!"
 
 
 def with_marks(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with rows called as tables show them; `label` keeps the names without marks."""
+    """The frame with marks added to the names of rows; `label` keeps the names without marks."""
     return frame.assign(
         label=frame["row"], row=frame["row"].map({row: _marked(frame, row) for row in frame["row"].unique()})
     )
@@ -186,7 +192,7 @@ def with_marks(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _marked(frame: pd.DataFrame, row: str) -> str:
     line = frame.loc[frame["row"] == row].iloc[0]
-    networks = frame.loc[frame["row"] == row, "networks"].max()  # none before a trial is done
+    networks = frame.loc[frame["row"] == row, "networks"].max()  # NaN before a trial is done
     row += f" ×{networks:g}" if networks > 1 else ""
     return row + (" †" if line["clean_data"] else "") + (" ‡" if line["ground_truth"] else "")
 

@@ -1,5 +1,5 @@
-"""Is a difference more than seed noise? Paired differences to a reference, what is not worse than the best,
-and all blocks together.
+"""Statistical significance of differences between rows: paired differences to a reference, tests against the
+best row, and aggregates over all blocks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from harness.report.stats import (
 from harness.report.tables import Cell, Figure, Table
 
 ALPHA = 0.05
-LEAST_BLOCKS = 6  # data sets x ratios from which average ranks say something (Demsar 2006)
+LEAST_BLOCKS = 6  # fewest data sets x ratios for which average ranks are tested (Demsar 2006)
 BOOTSTRAP_BLOCKS, BOOTSTRAP_SEEDS = (
     12,
     5,
@@ -46,7 +46,7 @@ def reference_row(frame: pd.DataFrame, method: str | None) -> str:
 
 
 def compare(frame: pd.DataFrame, reference: str, measure: str) -> dict[tuple[str, float], Difference]:
-    """Each other row less the reference at each ratio, paired by seed, Holm-corrected over all of them.
+    """Difference of each row to the reference at each ratio, paired by seed, Holm-corrected over all of them.
 
     The frame is of one data set and one kind of noise; both sides of a pair have the same seed and noise
     seed.
@@ -82,7 +82,7 @@ def not_worse(frame: pd.DataFrame, best: dict[float, set[str]], measure: str) ->
 
 
 def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
-    """rSum of each row less that of the reference, with its t interval."""
+    """Table of the rSum of each row minus that of the reference, with t intervals."""
     differences = compare(frame, reference, "rsum")
     ratios = sorted(frame["noise_ratio"].unique())
     rows = []
@@ -90,9 +90,9 @@ def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
         if row != reference:
             rows.append([Cell(row), *(Cell(_difference(differences.get((row, r)))) for r in ratios)])
     caption = (
-        f"Test rSum less that of {reference}, paired by seed: mean and 95 % t interval. "
+        f"Test rSum minus that of {reference}, paired by seed: mean and 95 % t interval. "
         f"*: p < {ALPHA:g} in a paired t test, Holm-corrected over this table; the intervals are not "
-        f"corrected, so one may leave out zero without a *."
+        f"corrected, so an interval can exclude zero without a *."
     )
     return Table(
         f"Differences to {reference}: {where}", caption, ["method", *(f"noise {r:g}" for r in ratios)], rows
@@ -113,11 +113,11 @@ def _difference(difference: Difference | None) -> str:
 def queries_table(
     frame: pd.DataFrame, reference: str, read: Callable[[str, str], Arrays], where: str
 ) -> Table | None:
-    """R@1 of each row less that of the reference where they share one seed only: by test queries, images with
-    their captions resampled together.
+    """R@1 of each row minus that of the reference for rows that share a single seed with it, with a bootstrap
+    over test images (captions resampled with their image).
 
-    `read` gives the arrays of an artifact of a run. None where nothing is so, or the runs did not keep which
-    image a query belongs to.
+    `read` returns the arrays of an artifact of a run. None without such rows, or where the runs did not
+    record the image of each query.
     """
     rows = []
     for ratio, part in frame[frame["done"]].groupby("noise_ratio"):
@@ -147,16 +147,18 @@ def queries_table(
     if not rows:
         return None
     caption = (
-        f"Test R@1 less that of {reference} at the one seed that both have, with the 95 % interval of a "
-        f"bootstrap over test images (with their captions). It says "
-        "how far this test set decides between these two trained models, and nothing about other seeds."
+        f"Test R@1 minus that of {reference} for the single seed that both have, with the 95 % interval of a "
+        f"bootstrap over test images (with their captions). The interval covers the choice of test images "
+        "for these two trained models, not the variation over seeds."
     )
-    return Table(f"One seed: {where}", caption, ["noise", "method", "i2t R@1", "t2i R@1"], rows)
+    return Table(
+        f"Differences for a single seed: {where}", caption, ["noise", "method", "i2t R@1", "t2i R@1"], rows
+    )
 
 
 def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
-    """All blocks (data set x noise x ratio) together; None with fewer than two. Rows that lack a trial of any
-    block are left out.
+    """Aggregates over all blocks (data set x noise x ratio); None with fewer than two blocks or complete
+    rows. Rows that lack a trial of any block are omitted.
     """
     scores = _blocks(frame)
     blocks = len(next(iter(scores.values()), []))
@@ -169,43 +171,47 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
         and min(len(s) for of_row in scores.values() for s in of_row) >= BOOTSTRAP_SEEDS
     )
     lines = []
-    for row, own in scores.items():
-        estimate = stratified_bootstrap(own, _iqm) if enough else None
+    for row, rsums in scores.items():
+        estimate = stratified_bootstrap(rsums, _iqm) if enough else None
         mean = (
             (f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]")
             if estimate
-            else f"{_iqm(own):.1f}"
+            else f"{_iqm(rsums):.1f}"
         )
         better = (
             []
             if reference not in scores
             else [
-                Cell("–" if row == reference else f"{probability_of_improvement(own, scores[reference]):.2f}")
+                Cell(
+                    "–" if row == reference else f"{probability_of_improvement(rsums, scores[reference]):.2f}"
+                )
             ]
         )
         lines.append([Cell(row), Cell(mean), *better, Cell(f"{ranks[row]:.2f}" if row in ranks else "–")])
     interval = (
         "with 95 % stratified bootstrap interval over seeds"
         if enough
-        else f"without an interval: that takes {BOOTSTRAP_BLOCKS} blocks of {BOOTSTRAP_SEEDS} seeds"
+        else f"without an interval (which requires {BOOTSTRAP_BLOCKS} blocks of {BOOTSTRAP_SEEDS} seeds)"
     )
     beats = (
-        f"probability that a run beats one of {reference} in the same block; " if reference in scores else ""
+        f"probability of improvement: that a run is better than one of {reference} in the same block; "
+        if reference in scores
+        else ""
     )
     caption = (
         f"{blocks} blocks (data set x noise ratio). Inter-quartile mean of test rSum, {interval}; {beats}"
-        "average rank among rows that do not use the ground truth (1 is the best, ties share). "
+        "average rank among rows that do not use the ground truth (1 is the best, ties share the mean rank). "
     )
     if blocks >= LEAST_BLOCKS and len(ranks) > 1:
         caption += (
-            f"Average ranks differ at 5 % from {critical_difference(len(ranks), blocks):.2f} on (Nemenyi, "
-            f"which takes blocks for independent; ratios of one data set "
-            "share its test set and seeds)."
+            f"Critical difference of average ranks at 5 %: {critical_difference(len(ranks), blocks):.2f} "
+            "(Nemenyi test, which assumes independent blocks; the ratios of one data set share its test set "
+            "and seeds)."
         )
     else:
-        caption += f"With fewer than {LEAST_BLOCKS} blocks ranks are not tested."
+        caption += f"Ranks are not tested with fewer than {LEAST_BLOCKS} blocks."
     left_out = [row for row in dict.fromkeys(frame["row"]) if row not in scores]
-    caption += f" Left out, for want of trials: {', '.join(left_out)}." if left_out else ""
+    caption += f" Omitted because of missing trials: {', '.join(left_out)}." if left_out else ""
     return Table(
         "All blocks together",
         caption,
@@ -223,11 +229,11 @@ def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
     """Critical-difference diagram of average ranks; None with fewer than six blocks, or two complete rows
     that do not use the ground truth.
     """
-    import scikit_posthocs
-
     means = _competitors(frame, _blocks(frame))
     if len(means) < LEAST_BLOCKS or means.shape[1] < 2:
         return None
+    import scikit_posthocs  # brings seaborn and statsmodels: only where ranks are drawn
+
     different = scikit_posthocs.posthoc_nemenyi_friedman(means)
     ranks = dict(zip(means, average_ranks(means.to_numpy()), strict=True))
     figures.ranks(
@@ -236,9 +242,9 @@ def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
     return Figure(
         "Average ranks",
         "ranks",
-        "A bar joins rows whose ranks do not differ at 5 % (Nemenyi's test after Friedman's). Blocks count "
-        "as independent. "
-        "Rows that use the ground truth, or lack a trial, are left out.",
+        "Critical-difference diagram: bars join rows whose average ranks do not differ significantly at 5 % "
+        "(Nemenyi post-hoc test after the Friedman test, blocks assumed independent). "
+        "Rows that use the ground truth or lack a trial are omitted.",
     )
 
 
@@ -250,14 +256,16 @@ def _blocks(frame: pd.DataFrame) -> dict[str, list[NDArray[np.float64]]]:
 
 
 def _competitors(frame: pd.DataFrame, scores: dict[str, list[NDArray[np.float64]]]) -> pd.DataFrame:
-    """Mean rSum, blocks x rows, of those that do not use the ground truth."""
-    truth = set(frame.loc[frame["ground_truth"], "row"])
-    return pd.DataFrame({row: [s.mean() for s in own] for row, own in scores.items() if row not in truth})
+    """Mean rSum [blocks, rows] of the rows that do not use the ground truth."""
+    oracles = set(frame.loc[frame["ground_truth"], "row"])
+    return pd.DataFrame(
+        {row: [s.mean() for s in rsums] for row, rsums in scores.items() if row not in oracles}
+    )
 
 
 def _complete(block: pd.DataFrame, row: str) -> bool:
-    own = block.loc[block["row"] == row, "rsum"]
-    return bool(len(own) and own.notna().all())
+    rsums = block.loc[block["row"] == row, "rsum"]
+    return bool(len(rsums) and rsums.notna().all())
 
 
 def _iqm(blocks: Sequence[NDArray[np.float64]]) -> float:

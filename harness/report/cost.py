@@ -1,4 +1,4 @@
-"""What each row costs: time, throughput, memory, passes, energy, and what it gets for that."""
+"""Cost of each row: time, throughput, memory, forward passes and energy; accuracy against cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from harness.report.accuracy import counted, marks
 from harness.report.tables import Cell, Figure, Table, slug
 
 _TIME = {
-    "seconds": "all s ↓",
+    "seconds": "total s ↓",
     "train_seconds": "training s ↓",
     "method_seconds": "passes over training pairs s ↓",
     "evaluation_seconds": "evaluation s ↓",
@@ -22,33 +22,33 @@ _SPEED = {
     "evaluation_pairs_per_second": "evaluation captions/s ↑",
 }
 _CLOCK = (
-    "Wall-clock times, so they depend on what else ran on the machine: `python -m harness.bench` measures "
-    "methods in turn and gives ratios. "
+    "Wall-clock times depend on the load of the machine: `python -m harness.bench` measures "
+    "methods in turn and reports ratios. "
 )
 
 
 def cost_tables(frame: pd.DataFrame, where: str) -> list[Table]:
-    """Where the time goes, and what else a row takes: means over its finished trials."""
+    """Time, throughput, memory and energy of each row: means over its finished trials."""
     time = (
-        f"Means over a row's finished trials. Training: optimizer steps, and drawing and loading their "
-        f"batches. Passes over training pairs: what a method computes between epochs (mixtures, memory "
-        f"banks). "
+        f"Means over the finished trials of a row. Training: optimizer steps, including sampling and "
+        f"loading of batches. Passes over training pairs: computations of a method between epochs (mixture "
+        f"models, memory banks). "
         f"Evaluation: dev after epochs, test at the end. "
-        f"Pairs a second of each of these by itself. {_CLOCK}{marks(frame)}"
+        f"Throughput of each of these phases alone. {_CLOCK}{marks(frame)}"
     )
     counted_energy = frame["joules"].notna().any()
     energy = (
-        "Energy: of the GPU (of the first process), as it counts it."
+        "Energy: of the GPU of the first process, from its own counter."
         if counted_energy
-        else "Energy: not measured (no GPU that reports it)."
+        else "Energy: not measured (no GPU with an energy counter)."
     )
     rest = (
         "Forward passes: pairs that go through a network in a step, over the pairs of its batch, mean over "
         "all epochs, warm-up included (passes between epochs are not included). Peak memory: of the GPU "
         "where "
         "there is one; on a CPU "
-        "of the process, with what earlier trials in it left. Networks whose similarities are averaged at "
-        "test; trained parameters, in millions. "
+        "of the process, including memory that earlier trials left. Networks: number of networks with "
+        "averaged similarities at test. Parameters: trained parameters in millions. "
         f"{energy} {marks(frame)}"
     )
     size = {

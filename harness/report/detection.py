@@ -1,5 +1,5 @@
-"""Do the methods know which pairs mismatch? Scores of their confidence, what it looks like, and how it comes
-about over epochs.
+"""Noise detection: scores, calibration and distribution of the confidence of methods that a training pair
+matches, and its course over epochs.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ _EPOCHS = 10  # columns of the table over epochs
 
 @dataclass(frozen=True)
 class Belief:
-    """What the method of a finished trial believed: which pairs match [N], and its confidence [N] after each
-    epoch that has one.
+    """Ground truth and confidence of a finished trial.
+
+    Attributes:
+        matched: [N], whether each training pair matches (ground truth).
+        confidence: [N] by epoch (from 0), the confidence of the method that each pair matches.
     """
 
     row: str
@@ -43,11 +46,12 @@ class Belief:
 
     @property
     def last(self) -> Calibration:
+        """Calibration after the last epoch."""
         return calibration(self.confidence[max(self.confidence)], self.matched)
 
 
 def beliefs(source: Source, frame: pd.DataFrame) -> list[Belief]:
-    """Those of all finished trials that have a confidence and a known ground truth."""
+    """Beliefs of all finished trials that recorded a confidence and have a known ground truth."""
     collected = []
     scored = frame[list(_SCORES)].notna().any(axis=1)  # a trial without a score has no confidence
     for line in frame[frame["done"] & scored].itertuples():
@@ -69,24 +73,23 @@ def _ground_truth(source: Source, run: str) -> NDArray[np.bool_] | None:
 
 
 def scores_table(frame: pd.DataFrame, where: str) -> Table:
+    """AUROC, average precision, F1 and expected calibration error of each row at each ratio."""
     what = (
         "Confidence after the last epoch against the ground truth. AUROC, average precision and F1 "
         "(mismatched: "
-        "confidence below 0.5) are of finding the mismatched training "
-        f"pairs; by chance AUROC is 0.5 and AP the noise ratio r; calling every pair mismatched has F1 2r "
-        f"/ (1 + r), and a confidence that never falls below 0.5 has F1 0. ECE: expected calibration error "
-        f"as a belief that the pair matches ({BINS} bins); a constant 1 - r has 0 and distinguishes nothing. "
-        f"Methods without a confidence are left out"
+        "confidence below 0.5) are for detecting mismatched training "
+        f"pairs. Chance level: AUROC 0.5, AP the noise ratio r. Predicting that every pair mismatches has "
+        f"F1 2r / (1 + r); a confidence that is never below 0.5 has F1 0. ECE: expected calibration error "
+        f"of the confidence that a pair matches ({BINS} bins); a constant 1 - r has ECE 0 but does not "
+        f"discriminate. Methods without a confidence are omitted"
     )
     return by_measure(frame, _SCORES, f"Noise detection: {where}", what)
 
 
 def confidence_figures(
-    collected: list[Belief], every: pd.DataFrame, frame: pd.DataFrame, where: str, folder: Path
+    collected: list[Belief], averages: pd.DataFrame, frame: pd.DataFrame, where: str, folder: Path
 ) -> list[Figure]:
-    """Histograms, reliability and means over epochs, as far as there is a confidence; all seeds together;
-    `every` is their `means`.
-    """
+    """Histograms, reliability diagrams and means over epochs, seeds pooled; `averages` from `means`."""
     pooled: dict[tuple[str, float], Calibration] = {}
     for belief in sorted(collected, key=lambda b: b.noise_ratio):
         key = (belief.row, belief.noise_ratio)
@@ -94,19 +97,20 @@ def confidence_figures(
     pictures = {kind: slug(kind, where) for kind in ("confidence", "reliability", "epochs")}
     figures.histograms(pooled, where, folder / pictures["confidence"])
     figures.reliability(pooled, frame, where, folder / pictures["reliability"])
-    figures.confidence_over_epochs(every, frame, where, folder / pictures["epochs"])
+    figures.confidence_over_epochs(averages, frame, where, folder / pictures["epochs"])
     captions = (
         (
             "Confidence of training pairs",
             pictures["confidence"],
-            "After the last epoch, all seeds together; each kind's pairs add up to 1.",
+            "Histograms after the last epoch, seeds pooled; matched and mismatched pairs are normalized "
+            "separately.",
         ),
         (
             "Reliability of the confidence",
             pictures["reliability"],
-            "Share of pairs that match among those of like confidence, after the last epoch, all seeds "
-            "together. Bins with less than 1 % of the pairs are left out. Above the dotted line a method "
-            "trusts too little, below too much.",
+            "Reliability diagram: share of matching pairs in each bin of confidence, after the last epoch, "
+            "seeds pooled. Bins with less than 1 % of the pairs are omitted. Above the dotted diagonal a "
+            "method is underconfident, below it overconfident.",
         ),
         (
             "Confidence over epochs",
@@ -163,17 +167,17 @@ def _mean(values: NDArray[np.floating]) -> float:
     return float(values.mean()) if len(values) else np.nan
 
 
-def epochs_tables(every: pd.DataFrame, where: str) -> list[Table]:
+def epochs_tables(averages: pd.DataFrame, where: str) -> list[Table]:
     """`means` over seeds, for at most ten epochs: confidence of matched / mismatched pairs, and AUROC."""
-    epochs = sorted(every["epoch"].unique())
+    epochs = sorted(averages["epoch"].unique())
     shown = [
         epochs[i]
         for i in sorted({round(k) for k in np.linspace(0, len(epochs) - 1, min(_EPOCHS, len(epochs)))})
     ]
     caption = (
-        "after an epoch (from 1), mean over seeds; a dash: none yet (warm-up), or no pairs of that kind."
+        "after each epoch (from 1), mean over seeds; a dash: no confidence yet (warm-up), or no such pairs."
     )
-    made = []
+    tables = []
     for title, columns, digits, what in (
         (
             "Confidence over epochs",
@@ -181,10 +185,15 @@ def epochs_tables(every: pd.DataFrame, where: str) -> list[Table]:
             2,
             "Mean confidence of matched / mismatched training pairs",
         ),
-        ("AUROC over epochs", ["auroc"], 3, "AUROC of the confidence for finding mismatched training pairs"),
+        (
+            "AUROC over epochs",
+            ["auroc"],
+            3,
+            "AUROC of the confidence for detecting mismatched training pairs",
+        ),
     ):
         rows = []
-        for (ratio, row), part in every.groupby(["noise_ratio", "row"], sort=False):
+        for (ratio, row), part in averages.groupby(["noise_ratio", "row"], sort=False):
             of_epoch = part.groupby("epoch")[columns].mean()
             texts = [
                 " / ".join("–" if pd.isna(v) else f"{v:.{digits}f}" for v in of_epoch.loc[e])
@@ -195,7 +204,7 @@ def epochs_tables(every: pd.DataFrame, where: str) -> list[Table]:
             if part[columns].notna().any(axis=None):
                 rows.append([Cell(f"{ratio:g}"), Cell(str(row)), *map(Cell, texts)])
         rows.sort(key=lambda r: float(r[0].text))
-        made.append(
+        tables.append(
             Table(
                 f"{title}: {where}",
                 f"{what} {caption}",
@@ -203,4 +212,4 @@ def epochs_tables(every: pd.DataFrame, where: str) -> list[Table]:
                 rows,
             )
         )
-    return [table for table in made if table.rows]
+    return [table for table in tables if table.rows]

@@ -6,20 +6,21 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-import matplotlib.colors
-import matplotlib.ticker
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from harness.evaluation.metrics import BINS, Calibration
 from harness.report.drawing import drawn
 from harness.report.results import cells
 from methods import METHODS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Functions import matplotlib themselves: a report that is drawn in the background does not need it here.
 
 _STYLE = {
     "svg.hashsalt": "harness",
@@ -48,8 +49,8 @@ Style = tuple[str, str]
 
 
 def styles(frame: pd.DataFrame) -> dict[str, Style]:
-    """Colour and marker of each row: those of its method, and for further rows of a method (by `label`) paler
-    ones with other markers.
+    """Colour and marker of each row: those of its method; further rows of a method (by `label`) have paler
+    colours and other markers.
     """
     methods = dict(zip(frame["row"], frame["method"], strict=True))
     colours = _of_methods(list(methods.values()))
@@ -57,30 +58,33 @@ def styles(frame: pd.DataFrame) -> dict[str, Style]:
     further = itertools.count(len(METHODS))
     style_of = {}
     for row, method in methods.items():
-        own = [r for r, m in methods.items() if m == method]
+        same_method = [r for r, m in methods.items() if m == method]
         marker = list(METHODS).index(method) if row in named else next(further)
-        style_of[row] = (_paler(colours[method], own.index(row) / len(own)), _MARKERS[marker % len(_MARKERS)])
+        style_of[row] = (
+            _paler(colours[method], same_method.index(row) / len(same_method)),
+            _MARKERS[marker % len(_MARKERS)],
+        )
     return style_of
 
 
 def _of_methods(methods: list[str]) -> dict[str, str]:
-    """A colour for each method: a registered one has its own everywhere, others take those that are left."""
-    own = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(METHODS)}
-    free = itertools.cycle([c for c in _COLOURS if c not in {own.get(m) for m in methods}] or _COLOURS)
-    return {m: own[m] if m in own else next(free) for m in dict.fromkeys(methods)}
+    """A colour for each method: fixed for registered methods; others take the remaining colours."""
+    fixed = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(METHODS)}
+    free = itertools.cycle([c for c in _COLOURS if c not in {fixed.get(m) for m in methods}] or _COLOURS)
+    return {m: fixed[m] if m in fixed else next(free) for m in dict.fromkeys(methods)}
 
 
 def _paler(colour: str, share: float) -> str:
     """A colour with up to two thirds of white."""
-    return str(
-        matplotlib.colors.to_hex([c + (1 - c) * share * 2 / 3 for c in matplotlib.colors.to_rgb(colour)])
-    )
+    from matplotlib.colors import to_hex, to_rgb
+
+    return str(to_hex([c + (1 - c) * share * 2 / 3 for c in to_rgb(colour)]))
 
 
 @drawn
 def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
-    """rSum over the noise ratio: mean line, band of one sd (of few rows: many would be one wedge), seeds as
-    dots; the oracle upper bound is dashed.
+    """rSum over the noise ratio: mean line, band of one sd (up to `BANDS` rows, beyond which bands overlap),
+    seeds as dots; the oracle upper bound is dashed.
     """
     table = cells(frame, "rsum")
     wide = 1.0 if frame["row"].nunique() <= BANDS else 0.0
@@ -89,8 +93,8 @@ def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
             part = table.loc[row].dropna(subset=["mean"]).sort_index()
             if part.empty:
                 continue
-            own = frame[frame["row"] == row]
-            line = "--" if own["ground_truth"].any() else "-"
+            trials = frame[frame["row"] == row]
+            line = "--" if trials["ground_truth"].any() else "-"
             _band(
                 axes,
                 part.index.to_numpy(float),
@@ -101,7 +105,7 @@ def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
                 linestyle=line,
                 label=row,
             )
-            axes.plot(own["noise_ratio"], own["rsum"], ".", color=colour, markersize=4, alpha=0.6)
+            axes.plot(trials["noise_ratio"], trials["rsum"], ".", color=colour, markersize=4, alpha=0.6)
         axes.set(xlabel="noise ratio (nominal)", ylabel="test rSum", title=title)
         axes.set_xticks(sorted(frame["noise_ratio"].unique()))
         _legend(axes)
@@ -111,9 +115,16 @@ def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
 def scatter(
     frame: pd.DataFrame, points: pd.DataFrame, title: str, target: Path, *, log: bool = False
 ) -> None:
-    """A point a row with whiskers: [row] with columns x, y and their `_low`, `_high`, and the names of the
-    axes in `attrs`.
+    """One point with whiskers for each row of the report.
+
+    Args:
+        frame: the tidy frame, for the style of each row.
+        points: [row] with columns x, y and optionally their bounds `_low` and `_high`; `attrs` has the labels
+            of the axes x and y.
+        log: whether the x axis is logarithmic.
     """
+    from matplotlib.ticker import FuncFormatter
+
     with _figure(target, 6.4, 4.2) as axes:
         for row, (colour, marker) in styles(frame).items():
             if row in points.index and points.loc[row, ["x", "y"]].notna().all():
@@ -138,9 +149,9 @@ def scatter(
                 )
         if log:
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             axes.xaxis.set_minor_formatter(
-                matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
+                FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
             )
         axes.set(xlabel=points.attrs["x"], ylabel=points.attrs["y"], title=title)
         _legend(axes)
@@ -172,8 +183,8 @@ def ranks(
 
 @drawn
 def histograms(calibrations: Mapping[tuple[str, float], Calibration], title: str, target: Path) -> None:
-    """Confidence of matched and mismatched training pairs, (row, noise ratio) -> counts: a row of panels
-    each, shares of the kind's pairs.
+    """Histograms of the confidence of matched and mismatched training pairs, each normalized: a row of panels
+    for each row, a column for each noise ratio.
     """
     rows, ratios = (list(dict.fromkeys(keys)) for keys in zip(*calibrations, strict=True))
     edges = np.linspace(0, 1, BINS + 1)
@@ -201,8 +212,8 @@ def histograms(calibrations: Mapping[tuple[str, float], Calibration], title: str
 def reliability(
     calibrations: Mapping[tuple[str, float], Calibration], frame: pd.DataFrame, title: str, target: Path
 ) -> None:
-    """Share of matched pairs over mean confidence, a panel for each ratio; the diagonal is what a calibrated
-    belief gives.
+    """Share of matched pairs over mean confidence, a panel for each ratio; the diagonal is perfect
+    calibration.
     """
     ratios = list(dict.fromkeys(ratio for _, ratio in calibrations))
     style = styles(frame)
@@ -237,6 +248,8 @@ def confidence_over_epochs(means: pd.DataFrame, frame: pd.DataFrame, title: str,
     """Mean confidence of matched (solid) and mismatched (dashed) pairs; columns row, noise_ratio, seed,
     epoch, matched, mismatched.
     """
+    from matplotlib.ticker import MaxNLocator
+
     ratios = sorted(means["noise_ratio"].unique())
     style = styles(frame)
     with _grid(target, 1, len(ratios), width=3.0, height=2.6, title=title) as panels:
@@ -261,7 +274,7 @@ def confidence_over_epochs(means: pd.DataFrame, frame: pd.DataFrame, title: str,
                 xlabel="epoch",
                 ylabel="mean confidence" if axes is panels[0, 0] else "",
             )
-            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _shared_legend(panels)
 
 
@@ -276,17 +289,17 @@ def axis(
 ) -> None:
     """A measure over a hyper-parameter, a panel for each ratio.
 
-    `lines`: for each line its trials, with `value` and `number` (where the value stands on the axis);
+    `lines`: for each line its trials, with `value` and `number` (position of the value on the axis);
         `level`: rows without that hyper-parameter, by ratio.
     """
-    every = pd.concat(list(lines.values()))
-    ratios, ticks = sorted(every["noise_ratio"].unique()), every.drop_duplicates("number")
+    points = pd.concat(list(lines.values()))
+    ratios, ticks = sorted(points["noise_ratio"].unique()), points.drop_duplicates("number")
     methods = {line: part["method"].iloc[0] for line, part in lines.items()}
     colours = _of_methods(list(methods.values()))
     of_line = {}
     for (line, method), marker in zip(methods.items(), itertools.cycle(_MARKERS), strict=False):
-        own = [other for other, m in methods.items() if m == method]
-        of_line[line] = (_paler(colours[method], own.index(line) / len(own)), marker)
+        same_method = [other for other, m in methods.items() if m == method]
+        of_line[line] = (_paler(colours[method], same_method.index(line) / len(same_method)), marker)
     with _grid(target, 1, len(ratios), width=3.4, height=2.9, title=title) as panels:
         for axes, ratio in zip(panels[0], ratios, strict=True):
             for line, part in lines.items():
@@ -340,7 +353,10 @@ def _shared_legend(panels: NDArray) -> None:
 @contextmanager
 def _figure(target: Path, width: float, height: float) -> Iterator[Any]:
     """One pair of axes, written to `target`.png and .svg."""
-    with matplotlib.rc_context(_STYLE):
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.subplots()
         _save(figure, target)
@@ -351,8 +367,11 @@ def _grid(
     target: Path, rows: int, columns: int, *, width: float, height: float, title: str
 ) -> Iterator[NDArray]:
     """Panels [rows, columns] of a size each, with room for a legend, written to `target`.png and .svg."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     size = (width * columns + 1.8, height * rows + 0.4)
-    with matplotlib.rc_context(_STYLE):
+    with rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
         figure.suptitle(title, fontsize=10)
@@ -361,8 +380,11 @@ def _grid(
 
 
 def _save(figure: Figure, target: Path) -> None:
+    """Lay the figure out once, and write it to `target`.png and .svg."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once for both files
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)  # any other, also "none", makes `savefig` draw each file twice
     figure.savefig(target.parent / f"{target.name}.png", dpi=150)
     figure.savefig(target.parent / f"{target.name}.svg", metadata={"Date": None})

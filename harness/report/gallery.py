@@ -1,5 +1,5 @@
-"""Pictures to the numbers: what each method finds for a few test images, and what it believes of a few
-mismatched training pairs.
+"""Examples for the page: the captions that each method ranks first for a few test images, and its confidence
+in a few mismatched training pairs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Mismatch:
 
 @dataclass
 class Gallery:
-    """Of one data set and noise, at one ratio and seed. `missing` says why there is none."""
+    """Examples of one data set and noise, at one ratio and seed. `missing`: why there are none."""
 
     where: str
     ratio: float
@@ -55,8 +55,8 @@ class Gallery:
 
 
 def galleries(source: Source, frame: pd.DataFrame) -> list[Gallery]:
-    """One for each data set and noise, at the highest ratio and the first seed that has finished trials;
-    drawn, not picked.
+    """One gallery for each data set and noise, at the highest ratio and the lowest seed with finished trials;
+    images and pairs are drawn at random.
     """
     collected = []
     for (dataset, noise), part in frame[frame["done"]].groupby(["dataset", "noise"], sort=False):
@@ -75,9 +75,9 @@ def _fill(gallery: Gallery, records: dict[str, TrialRecord], source: Source) -> 
     try:
         data = load_dataset(record.trial.dataset, **record.trial.dataset_options)
         if record.trial.fingerprint(data) != record.tags.get("data_fingerprint"):
-            raise DataError("the data set is not the one that the trials saw")
+            raise DataError("the data set differs from the one of the trials")
         if data["test"].kind != "pictures":
-            raise DataError("the data set has features in place of images")
+            raise DataError("the data set has features instead of images")
         gallery.queries = list(_queries(data, records, source))
         gallery.mismatches = list(_mismatches(data, record.trial, records, source))
     except (
@@ -108,7 +108,7 @@ def _queries(data: DataSet, records: dict[str, TrialRecord], source: Source) -> 
 def _mismatches(
     data: DataSet, trial: Trial, records: dict[str, TrialRecord], source: Source
 ) -> Iterator[Mismatch]:
-    """Of the noise index that all these trials share: it depends on data, ratio and seed alone."""
+    """Pairs from the noise index that all these trials share: it depends on data, ratio and seed only."""
     noise = trial.noise_index(data)
     if noise.matched is None or noise.matched.all():
         return

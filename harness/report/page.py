@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: it opens from disk, on a phone, and prints."""
+"""The report as one self-contained HTML file, for screen, phone and print."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TrialLine:
 
 @dataclass
 class Page:
-    """What the page shows; `state` and `ends` are Markdown."""
+    """Content of the page; `state` and `ends` are Markdown."""
 
     title: str
     description: str
@@ -42,7 +42,7 @@ class Page:
     trials: list[TrialLine] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
-        """Write `report.html`, with the figures that lie in the folder inside it."""
+        """Write `report.html`, with the figures of the directory embedded."""
         environment = Environment(
             loader=FileSystemLoader(Path(__file__).parent),
             autoescape=True,
@@ -65,7 +65,7 @@ class Page:
 
 
 def trial_lines(frame: pd.DataFrame, link: Callable[[str], str]) -> list[TrialLine]:
-    """Every planned trial; those without a run have no link."""
+    """Lines of all planned trials; those without a run have no link."""
     measure = "rsum" if "rsum" in frame else "dev_rsum"
     return [
         TrialLine(
@@ -82,7 +82,7 @@ def trial_lines(frame: pd.DataFrame, link: Callable[[str], str]) -> list[TrialLi
 
 
 def _coded(text: str) -> Markup:
-    """A caption with what stands between backticks as code."""
+    """A caption with text between backticks as code."""
     parts = text.split("`")
     return Markup("").join(
         Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts)

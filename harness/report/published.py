@@ -31,7 +31,7 @@ _DATA_SETS = {
 
 @lru_cache
 def published() -> pd.DataFrame:
-    """The rows as they stand in the file; missing entries are empty."""
+    """The rows of `published_results.csv`; missing entries are empty."""
     rows = pd.read_csv(FILE, dtype={"noise_ratio": str}, keep_default_na=False)
     for name in (*RECALLS, "rsum"):
         rows[name] = pd.to_numeric(rows[name], errors="coerce")
@@ -70,12 +70,12 @@ def papers_table(frame: pd.DataFrame, methods: Mapping[str, MethodFacts], where:
         return None
     caption = (
         "Test rSum, ours: mean ± sd over seeds. Published: the sum of the six printed recalls, one run "
-        "unless its source says more. A difference stands only where "
-        "backbone, networks and granularity are the same and the published row is not flagged. The sources "
+        "unless the source states otherwise. A difference is given only where "
+        "backbone, number of networks and granularity agree and the published row is not flagged. Sources "
         "are in harness/report/published_results.csv."
     )
     return Table(
-        f"Against the papers: {where}",
+        f"Comparison with published results: {where}",
         caption,
         ["method", "noise", "protocol", "ours", "published", "difference", "source", "remarks"],
         lines,
@@ -94,13 +94,13 @@ def _is_ratio(text: str, ratio: float, natural: bool) -> bool:
 def _line(row: str, ratio: float, part: pd.DataFrame, ours: pd.Series, line: pd.Series) -> list[Cell]:
     reasons = _differs(part, ratio, line)
     mean, sd = ours.mean(), ours.std(ddof=1)
-    own = f"{mean:.1f}" + ("" if pd.isna(sd) else f" ± {sd:.1f}")
+    mean_and_sd = f"{mean:.1f}" + ("" if pd.isna(sd) else f" ± {sd:.1f}")
     gap = "–" if reasons else f"{mean - line['rsum']:+.1f}"
     texts = (
         row,
         f"{ratio:g}",
         line["protocol"],
-        own,
+        mean_and_sd,
         f"{line['rsum']:.1f}",
         gap,
         f"{line['paper']}: {line['method']}",
@@ -113,18 +113,18 @@ def _differs(part: pd.DataFrame, ratio: float, line: pd.Series) -> list[str]:
     """Why the two are not comparable; empty where they are."""
     reasons = [f"flagged: {line['flag']}"] if line["flag"] else []
     if _network(part["backbone"].iloc[0]) != _network(line["backbone"]):
-        reasons.append(f"backbone {line['backbone'] or 'not said'}")
+        reasons.append(f"backbone {line['backbone'] or 'not reported'}")
     networks = 2 if re.search(r"\b2 (co-trained )?nets|x2|ensemble", line["backbone"]) else 1
     if networks != part["networks"].max():
         reasons.append(f"{networks} network{'s' if networks > 1 else ''} at test")
     granularity = str(line["noise_granularity"])
     if ratio and not granularity.startswith(part["granularity"].iloc[0]):
-        reasons.append(f"granularity {granularity or 'not said'}")
+        reasons.append(f"granularity {granularity or 'not reported'}")
     return reasons
 
 
 def _network(name: str) -> str:
-    """Names of backbones as ours and the papers write them, made alike: `vit-b-32`, `sgr`, `saf`, ..."""
+    """Normalized name of a backbone, in our notation or that of a paper: `vit-b-32`, `sgr`, `saf`, ..."""
     plain = name.lower().replace("/", "-")
     return next(
         (

@@ -1,4 +1,4 @@
-"""From records to numbers: the tidy frame of a sweep, what its rows are called, and cells over seeds."""
+"""The tidy frame of a sweep, the labels of its rows, and the aggregation of cells over seeds."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ COSTS = {
     "parameters": "cost/parameters",
 }
 COLLAPSED = 0.02
-"""A trial whose rSum makes at most this share of the way from that of a random order to a perfect one has
-collapsed.
+"""A trial has collapsed if its rSum is at most chance level plus this share of the range up to a perfect
+rSum.
 """
 
 
@@ -115,8 +115,8 @@ def _disambiguated(given: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[s
 
 
 def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
-    """The frame with `chance` (rSum of a random order of the test split, as far as the runs tell) and
-    `collapsed` (finished, and hardly better).
+    """The frame with columns `chance` (expected rSum of a random ranking of the test split; NaN where no run
+    recorded its groups) and `collapsed` (finished, and close to chance level).
     """
     chance_of = {}
     for name, part in frame[frame["done"]].groupby("dataset"):
@@ -127,18 +127,18 @@ def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
                 rankings = source.read(run, "test_rankings.npz")
                 chance_of[name] = chance_rsum(rankings["i2t_group"], rankings["t2i_group"])
                 break
-    made = frame.assign(chance=frame["dataset"].map(chance_of).astype(float))
-    return made.assign(collapsed=collapsed(made, "rsum"))
+    frame = frame.assign(chance=frame["dataset"].map(chance_of).astype(float))
+    return frame.assign(collapsed=collapsed(frame, "rsum"))
 
 
 def collapsed(frame: pd.DataFrame, measure: str) -> pd.Series:
-    """Whether each trial's rSum (`rsum`, `last_rsum`) is hardly better than that of a random order."""
+    """Whether the rSum of each trial (`rsum`, `last_rsum`) is close to that of a random ranking."""
     return frame[measure] - frame["chance"] <= COLLAPSED * (PERFECT - frame["chance"])
 
 
 def settings(trial: Trial) -> dict[str, str]:
-    """What defines a table row: all parameters but ratio and seeds; hyper-parameters without the method's
-    name.
+    """The settings that define a row of a table: all parameters except ratio and seeds; hyper-parameters
+    without the name of the method.
     """
     short = trial.method.rpartition(":")[2]
     return {
@@ -147,7 +147,7 @@ def settings(trial: Trial) -> dict[str, str]:
 
 
 def of_the_data(key: str) -> bool:
-    """Whether a setting says what the data and its noise are: not what a row is, but where it is measured."""
+    """Whether a setting belongs to the data set or its noise, and so does not define a row."""
     return key in _OF_THE_DATA or key.startswith(("dataset.", "noise."))
 
 
@@ -164,9 +164,9 @@ def row_labels(trials: Sequence[Trial], *, full: bool = False) -> dict[str, str]
     names = {m: m if short.count(s) > 1 else s for m, s in zip(by_method, short, strict=True)}
     labels = {}
     for method, members in by_method.items():
-        own = [settings(t) for t in members]
-        keys, usual = varied(own), {} if full else _usual(own)
-        for trial, values in zip(members, own, strict=True):
+        settings_of = [settings(t) for t in members]
+        keys, usual = varied(settings_of), {} if full else _usual(settings_of)
+        for trial, values in zip(members, settings_of, strict=True):
             extra = ", ".join(
                 f"{k.removeprefix('backbone.')}={values.get(k, 'default')}"
                 for k in keys
@@ -177,7 +177,7 @@ def row_labels(trials: Sequence[Trial], *, full: bool = False) -> dict[str, str]
 
 
 def varied(rows: Sequence[dict[str, str]]) -> list[str]:
-    """The settings that differ among rows, but for those of the data; a backbone is identified by its parts
+    """The settings that differ among rows, except those of the data; a backbone is identified by its parts
     where these differ.
     """
     keys = dict.fromkeys(k for row in rows for k in row)
@@ -192,12 +192,12 @@ def varied(rows: Sequence[dict[str, str]]) -> list[str]:
 
 
 def _usual(rows: Sequence[dict[str, str]]) -> dict[str, str]:
-    """Of each varied setting the value that at least half of the distinct rows have, if one alone has."""
+    """For each varied setting, the value that at least half of the distinct rows have, if it is unique."""
     keys = varied(rows)
     distinct = {tuple(row.get(k, "default") for k in keys) for row in rows}
     usual = {}
-    for place, key in enumerate(keys):
-        values = [row[place] for row in distinct]
+    for index, key in enumerate(keys):
+        values = [row[index] for row in distinct]
         common = [v for v in set(values) if 2 * values.count(v) >= len(values)]
         if len(common) == 1 and len(values) > 2:
             usual[key] = common[0]
@@ -226,13 +226,13 @@ def shared_and_own_settings(
 
 
 def cells(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """mean, sd (ddof 1), n and planned of a measure for each (row, noise_ratio); planned 0 where a row has no
-    such ratio.
+    """Mean, sd (ddof 1), n and planned of a measure, indexed by (row, noise_ratio); planned is 0 where a row
+    is not planned at a ratio.
     """
     grouped = frame.groupby(["row", "noise_ratio"], sort=False)[measure]
     table = grouped.agg(mean="mean", sd=lambda x: x.std(ddof=1), n="count", planned="size")
-    every = pd.MultiIndex.from_product(
+    planned_cells = pd.MultiIndex.from_product(
         [frame["row"].unique(), frame["noise_ratio"].unique()], names=table.index.names
     )
-    table = table.reindex(every)
+    table = table.reindex(planned_cells)
     return table.fillna({"n": 0, "planned": 0}).astype({"n": int, "planned": int})

@@ -1,4 +1,4 @@
-"""What a report is made from: a sweep's record, and how to reach into its runs."""
+"""Input of a report: the record of a sweep, and access to the artifacts of its runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ Arrays = Mapping[str, NDArray]
 
 @dataclass(frozen=True)
 class Source:
-    """A sweep's record.
+    """The record of a sweep, and access to its runs.
 
     Attributes:
-        read: the arrays of an artifact of a run (`test_rankings.npz`); raises StoreError where there is none.
-        names: the artifacts in a folder of a run, sorted; empty where there is none.
-        link: where a run is shown in the MLflow UI.
+        sweep: plan, records and facts of methods.
+        read: (run, path) -> the arrays of an artifact (`test_rankings.npz`); raises StoreError if missing.
+        names: (run, directory) -> paths of the artifacts in it, sorted; empty if there are none.
+        link: run -> its address in the MLflow UI.
     """
 
     sweep: SweepRecord

@@ -1,5 +1,5 @@
-"""How a row holds up: as noise grows, and over seeds. Each figure is taken for each seed and then has an
-interval over seeds.
+"""Stability of a row under increasing noise and over seeds. Each measure is computed for each seed and then
+has an interval over seeds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COLUMNS = (  # name, heading, digits, whether high is good
 
 
 def by_seed(part: pd.DataFrame) -> pd.DataFrame:
-    """Figures of one row for each seed that has all of the row's ratios; columns `BY_SEED`.
+    """Stability measures of one row for each seed that has all ratios of the row; columns `BY_SEED`.
 
     `var_...`: population variance (ddof 0) of R@1 over noise ratios (NPC, figure 1). `slope_...`:
         least-squares slope over the ratio, per 10
@@ -55,11 +55,11 @@ def by_seed(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def stability(frame: pd.DataFrame) -> pd.DataFrame:
-    """How each row holds up, from its finished trials; a row that was not planned at all ratios of the frame
-    has no line.
+    """Stability of each row, from its finished trials; rows that are not planned at all ratios of the frame
+    are omitted.
 
     Columns: those of `by_seed`, means over seeds, with `_low` and `_high` of a 95 % t interval; `drop`, mean
-        rSum at the lowest ratio less that
+        rSum at the lowest ratio minus that
     at the highest; `sd_seeds`, the sd over seeds (ddof 1) of rSum, averaged over ratios; `worst`, the lowest
     rSum of any seed at the highest ratio; `n` and `planned` trials.
     """
@@ -83,26 +83,26 @@ def stability(frame: pd.DataFrame) -> pd.DataFrame:
 def stability_table(frame: pd.DataFrame, where: str, legend: str) -> Table:
     """`stability` as a table; best is bold, among complete rows that do not use the ground truth."""
     measures = stability(frame)
-    truth = {r for r in measures.index if frame.loc[frame["row"] == r, "ground_truth"].any()}
-    candidates = measures[(measures["n"] == measures["planned"]) & ~measures.index.isin(truth)]
+    oracles = {r for r in measures.index if frame.loc[frame["row"] == r, "ground_truth"].any()}
+    candidates = measures[(measures["n"] == measures["planned"]) & ~measures.index.isin(oracles)]
     rows = []
     for row, line in measures.iterrows():
-        own = [Cell(str(row))]
+        row_cells = [Cell(str(row))]
         for name, _, digits, high in _COLUMNS:
             best = (
                 row in candidates.index
                 and pd.notna(line[name])
                 and line[name] == (candidates[name].max() if high else candidates[name].min())
             )
-            own.append(Cell(_with_interval(line, name, digits), best=bool(best)))
+            row_cells.append(Cell(_with_interval(line, name, digits), best=bool(best)))
         count = f"{line['n']:g}" if line["n"] == line["planned"] else f"{line['n']:g} of {line['planned']:g}!"
-        rows.append([*own, Cell(count)])
+        rows.append([*row_cells, Cell(count)])
     caption = (
-        "Taken for each seed over its noise ratios, then mean and 95 % t interval over seeds. Variance of "
-        "R@1 (population, as NPC defines it) says nothing "
-        "about seeds, and a method that is bad everywhere scores well. Per 10 points: least-squares slope. "
+        "Computed for each seed over its noise ratios, then mean and 95 % t interval over seeds. Variance of "
+        "R@1: population variance over noise ratios (as NPC defines it), not over seeds; a method with low "
+        "recall at all ratios also has a low variance. Per 10 points: least-squares slope. "
         "Area: under rSum relative to that at the "
-        "lowest ratio, 1 loses nothing. Drop: mean rSum at the lowest ratio less that at the highest. "
+        "lowest ratio (1: no loss). Drop: mean rSum at the lowest ratio minus that at the highest. "
         f"Sd over seeds: of rSum (ddof 1), averaged over ratios. Worst seed: lowest rSum at the highest "
         f"ratio. n: trials. {legend}"
     )
@@ -159,11 +159,13 @@ def seeds_table(frame: pd.DataFrame, where: str) -> Table:
     means = cells(frame, "rsum")["mean"]
     rows = []
     for row in dict.fromkeys(frame["row"]):
-        own = frame[frame["row"] == row]
-        spread = [sd_interval(own.loc[own["noise_ratio"] == r, "rsum"]) for r in ratios]
+        trials = frame[frame["row"] == row]
+        spread = [sd_interval(trials.loc[trials["noise_ratio"] == r, "rsum"]) for r in ratios]
         at = means.loc[row].dropna()
         worst: float | None = at.idxmin() if len(at) else None
-        mean = mean_interval(own.loc[own["noise_ratio"] == worst, "rsum"]) if worst is not None else None
+        mean = (
+            mean_interval(trials.loc[trials["noise_ratio"] == worst, "rsum"]) if worst is not None else None
+        )
         rows.append(
             [
                 Cell(row),
@@ -173,7 +175,7 @@ def seeds_table(frame: pd.DataFrame, where: str) -> Table:
         )
     caption = (
         "Sd of test rSum over seeds (ddof 1) with 95 % chi-square interval; worst ratio: the one "
-        "with the lowest mean, with its 95 % t interval."
+        "with the lowest mean, with a 95 % t interval."
     )
     return Table(
         f"Spread over seeds: {where}",
@@ -214,12 +216,12 @@ def shares_table(frame: pd.DataFrame, where: str) -> Table | None:
     if not rows:
         return None
     caption = (
-        "Two-way random effects without replication, by the method of moments; negative components "
-        "count as zero. Few seeds: rough figures."
+        "Two-way random-effects model without replication, method of moments; negative components "
+        "are set to zero. With few seeds the estimates are rough."
     )
     return Table(
-        f"Where the variance comes from: {where}",
+        f"Variance components of rSum: {where}",
         caption,
-        ["noise", "method", "noise index", "model seed", "rest", "noise x model seeds"],
+        ["noise", "method", "noise index", "model seed", "residual", "noise x model seeds"],
         rows,
     )

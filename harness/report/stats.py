@@ -1,9 +1,8 @@
-"""What a difference is worth: intervals, paired tests, and what is said over many blocks.
+"""Statistical significance: intervals, paired tests, and aggregates over blocks.
 
-Everything takes plain arrays, is seeded where it draws, and says in its docstring what it is defined by. With
-few seeds an interval of
-the mean is a t interval: a percentile bootstrap of five values covers 83 % where it says 95 %, so bootstraps
-are for many blocks or queries.
+All functions take plain arrays, are seeded where they draw, and name their definition. With few seeds the
+interval of a mean is a t interval: a percentile bootstrap of five values at a nominal level of 95 % covers
+83 %, so bootstraps are used for many blocks or queries only.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ def mean_interval(values: ArrayLike, *, level: float = LEVEL) -> Estimate:
     """Mean with Student's t interval: mean ± t(n - 1) * sd / sqrt(n), sd with ddof 1. NaN values are left
     out.
 
-    Exact for normal values; five seeds of a recall are near enough (tests/report/test_stats.py measures the
-    coverage).
+    Exact for normal values; a good approximation for five seeds of a recall (tests/report/test_stats.py
+    measures the coverage).
     """
     x = _finite(values)
     if len(x) < 2:
@@ -80,8 +79,8 @@ def paired_difference(ours: ArrayLike, reference: ArrayLike, *, level: float = L
     """Mean of ours less reference over seeds that both have, with t interval and the p value of the paired t
     test.
 
-    (A signed-rank test over five seeds cannot fall below p = 0.06.) Without spread nothing can be tested: no
-    interval, and p is 1.
+    (A signed-rank test over five seeds cannot fall below p = 0.06.) Without variation there is no test:
+    no interval, and p is 1.
     """
     difference = _finite(np.asarray(ours, float) - np.asarray(reference, float))
     estimate = mean_interval(difference, level=level)
@@ -99,13 +98,13 @@ def paired_difference(ours: ArrayLike, reference: ArrayLike, *, level: float = L
 
 
 def holm(p: ArrayLike) -> Floats:
-    """p values corrected for a family (Holm 1979, step-down): sorted, the k-th smallest of m times m - k + 1,
-    never falling. NaN stays out.
+    """p values corrected for a family (Holm 1979, step-down): the k-th smallest of m times m - k + 1,
+    made monotone and clipped at 1. NaN values are not part of the family.
     """
     given = np.asarray(p, float)
     out = np.full(given.shape, np.nan)
-    kept = np.flatnonzero(np.isfinite(given))
-    order = kept[np.argsort(given[kept], kind="stable")]
+    finite = np.flatnonzero(np.isfinite(given))
+    order = finite[np.argsort(given[finite], kind="stable")]
     factors = len(order) - np.arange(len(order))
     out[order] = np.minimum(1, np.maximum.accumulate(given[order] * factors))
     return out
@@ -174,7 +173,7 @@ def critical_difference(methods: int, blocks: int, *, level: float = LEVEL) -> f
     return float(q * np.sqrt(methods * (methods + 1) / (6 * blocks)))
 
 
-# Inside one trial -----------------------------------------------------------------------------------
+# Within one trial -----------------------------------------------------------------------------------
 
 
 def clustered_difference(
@@ -193,13 +192,13 @@ def clustered_difference(
         ours, theirs: [Q], what each query scored (1 for a hit).
         cluster: [Q], image group of each query: captions of one image are not independent.
 
-    The interval is the percentile one over clusters and says how far the test set decides between these two
-    trained models; it says nothing about other seeds. p is twice the smaller share of resamples on either
+    The percentile interval over clusters covers the choice of test images for these two trained models, not
+    the variation over seeds. p is twice the smaller share of resamples on either
     side of zero.
     """
     difference = np.asarray(ours, float) - np.asarray(theirs, float)
-    _, place = np.unique(np.asarray(cluster), return_inverse=True)
-    sums, sizes = np.bincount(place, weights=difference), np.bincount(place).astype(float)
+    _, cluster_index = np.unique(np.asarray(cluster), return_inverse=True)
+    sums, sizes = np.bincount(cluster_index, weights=difference), np.bincount(cluster_index).astype(float)
     count = len(sums)
     draw = numpy_generator("clustered bootstrap", seed)
     weights = draw.multinomial(count, np.full(count, 1 / count), size=draws)
@@ -213,11 +212,11 @@ def clustered_difference(
 
 
 def variance_shares(values: Any) -> dict[str, float]:
-    """Shares of the variance due to noise index, model seed and what is left, from a table [noise seeds,
-    seeds] without holes.
+    """Shares of the variance due to noise index, model seed and residual, from a complete table [noise seeds,
+    seeds].
 
     Method of moments of the two-way random-effects model without replication (Searle, Casella and McCulloch
-    1992, section 4.3): negative components count as zero.
+    1992, section 4.3): negative components are set to zero.
     """
     x = np.asarray(values, float)
     rows, columns = x.shape

@@ -1,4 +1,4 @@
-"""What a report is put together from: tables (as Markdown and as LaTeX) and figures."""
+"""The parts of a report: tables (as Markdown and LaTeX) and figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tabulate import tabulate
 TEXT_COLUMNS = (
     "method",
     "noise",
-    "try",
+    "configuration",
     "protocol",
     "source",
     "remarks",
@@ -23,8 +23,12 @@ TEXT_COLUMNS = (
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table: plain text, whether it is the best of its column, and whether it is not
-    significantly worse (underlined).
+    """A cell of a table.
+
+    Attributes:
+        text: plain text.
+        best: whether it is the best of its column (bold).
+        near: whether it is not significantly worse than the best (underlined).
     """
 
     text: str
@@ -34,7 +38,7 @@ class Cell:
 
 @dataclass
 class Table:
-    """Rows under columns, with a title and a caption that says what the numbers are."""
+    """A table with a title and a caption that defines its numbers."""
 
     title: str
     caption: str
@@ -42,6 +46,7 @@ class Table:
     rows: list[list[Cell]] = field(default_factory=list)
 
     def markdown(self) -> str:
+        """The table under a heading, with its caption."""
         body = [[_marked(c, _markdown(c.text), "**", "**", "<u>", "</u>") for c in row] for row in self.rows]
         align = ["left" if c in TEXT_COLUMNS else "right" for c in self.columns]
         grid = tabulate(
@@ -86,8 +91,8 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure in the report's folder: `file` without its suffix (there is a .png and an .svg), and a text
-    that says what it shows.
+    """A figure in the directory of the report: title, `file` without suffix (both .png and .svg exist) and
+    caption.
     """
 
     title: str
@@ -95,15 +100,20 @@ class Figure:
     caption: str = ""
 
     def markdown(self) -> str:
+        """The image under a heading, with its caption."""
         text = f"### {_markdown(self.title)}\n\n![{self.title}]({self.file}.png)\n"
         return f"{text}\n{_markdown(self.caption)}\n" if self.caption else text
 
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a report: its topic, the data and noise that it is about (empty: all), and what it shows.
+    """A table or figure of a report.
 
-    `picked`: the page shows it only where its topic is picked.
+    Attributes:
+        topic: the topic under which the page lists it.
+        where: data set and noise (empty: all).
+        content: the table or figure.
+        picked: whether the page shows it only while its topic is selected.
     """
 
     topic: str

@@ -1,4 +1,4 @@
-"""Two sweeps side by side: what they measured, and what changed from one to the other."""
+"""Two sweeps side by side: their results, and the settings that changed from one to the other."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _PROVENANCE = (
 
 
 def write_versus(a: Source, b: Source, folder: Path) -> Path:
-    """The reports' files for two sweeps in one: `results.csv` has the trials of both, with a column `sweep`.
+    """Write a report of two sweeps into `folder`; `results.csv` names the sweep of each trial.
 
     Raises:
-        StoreError: one is a search, whose tests stay closed.
+        StoreError: one is a search, which has no test results.
     """
     for searched in (s.sweep.name for s in (a, b) if s.sweep.select):
         raise StoreError(
-            f"sweep {searched!r} is a search (select: true): test plays no part in it, so there is nothing "
-            f"to compare"
+            f"sweep {searched!r} is a search (select: true), which does not report test results: there is "
+            f"nothing to compare"
         )
     begin(folder)
     frames = {s.sweep.name: with_chance(tidy(s.sweep), s) for s in (a, b)}
@@ -53,7 +53,10 @@ def write_versus(a: Source, b: Source, folder: Path) -> Path:
     )
     one, other = a.sweep.name, b.sweep.name
     blocks = [*_tables(a, b, frames[one], frames[other]), Block("changes", "", _changes(a.sweep, b.sweep))]
-    title, description = f"{one} against {other}", f"{other} less {one}: positive is better in {other}."
+    title, description = (
+        f"{one} against {other}",
+        f"Differences are {other} minus {one}: positive is better in {other}.",
+    )
     state = "\n".join(
         f"- {name}: {int(f['done'].sum())} of {len(f)} planned trials are done" for name, f in frames.items()
     )
@@ -72,15 +75,15 @@ def _tables(a: Source, b: Source, one: pd.DataFrame, other: pd.DataFrame) -> Ite
             ]
         )
     )
-    for place in places:
-        here = [f[(f["dataset"] == place[0]) & (f["noise"] == place[1])] for f in (one, other)]
-        where = ", ".join(place)
+    for dataset, noise in places:
+        here = [f[(f["dataset"] == dataset) & (f["noise"] == noise)] for f in (one, other)]
+        where = f"{dataset}, {noise}"
         rows = [_line(keys, *here) for keys in _cells(*here)]
         caption = (
             "Test rSum: mean ± sd over seeds (n). Difference: paired over the seeds that both have, with a "
-            "95 % t interval. Trials: `same` have one id in both, so their "
-            "numbers should agree but for machine and versions; `other` have other settings. A dash: not "
-            "there."
+            "95 % t interval. Trials: `same` have the same id in both, so their "
+            "numbers should agree up to machine and versions; `other` have different settings. A dash: no "
+            "data."
         )
         yield Block(
             "rSum",
@@ -92,8 +95,8 @@ def _tables(a: Source, b: Source, one: pd.DataFrame, other: pd.DataFrame) -> Ite
 
 
 def _cells(one: pd.DataFrame, other: pd.DataFrame) -> list[tuple[float, str]]:
-    every = pd.concat([one, other])[["noise_ratio", "row"]].drop_duplicates()
-    return sorted(every.itertuples(index=False, name=None), key=lambda cell: cell[0])
+    distinct = pd.concat([one, other])[["noise_ratio", "row"]].drop_duplicates()
+    return sorted(distinct.itertuples(index=False, name=None), key=lambda cell: cell[0])
 
 
 def _line(cell: tuple[float, str], one: pd.DataFrame, other: pd.DataFrame) -> list[Cell]:
@@ -140,7 +143,7 @@ def _changes(a: SweepRecord, b: SweepRecord) -> Table:
     one, other = _settings(a), _settings(b)
     for row in dict.fromkeys([*one, *other]):
         if row not in one or row not in other:
-            rows.append((row, "row", "there" if row in one else "–", "there" if row in other else "–"))
+            rows.append((row, "row", "present" if row in one else "–", "present" if row in other else "–"))
             continue
         for key in dict.fromkeys([*one[row], *other[row]]):
             rows.append((row, key, one[row].get(key, "–"), other[row].get(key, "–")))
@@ -157,7 +160,7 @@ def _changes(a: SweepRecord, b: SweepRecord) -> Table:
         )
     rows.append(("all", "noise index digests", *(_digests(s) for s in (a, b))))
     changed = [[Cell(text) for text in row] for row in rows if row[2] != row[3]]
-    caption = "Settings, rows and provenance that differ between the two; what is not here is the same."
+    caption = "Settings, rows and provenance that differ between the two sweeps; all others are identical."
     return Table(
         "What changed",
         caption,
@@ -167,15 +170,15 @@ def _changes(a: SweepRecord, b: SweepRecord) -> Table:
 
 
 def _settings(sweep: SweepRecord) -> dict[str, dict[str, str]]:
-    """Of each row all settings, several values of one together."""
+    """All settings of each row; several values of one setting are joined."""
     frame = tidy(sweep)
     row_of = dict(zip(frame["trial"], frame["row"], strict=True))
     values_of: dict[str, dict[str, set[str]]] = {}
     for trial in sweep.planned:
-        own = values_of.setdefault(row_of[trial.id], {})
+        row_values = values_of.setdefault(row_of[trial.id], {})
         for key, value in settings(trial).items():
-            own.setdefault(key, set()).add(value)
-    return {row: {k: ", ".join(sorted(v)) for k, v in own.items()} for row, own in values_of.items()}
+            row_values.setdefault(key, set()).add(value)
+    return {row: {k: ", ".join(sorted(v)) for k, v in values.items()} for row, values in values_of.items()}
 
 
 def _digests(sweep: SweepRecord) -> str:

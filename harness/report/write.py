@@ -1,4 +1,4 @@
-"""A report, put together: which tables and figures a sweep gets, and the files that they go into."""
+"""Assembly of a report: the tables and figures of a sweep, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def write(source: Source, folder: Path) -> Path:
     """
     sweep = source.sweep
     frame = with_chance(tidy(sweep), source)
-    if sweep.select:  # test plays no part in a search
+    if sweep.select:  # a search does not use test results
         frame = frame.drop(
             columns=[
                 c for c in frame if c.removeprefix("last_") in MEASURES or c.startswith(("1k_", "eccv_"))
@@ -75,7 +75,7 @@ def write(source: Source, folder: Path) -> Path:
 
 
 def begin(folder: Path) -> None:
-    """An empty place for a report: what an earlier one drew is gone, other files stay."""
+    """Make the directory of a report, and remove the figures of an earlier one; other files stay."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in [*folder.glob("*.png"), *folder.glob("*.svg")]:
         old.unlink()
@@ -98,7 +98,7 @@ def save(folder: Path, title: str, heads: list[str], blocks: list[Block], ends: 
 
 
 def print_summary(folder: Path) -> None:
-    """The report's first table on the terminal, and where the rest is."""
+    """Print the first table of the report and the paths of its files."""
     from rich.markdown import Markdown
 
     text = (folder / "report.md").read_text(encoding="utf-8")
@@ -128,7 +128,7 @@ def _comparison(source: Source, frame: pd.DataFrame, folder: Path) -> Iterator[B
 def _of_one(
     source: Source, part: pd.DataFrame, reference: str, where: str, folder: Path
 ) -> Iterator[tuple[str, Table | Figure | None]]:
-    """What there is to say of one data set and noise: topics with tables and figures (None: nothing)."""
+    """Topics of one data set and noise, with their tables and figures (None: not applicable)."""
     several = part["row"].nunique() > 1
     done = part["done"].any()
     if done:
@@ -140,12 +140,14 @@ def _of_one(
             Figure(
                 f"rSum over the noise ratio: {where}",
                 file,
-                f"Test rSum of the epoch that is best on dev: mean, {band}and the seeds as dots.",
+                f"Test rSum at the epoch with the best dev rSum: mean, {band}and the seeds as dots.",
             ),
         )
     yield (
         "rSum",
-        by_ratio(part, "rsum", f"rSum by noise ratio: {where}", "Test rSum of the epoch that is best on dev"),
+        by_ratio(
+            part, "rsum", f"rSum by noise ratio: {where}", "Test rSum at the epoch with the best dev rSum"
+        ),
     )
     if several:
         yield "differences", differences_table(part, reference, where)
@@ -154,7 +156,7 @@ def _of_one(
         if done:
             yield "hyper-parameters", ablation.axis_figure(axis, part, "rsum", where, folder)
         yield "hyper-parameters", ablation.axis_table(axis, part, "rsum", where)
-        if part["in_warmup"].any():  # what was tested is not what the axis changes
+        if part["in_warmup"].any():  # the selected epoch precedes the stage that the axis changes
             yield "hyper-parameters", ablation.axis_figure(axis, part, "last_rsum", where, folder)
             yield "hyper-parameters", ablation.axis_table(axis, part, "last_rsum", where)
     yield "recalls", recalls_table(part, where)
@@ -172,7 +174,7 @@ def _of_one(
             part,
             "last_rsum",
             f"rSum of the last epoch: {where}",
-            "Test rSum after the last epoch, nothing selected",
+            "Test rSum after the last epoch, without selection on dev",
         ),
     )
     beliefs = detection.beliefs(source, part)
@@ -191,17 +193,20 @@ def _of_one(
 
 
 def _measures(frame: pd.DataFrame) -> Iterator[Block]:
-    """Each recall by noise ratio: for the page, where one is picked at a time."""
+    """Each recall by noise ratio, for the page, which shows one of them at a time."""
     for (dataset, noise), part in frame.groupby(["dataset", "noise"], sort=False):
         for measure, name in _HEADINGS.items():
             table = by_ratio(
-                part, measure, f"{name}: {dataset}, {noise}", f"Test {name} in percent, epoch best on dev"
+                part,
+                measure,
+                f"{name}: {dataset}, {noise}",
+                f"Test {name} in percent at the epoch with the best dev rSum",
             )
             yield Block(name, f"{dataset}, {noise}", table, picked=True)
 
 
 def _search(source: Source, frame: pd.DataFrame, folder: Path) -> Iterator[Block]:
-    """A search: the tries, and each hyper-parameter by itself, on dev."""
+    """The configurations of a search and the effect of each hyper-parameter, on dev."""
     yield Block("search", "", search_table(frame))
     for (dataset, noise), part in frame.groupby(["dataset", "noise"], sort=False):
         where = f"{dataset}, {noise}"
@@ -226,15 +231,15 @@ def _state(frame: pd.DataFrame) -> str:
             f"{rsum:.1f} (seed {seed})" for rsum, seed in zip(part["rsum"], part["seed"], strict=True)
         )
         lines.append(
-            f"- collapsed: {row} noise {ratio:g}: rSum {scores}; a random order has "
-            f"{part['chance'].iloc[0]:.1f}, and ° marks what makes at most "
-            f"{COLLAPSED:.0%} of the way from there to {PERFECT:g}"
+            f"- collapsed: {row} noise {ratio:g}: rSum {scores}; a random ranking has "
+            f"{part['chance'].iloc[0]:.1f}; ° marks an rSum of at most "
+            f"that plus {COLLAPSED:.0%} of the range up to {PERFECT:g}"
         )
     for (row, ratio), part in frame[frame["in_warmup"]].groupby(["row", "noise_ratio"], sort=False):
         seeds = ", ".join(str(s) for s in part["seed"])
         lines.append(
-            f"- best on dev within the warm-up: {row} noise {ratio:g} (seeds {seeds}): the rSum is of "
-            f"before the method's own stage; the last epoch's is of after it"
+            f"- best on dev within the warm-up: {row} noise {ratio:g} (seeds {seeds}): the test rSum is that "
+            f"of a model before the method's own stage; the rSum of the last epoch is from after it"
         )
     return "\n".join(lines)
 
@@ -245,7 +250,7 @@ def _settings(sweep: SweepRecord) -> str:
     lines = [
         "### Settings",
         "",
-        "Unless a row says otherwise: "
+        "Shared by all rows unless listed below: "
         + ", ".join(f"{k} = {v}" for k, v in shared.items() if k not in hidden)
         + ".",
         "",
@@ -260,11 +265,11 @@ def _settings(sweep: SweepRecord) -> str:
 
 def _realised(part: pd.DataFrame) -> str:
     share = part["realised_ratio"].mean()
-    return "which pairs mismatch is not known" if pd.isna(share) else f"realised {share:.4f}"
+    return "mismatched pairs unknown" if pd.isna(share) else f"realised {share:.4f}"
 
 
 def _provenance(sweep: SweepRecord, frame: pd.DataFrame) -> str:
-    """What is needed to repeat the numbers; each run in the store carries all of it."""
+    """Versions, digests and machine of the trials; each run in the store has all of them."""
     tags = [r.tags for r in sweep.records.values() if r.done]
     shown = (
         "git_commit",

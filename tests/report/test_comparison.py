@@ -90,7 +90,7 @@ def test_blocks_together():
     assert "3.00" in bad
     assert "Nemenyi" in text
     assert blocks_table(made[made["noise_ratio"] == 0], "clip") is None
-    assert "without an interval: that takes 12 blocks of 5 seeds" in text
+    assert "without an interval (which requires 12 blocks of 5 seeds)" in text
     many = trials({"clip": 0, "good": 20}, ratios=tuple(k / 20 for k in range(12)))
     assert "[" in blocks_table(many, "clip").markdown()
     assert "are not tested" in blocks_table(made[made["noise_ratio"] < 0.3], "clip").markdown()

@@ -386,7 +386,7 @@ def test_data_that_is_noisy_by_nature_has_no_detection_scores(place, capfd):
     (record,) = records("natural").values()
     assert record.done
     assert not [k for k in record.metrics if k.startswith(("detection/", "noise/realised"))]
-    assert "which pairs mismatch is not known" in (place / "reports" / "natural" / "report.md").read_text()
+    assert "mismatched pairs unknown" in (place / "reports" / "natural" / "report.md").read_text()
     content["grid"]["method"] = ["oracle"]
     del content["overrides"]
     (place / "natural.yaml").write_text(yaml.safe_dump(content))
