@@ -1,16 +1,18 @@
 """`python -m harness.train SWEEP --trial ID`: one trial by hand, also under torchrun.
 
 With `--no-tracking` it prints instead of recording, and imports neither Ray nor MLflow, so that it runs on a
-GPU
-machine with little installed. Exit code 0: done; 1: the trial failed; 2: bad input; 130: stopped by Ctrl-C.
+GPU machine with little installed.
+
+Exit code 0: done; 1: the trial failed; 2: bad input; 130: stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from typing import TYPE_CHECKING
+
+from harness.lib.command import run
 
 if TYPE_CHECKING:
     from harness.config.sweep_file import Sweep
@@ -26,12 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
         BadInput,
         load_sweep,
     )
-    from harness.lib.console import console, escape_undecodable, fail
+    from harness.lib.console import console, fail
     from harness.record.provenance import Provenance
     from harness.sweep.attempt import DONE, STORAGE, Task, attempt
     from harness.sweep.preflight import check_trial
 
-    escape_undecodable()
     main_process = os.environ.get("RANK", "0") == "0"
     try:
         sweep = load_sweep(options.sweep)
@@ -130,4 +131,4 @@ def find_trial(sweep: Sweep, beginning: str) -> Trial:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

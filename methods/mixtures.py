@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from scipy.stats import beta as beta_distribution
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
+
+# scipy.stats and scikit-learn take most of a second to load, and reading a sweep file loads every method of
+# it: they are imported where a mixture is fitted.
 
 
 def low_loss_posterior(losses: np.ndarray, *, seed: int, max_iter: int = 100) -> np.ndarray:
@@ -24,6 +24,9 @@ def low_loss_posterior(losses: np.ndarray, *, seed: int, max_iter: int = 100) ->
     Returns:
         The posterior of the component with the smaller mean; 1 for all pairs if all losses are equal.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
     span = float(losses.max() - losses.min())
     if span <= 0:
         return np.ones(len(losses))
@@ -88,6 +91,8 @@ def _match_moments(scores: np.ndarray, weight: np.ndarray) -> tuple[float, float
 
 def _e_step(scores: np.ndarray, shapes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
     """Posterior of each component, [2, N], and the log-likelihood of all scores."""
+    from scipy.stats import beta as beta_distribution
+
     joint = np.stack(
         [
             np.log(max(w, 1e-12)) + beta_distribution.logpdf(scores, a, b)

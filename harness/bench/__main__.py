@@ -2,9 +2,8 @@
 run.
 
 `sgraf`: what SGR's tiles gain over scoring caption by caption. `loader [DIRECTORY]`: whether reading and
-    decoding
-pictures keeps a trainer busy. `sweep`: what a sweep costs besides its trials. `startup`: time and memory
-until each command is there.
+decoding pictures keeps a trainer busy. `sweep`: what a sweep costs besides its trials. `startup`: time and
+memory of each command.
 
 Absolute times belong to this machine; the ratios are what to quote.
 """
@@ -12,7 +11,8 @@ Absolute times belong to this machine; the ratios are what to quote.
 from __future__ import annotations
 
 import argparse
-import sys
+
+from harness.lib.command import run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,4 +116,4 @@ def _loader(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,8 +1,7 @@
 """`python -m harness.data`: see `harness.data_tools.cli`."""
 
-import sys
-
 from harness.data_tools.cli import main
+from harness.lib.command import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

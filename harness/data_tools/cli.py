@@ -7,7 +7,6 @@ package.module:function.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from harness.data import LAYOUTS
@@ -22,9 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     from harness.data_tools.commands import run  # after parsing: --help must not wait for NumPy and PyArrow
-    from harness.lib.console import escape_undecodable
 
-    escape_undecodable()
     return run(options)
 
 
@@ -198,7 +195,3 @@ def _add_reading(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--options", default="{}", help="further dataset_options, as in a sweep file: '{held_out: 500}'"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

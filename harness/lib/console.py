@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
@@ -16,15 +15,6 @@ T = TypeVar("T")
 
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def escape_undecodable() -> None:
-    """Let standard output and error show names of files with bytes that no terminal can show. A command calls
-    it.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def progress(items: Sequence[T], label: str | None) -> Iterator[T]:

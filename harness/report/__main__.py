@@ -8,21 +8,22 @@ figures. All results are read from the MLflow store. Exit code 0: written; 2: no
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from harness.lib.command import run
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code."""
     options = _parse(arguments)
-    from harness.lib.console import escape_undecodable, fail  # imports follow the parsing of arguments
-    from harness.report.drawing import in_background
+    from harness.report.drawing import in_background  # imports follow the parsing of arguments
 
-    escape_undecodable()
     if not options.compare:
         with in_background():
             return _report(options)
     if len(options.names) != 2:
+        from harness.lib.console import fail
+
         given = len(options.names)
         return fail([f"--compare takes two sweeps, got {given}: python -m harness.report A B --compare"])
     return _report(options)
@@ -72,4 +73,4 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

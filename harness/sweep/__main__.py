@@ -7,8 +7,9 @@ started; 130: stopped by Ctrl-C (or SIGTERM).
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from harness.lib.command import run
 
 _SAMPLE = 3
 
@@ -16,10 +17,8 @@ _SAMPLE = 3
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code."""
     options = parse(arguments)
-    from harness.lib.console import escape_undecodable  # what a command needs is loaded once it is known
-    from harness.sweep.command import execute
+    from harness.sweep.command import execute  # what a command needs is loaded once it is known
 
-    escape_undecodable()
     return execute(options)
 
 
@@ -65,4 +64,4 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)
