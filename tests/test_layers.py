@@ -85,7 +85,7 @@ def test_methods_import_nothing_of_the_harness():
     ("package", "module"),
     [
         ("ray", "harness.sweep.ray_launcher"),
-        ("mlflow", "harness.record.store"),
+        ("mlflow", "harness.record.client"),
         ("accelerate", "harness.training.trainer"),
     ],
 )

@@ -25,8 +25,9 @@ from harness.data.base import DataSet, Split
 from harness.data.scan import Regions
 from harness.data.vocabulary import Vocabulary
 from harness.lib.console import console, duration
+from harness.record.client import Client
 from harness.record.provenance import Provenance
-from harness.record.store import Client, Store
+from harness.record.store import Store
 from harness.report.write import write_report
 from harness.sweep.attempt import DONE, Ending, Task
 from harness.sweep.launcher import InProcessLauncher

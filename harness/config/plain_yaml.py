@@ -34,7 +34,8 @@ def read_yaml(text: str) -> Any:
         IndexError,
         AttributeError,
         TypeError,
-    ):  # PyYAML's own, where a value is not what its tag says
+    ):
+        # PyYAML's own, where a value is not what its tag says
         raise ValueError("a value is not what its tag (!!...) says") from None
     _check_plain(content)
     return content

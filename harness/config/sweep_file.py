@@ -207,8 +207,8 @@ def _check_keys(file: SweepFile, errors: _Errors) -> None:
             errors.append(f"key {key!r}: no method {method!r} in the grid{suggest(method, methods)}")
         elif name == "hyper" or (not method and name not in TRIAL_KEYS):
             errors.append(
-                f"unknown key {key!r}{suggest(key, TRIAL_KEYS)} "
-                "(hyper-parameters are given as METHOD.KEY, or in overrides)"
+                f"unknown key {key!r}{suggest(key, TRIAL_KEYS)} (hyper-parameters are given as METHOD.KEY, "
+                "or in overrides)"
             )
         elif method and name in _AXES_OF_ALL:
             errors.append(f"{key!r}: {name} is an axis of the whole grid, not of one method")

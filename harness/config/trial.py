@@ -35,8 +35,7 @@ class TrainingConfig(StrictModel):
     """What the training loop is configured with.
 
     Defaults are those of CLIP fine-tuning as the field does it (NPC, released code), except the learning
-    rate,
-    which does not carry over from fp16 weights: 1e-5, as OSA and CLIP_ITM use it.
+    rate, which does not carry over from fp16 weights: 1e-5, as OSA and CLIP_ITM use it.
 
     Attributes:
         epochs: passes over the training pairs.

@@ -113,8 +113,8 @@ class Split:
             raise DataError("a split needs at least one image and one caption")
         if len(self.owner) != len(self.captions) or len(self.image_group) != len(self.images):
             raise DataError(
-                f"{len(self.captions)} captions with {len(self.owner)} owners, "
-                f"{len(self.images)} images with {len(self.image_group)} groups"
+                f"{len(self.captions)} captions with {len(self.owner)} owners, {len(self.images)} images "
+                f"with {len(self.image_group)} groups"
             )
         if self.owner.min() < 0 or self.owner.max() >= len(self.images):
             raise DataError(

@@ -25,6 +25,7 @@ from harness.data.base import DataError, DataKind, DataSet, Split, Strings, choo
 from harness.data.pictures import BadPicture, Files, Pictures, decode, leaves_folder
 from harness.lib.console import progress
 from harness.lib.files import atomic_write, cache_directory
+from methods.seeding import numpy_generator
 
 SHOWN = 8
 """Number of errors that a `DataError` lists; `check` prints all."""
@@ -455,8 +456,6 @@ def draw_images(
     Returns:
         Sorted indices of the drawn images, int64.
     """
-    from methods.seeding import numpy_generator  # loads PyTorch, which reading a data set does not need
-
     draw = numpy_generator(*purpose)
     if group is None:
         return np.sort(among[draw.permutation(len(among))[:count]])

@@ -11,7 +11,8 @@ import numpy as np
 
 from harness.config.trial import Trial
 from harness.lib.watchdog import take_termination_report
-from harness.record.store import Run, Store
+from harness.record.client import Run
+from harness.record.store import Store
 from harness.record.types import AlreadyFailed, DataChanged, EpochRecord, Outcome, Setup, SweepHandle
 
 PER_ATTEMPT_TAGS = ("git_commit", "device", "processes", "threads")
@@ -197,9 +198,8 @@ class PrintRecorder:
         noise, trial = setup.noise, setup.trial
         print(
             f"trial {trial.id}: {trial.method} on {trial.dataset}, {len(noise.image)} pairs, noise "
-            f"{noise.nominal} "
-            f"(realised {noise.realised:.4f}, index {noise.digest}), {setup.parameters:,} parameters, "
-            f"{setup.environment['device']}, {setup.environment['precision']}",
+            f"{noise.nominal} (realised {noise.realised:.4f}, index {noise.digest}), {setup.parameters:,} "
+            f"parameters, {setup.environment['device']}, {setup.environment['precision']}",
             flush=True,
         )
         return float("inf")

@@ -90,9 +90,9 @@ def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
         if row != reference:
             rows.append([Cell(row), *(Cell(_difference(differences.get((row, r)))) for r in ratios)])
     caption = (
-        f"Test rSum minus that of {reference}, paired by seed: mean and 95 % t interval. "
-        f"*: p < {ALPHA:g} in a paired t test, Holm-corrected over this table; the intervals are not "
-        f"corrected, so an interval can exclude zero without a *."
+        f"Test rSum minus that of {reference}, paired by seed: mean and 95 % t interval. *: p < {ALPHA:g} in "
+        "a paired t test, Holm-corrected over this table; the intervals are not corrected, so an interval "
+        "can exclude zero without a *."
     )
     return Table(
         f"Differences to {reference}: {where}", caption, ["method", *(f"noise {r:g}" for r in ratios)], rows
@@ -242,9 +242,9 @@ def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
     return Figure(
         "Average ranks",
         "ranks",
-        "Critical-difference diagram: bars join rows whose average ranks do not differ significantly at 5 % "
-        "(Nemenyi post-hoc test after the Friedman test, blocks assumed independent). "
-        "Rows that use the ground truth or lack a trial are omitted.",
+        "Critical-difference diagram: bars join rows whose average ranks do not differ significantly at 5 "
+        "% (Nemenyi post-hoc test after the Friedman test, blocks assumed independent). Rows that use the "
+        "ground truth or lack a trial are omitted.",
     )
 
 

@@ -30,11 +30,10 @@ _CLOCK = (
 def cost_tables(frame: pd.DataFrame, where: str) -> list[Table]:
     """Time, throughput, memory and energy of each row: means over its finished trials."""
     time = (
-        f"Means over the finished trials of a row. Training: optimizer steps, including sampling and "
-        f"loading of batches. Passes over training pairs: computations of a method between epochs (mixture "
-        f"models, memory banks). "
-        f"Evaluation: dev after epochs, test at the end. "
-        f"Throughput of each of these phases alone. {_CLOCK}{marks(frame)}"
+        "Means over the finished trials of a row. Training: optimizer steps, including sampling and loading "
+        "of batches. Passes over training pairs: computations of a method between epochs (mixture models, "
+        "memory banks). Evaluation: dev after epochs, test at the end. Throughput of each of these phases "
+        f"alone. {_CLOCK}{marks(frame)}"
     )
     counted_energy = frame["joules"].notna().any()
     energy = (
@@ -45,10 +44,8 @@ def cost_tables(frame: pd.DataFrame, where: str) -> list[Table]:
     rest = (
         "Forward passes: pairs that go through a network in a step, over the pairs of its batch, mean over "
         "all epochs, warm-up included (passes between epochs are not included). Peak memory: of the GPU "
-        "where "
-        "there is one; on a CPU "
-        "of the process, including memory that earlier trials left. Networks: number of networks with "
-        "averaged similarities at test. Parameters: trained parameters in millions. "
+        "where there is one; on a CPU of the process, including memory that earlier trials left. Networks: "
+        "number of networks with averaged similarities at test. Parameters: trained parameters in millions. "
         f"{energy} {marks(frame)}"
     )
     size = {

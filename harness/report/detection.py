@@ -76,12 +76,11 @@ def scores_table(frame: pd.DataFrame, where: str) -> Table:
     """AUROC, average precision, F1 and expected calibration error of each row at each ratio."""
     what = (
         "Confidence after the last epoch against the ground truth. AUROC, average precision and F1 "
-        "(mismatched: "
-        "confidence below 0.5) are for detecting mismatched training "
-        f"pairs. Chance level: AUROC 0.5, AP the noise ratio r. Predicting that every pair mismatches has "
-        f"F1 2r / (1 + r); a confidence that is never below 0.5 has F1 0. ECE: expected calibration error "
-        f"of the confidence that a pair matches ({BINS} bins); a constant 1 - r has ECE 0 but does not "
-        f"discriminate. Methods without a confidence are omitted"
+        "(mismatched: confidence below 0.5) are for detecting mismatched training pairs. Chance level: "
+        "AUROC 0.5, AP the noise ratio r. Predicting that every pair mismatches has F1 2r / (1 + r); a "
+        "confidence that is never below 0.5 has F1 0. ECE: expected calibration error of the confidence "
+        f"that a pair matches ({BINS} bins); a constant 1 - r has ECE 0 but does not discriminate. Methods "
+        "without a confidence are omitted"
     )
     return by_measure(frame, _SCORES, f"Noise detection: {where}", what)
 

@@ -80,9 +80,8 @@ def _fill(gallery: Gallery, records: dict[str, TrialRecord], source: Source) -> 
             raise DataError("the data set has features instead of images")
         gallery.queries = list(_queries(data, records, source))
         gallery.mismatches = list(_mismatches(data, record.trial, records, source))
-    except (
-        Exception
-    ) as error:  # a user's data set can raise anything: the report then has no images, and says why
+    except Exception as error:
+        # a user's data set can raise anything: the report then has no images, and says why
         gallery.missing = str(error)
 
 

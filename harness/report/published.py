@@ -70,9 +70,9 @@ def papers_table(frame: pd.DataFrame, methods: Mapping[str, MethodFacts], where:
         return None
     caption = (
         "Test rSum, ours: mean ± sd over seeds. Published: the sum of the six printed recalls, one run "
-        "unless the source states otherwise. A difference is given only where "
-        "backbone, number of networks and granularity agree and the published row is not flagged. Sources "
-        "are in harness/report/published_results.csv."
+        "unless the source states otherwise. A difference is given only where backbone, number of networks "
+        "and granularity agree and the published row is not flagged. Sources are in "
+        "harness/report/published_results.csv."
     )
     return Table(
         f"Comparison with published results: {where}",

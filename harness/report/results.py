@@ -121,9 +121,8 @@ def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
     chance_of = {}
     for name, part in frame[frame["done"]].groupby("dataset"):
         for run in part["run"]:
-            with contextlib.suppress(
-                StoreError, KeyError
-            ):  # a lost artifact, or a record from before the groups were kept
+            # a lost artifact, or a record from before the groups were kept
+            with contextlib.suppress(StoreError, KeyError):
                 rankings = source.read(run, "test_rankings.npz")
                 chance_of[name] = chance_rsum(rankings["i2t_group"], rankings["t2i_group"])
                 break

@@ -98,13 +98,12 @@ def stability_table(frame: pd.DataFrame, where: str, legend: str) -> Table:
         count = f"{line['n']:g}" if line["n"] == line["planned"] else f"{line['n']:g} of {line['planned']:g}!"
         rows.append([*row_cells, Cell(count)])
     caption = (
-        "Computed for each seed over its noise ratios, then mean and 95 % t interval over seeds. Variance of "
-        "R@1: population variance over noise ratios (as NPC defines it), not over seeds; a method with low "
-        "recall at all ratios also has a low variance. Per 10 points: least-squares slope. "
-        "Area: under rSum relative to that at the "
-        "lowest ratio (1: no loss). Drop: mean rSum at the lowest ratio minus that at the highest. "
-        f"Sd over seeds: of rSum (ddof 1), averaged over ratios. Worst seed: lowest rSum at the highest "
-        f"ratio. n: trials. {legend}"
+        "Computed for each seed over its noise ratios, then mean and 95 % t interval over seeds. Variance "
+        "of R@1: population variance over noise ratios (as NPC defines it), not over seeds; a method with "
+        "low recall at all ratios also has a low variance. Per 10 points: least-squares slope. Area: under "
+        "rSum relative to that at the lowest ratio (1: no loss). Drop: mean rSum at the lowest ratio minus "
+        "that at the highest. Sd over seeds: of rSum (ddof 1), averaged over ratios. Worst seed: lowest "
+        f"rSum at the highest ratio. n: trials. {legend}"
     )
     return Table(
         f"Stability: {where}", caption, ["method", *(heading for _, heading, _, _ in _COLUMNS), "n"], rows

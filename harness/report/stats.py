@@ -193,8 +193,7 @@ def clustered_difference(
         cluster: [Q], image group of each query: captions of one image are not independent.
 
     The percentile interval over clusters covers the choice of test images for these two trained models, not
-    the variation over seeds. p is twice the smaller share of resamples on either
-    side of zero.
+    the variation over seeds. p is twice the smaller share of resamples on either side of zero.
     """
     difference = np.asarray(ours, float) - np.asarray(theirs, float)
     _, cluster_index = np.unique(np.asarray(cluster), return_inverse=True)

@@ -81,9 +81,8 @@ def _tables(a: Source, b: Source, one: pd.DataFrame, other: pd.DataFrame) -> Ite
         rows = [_line(keys, *here) for keys in _cells(*here)]
         caption = (
             "Test rSum: mean ± sd over seeds (n). Difference: paired over the seeds that both have, with a "
-            "95 % t interval. Trials: `same` have the same id in both, so their "
-            "numbers should agree up to machine and versions; `other` have different settings. A dash: no "
-            "data."
+            "95 % t interval. Trials: `same` have the same id in both, so their numbers should agree up to "
+            "machine and versions; `other` have different settings. A dash: no data."
         )
         yield Block(
             "rSum",

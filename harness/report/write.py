@@ -232,8 +232,8 @@ def _state(frame: pd.DataFrame) -> str:
         )
         lines.append(
             f"- collapsed: {row} noise {ratio:g}: rSum {scores}; a random ranking has "
-            f"{part['chance'].iloc[0]:.1f}; ° marks an rSum of at most "
-            f"that plus {COLLAPSED:.0%} of the range up to {PERFECT:g}"
+            f"{part['chance'].iloc[0]:.1f}; ° marks an rSum of at most that plus {COLLAPSED:.0%} of the "
+            f"range up to {PERFECT:g}"
         )
     for (row, ratio), part in frame[frame["in_warmup"]].groupby(["row", "noise_ratio"], sort=False):
         seeds = ", ".join(str(s) for s in part["seed"])

@@ -179,9 +179,8 @@ def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
     # Seed by seed, so that an early look at the table shows all rows.
     todo = sorted((t for t in sweep.trials if t.id not in done), key=lambda t: (t.seed, t.noise_seed))
     console.print(
-        f"sweep [bold]{sweep.name}[/]: {len(sweep.trials)} trials, {len(done)} done before, {len(todo)} "
-        f"to run; "
-        f"record: {store.uri}"
+        f"sweep [bold]{sweep.name}[/]: {len(sweep.trials)} trials, {len(done)} done before, {len(todo)} to "
+        f"run; record: {store.uri}"
     )
     _note_running_elsewhere(todo, known, task)
     progress = Progress(len(sweep.trials), len(done))
@@ -268,8 +267,7 @@ def _stop(progress: Progress, store: Store, task: Task, launcher: Launcher) -> i
         signal.signal(signal.SIGINT, signal.default_int_handler)
     console.print(
         f"[bold]stopped[/]: {progress.done} of {progress.total} trials are done; run the same command to "
-        f"continue: "
-        f"what was running ({len(progress.running)}) resumes from its last epoch"
+        f"continue: what was running ({len(progress.running)}) resumes from its last epoch"
     )
     return 130
 

@@ -174,8 +174,7 @@ def _show_cost(plan: SweepPlan) -> None:
     elif unknown:
         console.print(
             "the cost is unknown: no finished trial with the same method, data set, backbone and batch "
-            "size is in "
-            "the store (python -m harness.train FILE --trial ID measures one; a sweep keeps what it "
-            "measured)",
+            "size is in the store (python -m harness.train FILE --trial ID measures one; a sweep keeps "
+            "what it measured)",
             markup=False,
         )

@@ -85,8 +85,7 @@ def _check_batch(trial: Trial, data: DataSet) -> str:
         count = len(np.unique(train.image_group))
         return (
             f"batch_size = {size}: {data.name!r} allows one pair of a group in a batch and has {count} "
-            f"groups, "
-            f"so at most {count}"
+            f"groups, so at most {count}"
         )
     return ""
 
@@ -147,8 +146,7 @@ def check_same_data(
             errors[data_key(trial), known] = (
                 f"the data of {trial.dataset_label!r} (or its noise files) have changed since the sweep was "
                 f"started: fingerprint {known} then, {now[trial.id]} now. Restore the data, or give the "
-                f"sweep "
-                "another `name` to run it on the data of today"
+                "sweep another `name` to run it on the data of today"
             )
     return list(errors.values())
 

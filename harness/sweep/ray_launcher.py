@@ -93,8 +93,7 @@ class RayLauncher:
         if uri.startswith("sqlite"):
             return [
                 f"tracking store {uri} is a file on this machine, and the cluster has {len(nodes)} nodes: "
-                f"start "
-                "`mlflow server --host 0.0.0.0` where all reach it, and name it with --tracking-uri "
+                "start `mlflow server --host 0.0.0.0` where all reach it, and name it with --tracking-uri "
                 "http://HOST:5000"
             ]
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -186,8 +185,7 @@ def _answer(answer: Any, written: Path, storage: Path) -> list[str]:
     if not errors and not written.is_file():
         errors.append(
             f"what it writes to {storage} is not visible here: name a directory on storage that all nodes "
-            f"see with "
-            "--storage"
+            "see with --storage"
         )
     return errors
 

@@ -55,7 +55,6 @@ def load(plans: Iterable[Plan], fetch: Fetch, *, workers: int) -> Iterator[Batch
         return
     try:
         yield from DataLoader(fetch, batch_size=None, sampler=plans, num_workers=workers)
-    except (
-        DataError
-    ) as error:  # from a worker it comes with the traceback as its text, of which the last line is ours
+    except DataError as error:
+        # from a worker it comes with the traceback as its text, of which the last line is ours
         raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None

@@ -58,15 +58,15 @@ class Optimizers:
         parameters = [p for name in groups for p in self.parameters[name].values()]
         gradients = iter(self._mean_gradients(loss, parameters))
         for name in groups:
-            own = list(self.parameters[name].values())
-            self._step(self.adam[name], own, [next(gradients) for _ in own], self.learning_rate(name))
+            weights = list(self.parameters[name].values())
+            self._step(self.adam[name], weights, [next(gradients) for _ in weights], self.learning_rate(name))
 
     def look_ahead(self, loss: Tensor, group: str) -> dict[str, Tensor]:
-        own = list(self.parameters[group].values())
-        gradients = self._mean_gradients(loss, own, retain_graph=True)
+        weights = list(self.parameters[group].values())
+        gradients = self._mean_gradients(loss, weights, retain_graph=True)
         sibling, adam = self._sibling(group)
         with torch.no_grad():
-            for theirs, ours in zip(sibling, own, strict=True):
+            for theirs, ours in zip(sibling, weights, strict=True):
                 theirs.copy_(ours)
                 for key, value in self.adam[group].state[ours].items():
                     state = adam.state[theirs]
@@ -77,14 +77,13 @@ class Optimizers:
         return dict(zip(self.parameters[group], (p.detach() for p in sibling), strict=True))
 
     def gradients(self, loss: Tensor, group: str, *, create_graph: bool = False) -> dict[str, Tensor]:
-        own = self.parameters[group]
-        with torch.autocast(
-            loss.device.type, enabled=False
-        ):  # what was computed in full precision has such a gradient
-            found = torch.autograd.grad(
-                loss, list(own.values()), create_graph=create_graph, materialize_grads=True
+        weights = self.parameters[group]
+        # what was computed in full precision has such a gradient
+        with torch.autocast(loss.device.type, enabled=False):
+            gradients = torch.autograd.grad(
+                loss, list(weights.values()), create_graph=create_graph, materialize_grads=True
             )
-        return dict(zip(own, self._mean(found), strict=True))
+        return dict(zip(weights, self._mean(gradients), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         return {name: adam.state_dict() for name, adam in self.adam.items()}

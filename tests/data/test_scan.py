@@ -311,10 +311,11 @@ def test_an_export_is_read_back_with_captions_groups_and_noise(exported):
         assert (back[name].image_group == data[name].image_group).all()
         assert back[name].images.shape == (len(data[name].images), 36, 1280)
     assert back.distinct_groups
+    # one picture of a concept owns its captions; the others have no place in the layout
     for name in (
         "dev",
         "test",
-    ):  # one picture of a concept owns its captions; the others have no place in the layout
+    ):
         assert len(back[name].images) == 4
         assert list(back[name].captions) == list(data[name].captions)
     index = np.load(folder / "noise" / "caption_0.4_seed3.npy")

@@ -40,9 +40,8 @@ def test_1k_is_the_mean_over_folds_in_file_order():
     scores[data["test"].owner, np.arange(images * each)] += 1.5
     found = fold_metrics(scores, data)
     parts = []
-    for fold in range(
-        folds
-    ):  # as NCR's evaluation slices: images[1000 i : 1000 (i + 1)], captions[5000 i : 5000 (i + 1)]
+    # as NCR's evaluation slices: images[1000 i : 1000 (i + 1)], captions[5000 i : 5000 (i + 1)]
+    for fold in range(folds):
         own = scores[10 * fold : 10 * (fold + 1), 50 * fold : 50 * (fold + 1)]
         groups = np.arange(10), np.arange(50) // 5
         parts.append(recalls(rank_queries(own, *groups), rank_queries(own.T, groups[1], groups[0])))
