@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code."""
     options = _parse(arguments)
+    from harness.config.labels import run_labels
     from harness.config.sweep_file import (  # what the command needs is loaded once it is known
         BadInput,
         load_sweep,
@@ -52,8 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
         if record and record.done:
             console.print(f"trial {trial.id} is done already: run {record.run_id}")
             return 0
-        handle = _handle(store, sweep)
-    task = Task(handle, sweep.file.resources, Provenance.of([trial]), STORAGE.absolute(), os.getcwd())
+        handle = _handle(store, sweep, options.sweep)
+    task = Task(
+        handle,
+        sweep.file.resources,
+        Provenance.of([trial]),
+        STORAGE.absolute(),
+        os.getcwd(),
+        labels=run_labels(sweep.trials),
+    )
     try:
         ended = attempt(trial, task, main=main_process)
     except KeyboardInterrupt:
@@ -99,12 +107,12 @@ def _open(uri: str | None, sweep: Sweep, trial: Trial) -> tuple[Store | None, li
     return store, check_same_data([trial], known, {trial.id: fingerprint})
 
 
-def _handle(store: Store, sweep: Sweep) -> SweepHandle:
+def _handle(store: Store, sweep: Sweep, file: str) -> SweepHandle:
     from harness.lib.locks import acquire
     from harness.sweep.attempt import STORAGE
 
     with acquire(STORAGE.absolute() / "opening", wait=True):
-        return store.open_sweep(sweep)
+        return store.open_sweep(sweep, file)
 
 
 def find_trial(sweep: Sweep, beginning: str) -> Trial:

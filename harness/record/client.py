@@ -115,6 +115,17 @@ class Client:
 
         return self._call(create)
 
+    def experiment_tags(self, experiment_id: str) -> dict[str, str]:
+        """All tags of an experiment."""
+        return dict(self._call(lambda: self._mlflow.get_experiment(experiment_id)).tags)
+
+    def set_experiment_tag(self, experiment_id: str, key: str, value: str | None) -> None:
+        """Set a tag of an experiment, or remove it (None)."""
+        if value is None:
+            self._call(lambda: self._mlflow.delete_experiment_tag(experiment_id, key))
+        else:
+            self._call(lambda: self._mlflow.set_experiment_tag(experiment_id, key, value))
+
     # Runs
 
     def search_runs(self, experiment_id: str, query: str) -> list[Run]:
@@ -163,8 +174,12 @@ class Client:
         # A server may have made a run whose answer was lost on the way: MLflow then asks again by itself.
         for run in self.search_runs(experiment_id, query) if self._remote else ():
             if run.run_id != run_id:
-                self._call(lambda lost=run.run_id: self._mlflow.delete_run(lost))  # type: ignore[misc]
+                self.delete_run(run.run_id)
         return run_id
+
+    def delete_run(self, run_id: str) -> None:
+        """Mark a run as deleted: MLflow shows it no more, until `mlflow gc` it can be restored."""
+        self._call(lambda: self._mlflow.delete_run(run_id))
 
     def set_status(self, run_id: str, status: str) -> None:
         """RUNNING, or how the run ended: FINISHED, FAILED or KILLED."""
@@ -201,6 +216,16 @@ class Client:
         }
         self._call(lambda: self._mlflow.log_batch(run_id, **batch))
 
+    def log_curves(self, run_id: str, curves: Mapping[str, Mapping[int, float]]) -> None:
+        """Values of metrics by step."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        points = [Metric(k, float(v), now, step) for k, curve in curves.items() for step, v in curve.items()]
+        for i in range(0, len(points), 1000):  # MLflow takes no more in a call
+            batch = points[i : i + 1000]
+            self._call(lambda batch=batch: self._mlflow.log_batch(run_id, metrics=batch))  # type: ignore[misc]
+
     def history(self, run_id: str, metric: str) -> list[tuple[int, float]]:
         """Steps and values of a metric, as they were logged."""
         listed = self._call(lambda: self._mlflow.get_metric_history(run_id, metric))
@@ -228,6 +253,24 @@ class Client:
                 if attempt == 4:
                     raise
                 time.sleep(0.1 * 2**attempt)
+
+    def ui_version(self) -> str:
+        """The version of MLflow whose UI shows the store: the server's, or the one installed here; empty
+        where a server does not say.
+        """
+        from mlflow import __version__
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.rest_utils import http_request
+
+        if not self._remote:
+            return str(__version__)
+        try:
+            answer = http_request(  # type: ignore[no-untyped-call]
+                self._mlflow._tracking_client.store.get_host_creds(), "/version", "GET", timeout=10
+            )
+            return str(answer.text).strip() if answer.ok else ""
+        except MlflowException:
+            return ""
 
     # Artifacts
 

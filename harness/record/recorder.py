@@ -32,6 +32,7 @@ class MlflowRecorder:
         directory: the trial's own, where an attempt may have left a termination report.
         since: when the sweep was started: a trial that another sweep has seen fail after that is not
             repeated.
+        labels: tags that tell the runs of its sweep apart.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class MlflowRecorder:
         *,
         directory: Path | None = None,
         since: float = float("inf"),
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         self.handle, self.trial, self.directory, self.since = handle, trial, directory, since
+        self.labels = labels or {}
         self.run_id, self.history, self.logged = "", "", -1
 
     def start(self, setup: Setup) -> float:
@@ -59,7 +62,9 @@ class MlflowRecorder:
             self.run_id = run.run_id
             self._resume(run, tags)
         else:
-            self.run_id = self.store.create_run(self.handle, self.trial, {**tags, "attempts": "1"})
+            self.run_id = self.store.create_run(
+                self.handle, self.trial, {**tags, **self.labels, "attempts": "1"}
+            )
         self._log_setup(setup, run)
         return self.logged + 1 if setup.trains else float("inf")
 

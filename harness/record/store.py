@@ -7,6 +7,7 @@ when its run is FINISHED and carries its test metrics.
 from __future__ import annotations
 
 import contextlib
+import getpass
 import io
 import json
 import os
@@ -34,7 +35,11 @@ from harness.record.types import (
 if TYPE_CHECKING:
     from harness.config.sweep_file import Sweep
 
-TRIAL, PARENT, RUN_NAME = "trial_id", "mlflow.parentRunId", "mlflow.runName"
+TRIAL, PARENT, RUN_NAME, NOTE = "trial_id", "mlflow.parentRunId", "mlflow.runName", "mlflow.note.content"
+SOURCE = ("mlflow.source.name", "mlflow.source.type", "mlflow.user")
+"""Tags that say where a run comes from: the sweep file, that it was run by hand, and by whom."""
+EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
+"""The tag that keeps MLflow from taking an experiment for GenAI work."""
 SUPERSEDED = ("superseded", "given_up")
 """Tags of a run whose trial was restarted in another run: of today, and of older versions."""
 _PATIENCE = 300.0  # seconds for which a busy store is asked again
@@ -98,24 +103,26 @@ class Store:
 
     # A sweep ----------------------------------------------------------------------------------
 
-    def open_sweep(self, sweep: Sweep) -> SweepHandle:
+    def open_sweep(self, sweep: Sweep, file: str = "") -> SweepHandle:
         """The sweep's experiment and parent run, made on the first start and reused later; the plan is kept
         current.
+
+        Args:
+            file: the sweep file, as it was named.
         """
         experiment_id = self.client.experiment_id(sweep.name)
         if experiment_id is None:
             location = self._artifact_location(sweep.name)
             experiment_id = self.client.create_experiment(sweep.name, location)
-        parents = self._parents(experiment_id)
+        self.client.set_experiment_tag(experiment_id, *EXPERIMENT_KIND)
+        source = dict(zip(SOURCE, (file, "LOCAL", _user()), strict=True)) if file else {}
+        parents = self.parents(experiment_id)
         if parents:
             parent = parents[0].run_id
             self.client.set_status(parent, "RUNNING")
+            self.client.log(parent, tags=source)
         else:
-            tags = {
-                "kind": "sweep",
-                RUN_NAME: f"sweep {sweep.name}",
-                "mlflow.note.content": sweep.file.description,
-            }
+            tags = {"kind": "sweep", RUN_NAME: f"sweep {sweep.name}", NOTE: sweep.file.description, **source}
             parent = self.client.create_run(experiment_id, tags)
         self.client.log_text(parent, json.dumps(plan_of(sweep), indent=1), "plan.json")
         self.client.log_text(parent, sweep.text, "sweep.yaml")
@@ -123,9 +130,9 @@ class Store:
 
     def close_sweep(self, handle: SweepHandle, status: str, **counts: int) -> None:
         """Record how a sweep ended: FINISHED, FAILED or KILLED."""
-        for key, value in counts.items():
-            self.client.set_tag(handle.parent_run, key, str(value))
-        self.client.set_status(handle.parent_run, status)
+        parent = self.parents(handle.experiment_id)[0].run_id  # another sweep may have renewed it
+        self.client.log(parent, tags={key: str(value) for key, value in counts.items()})
+        self.client.set_status(parent, status)
 
     def read_sweep(self, name: str) -> SweepRecord:
         """Plan and records of a sweep. Loads no method where the plan has what a reader must know of them.
@@ -134,7 +141,7 @@ class Store:
             StoreError: there is no such sweep, or its plan is of another protocol version.
         """
         experiment_id = self.client.experiment_id(name)
-        parents = self._parents(experiment_id) if experiment_id else []
+        parents = self.parents(experiment_id) if experiment_id else []
         if not experiment_id or not parents:
             names = sorted(n for n in self.client.experiments() if n != "Default")
             raise StoreError(f"no sweep {name!r} in {self.uri} (it holds: {', '.join(names) or 'none'})")
@@ -163,7 +170,7 @@ class Store:
         protocol version.
         """
         experiment_id = self.client.experiment_id(name)
-        parents = self._parents(experiment_id) if experiment_id else []
+        parents = self.parents(experiment_id) if experiment_id else []
         try:
             if not parents or self.client.read(parents[0].run_id, "sweep.yaml").decode() != text:
                 return None
@@ -203,7 +210,7 @@ class Store:
         """The speed of each finished trial in the store that the plan of its sweep still names."""
         speeds = []
         for name, experiment_id in self.client.experiments().items():
-            for parent in self._parents(experiment_id):
+            for parent in self.parents(experiment_id):
                 try:
                     plan = json.loads(self.client.read(parent.run_id, "plan.json"))
                     trials = trials_of(plan) if plan["protocol_version"] == PROTOCOL_VERSION else ()
@@ -218,16 +225,15 @@ class Store:
         with np.load(io.BytesIO(self.client.read(run_id, path)), allow_pickle=False) as content:
             return {k: content[k] for k in content.files}
 
-    def runs_address(self, sweep: str) -> str:
-        """What the addresses of a sweep's runs begin with in the MLflow UI: on the server, or where `mlflow
-        ui` serves a database file by default.
+    def address(self, experiment_id: str) -> str:
+        """The address of an experiment's runs in the MLflow UI: on the server, or where `mlflow ui` serves a
+        database file by default.
         """
-        experiment_id = self.client.experiment_id(sweep)
         given = urlsplit(self.uri)
         # Without a name and password that may stand before the host.
         host = given.netloc.rpartition("@")[2]
         server = f"{given.scheme}://{host}{given.path.rstrip('/')}" if host else "http://127.0.0.1:5000"
-        return f"{server}/#/experiments/{experiment_id or 0}/runs/"
+        return f"{server}/#/experiments/{experiment_id}/runs"
 
     # A trial ----------------------------------------------------------------------------------
 
@@ -260,21 +266,29 @@ class Store:
         return next((r for r in runs if not r.tags.keys() & set(SUPERSEDED)), None)
 
     def create_run(self, handle: SweepHandle, trial: Trial, tags: Mapping[str, str]) -> str:
-        """A new run of a trial, with its parameters. Returns its id."""
+        """A new run of a trial, with its parameters. Returns its id.
+
+        Args:
+            tags: further tags; they win over those that follow from the trial alone.
+        """
+        parent = self.client.get_run(handle.parent_run).tags
+        source = {key: parent[key] for key in SOURCE if key in parent}
         identity = {
             "kind": "trial",
             TRIAL: trial.id,
             PARENT: handle.parent_run,
             RUN_NAME: f"{trial.method} noise={trial.noise_ratio:g} seed={trial.seed}",
+            NOTE: _description(trial, source.get(SOURCE[0])),
             "cell": f"{trial.method} {trial.dataset} noise={trial.noise_ratio:g} {trial.cell_id[:6]}",
             "cell_id": trial.cell_id,
             "protocol_version": str(PROTOCOL_VERSION),
         }
-        run_id = self.client.create_run(handle.experiment_id, {**identity, **tags})
+        run_id = self.client.create_run(handle.experiment_id, {**source, **identity, **tags})
         self.client.log(run_id, params={k: str(v)[:6000] for k, v in trial.parameters().items()})
         return run_id
 
-    def _parents(self, experiment_id: str) -> list[Run]:
+    def parents(self, experiment_id: str) -> list[Run]:
+        """The parent runs of an experiment, the newest first; there is one, but for moments."""
         return self.client.search_runs(experiment_id, "tags.kind = 'sweep'")
 
     def _artifact_location(self, name: str) -> str | None:
@@ -282,6 +296,23 @@ class Store:
         if not self.uri.startswith("sqlite:///"):
             return None
         return (Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts" / name).as_uri()
+
+
+def _description(trial: Trial, file: str | None) -> str:
+    """What a run is, for the page of the run (Markdown)."""
+    alone = f"\n\nRun it alone: `python -m harness.train {file} --trial {trial.id}`" if file else ""
+    return (
+        f"{trial.method} ({trial.backbone_label}) on {trial.dataset_label}, {trial.noise_label}, ratio "
+        f"{trial.noise_ratio:g}, seed {trial.seed}, {trial.epochs} epochs.{alone}"
+    )
+
+
+def _user() -> str:
+    """Who runs this; empty where the system has no name for them."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return ""
 
 
 def plan_of(sweep: Sweep) -> dict[str, Any]:

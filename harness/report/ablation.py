@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness.config.labels import of_the_data, settings, varied
 from harness.config.trial import Trial
 from harness.report import figures
 from harness.report.accuracy import mean_sd
-from harness.report.results import cells, of_the_data, settings, varied
+from harness.report.results import cells
 from harness.report.tables import Cell, Figure, Table, slug
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class Page:
     ends: list[str]
     galleries: list[Gallery] = field(default_factory=list)
     trials: list[TrialLine] = field(default_factory=list)
+    views: Sequence[tuple[str, str]] = ()
 
     def write(self, folder: Path) -> None:
         """Write `report.html`, with the figures of the directory embedded."""

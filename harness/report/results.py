@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from harness.config.trial import Trial
+from harness.config.labels import place_labels, row_labels
 from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES
 from harness.evaluation.metrics import DETECTION, PERFECT, RECALLS, chance_rsum
 from harness.record.types import StoreError, SweepRecord
 from harness.report.source import Source
 
-_NOT_A_SETTING = ("noise_ratio", "seed", "noise_seed")
-_OF_THE_DATA = ("dataset", "dataset.", "noise", "noise.", "noise_granularity")
 MEASURES = (*RECALLS, "rsum")
 COSTS = {
     "seconds": "cost/seconds",
@@ -48,8 +45,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
     costs, and whether the method uses clean data or the ground truth.
     """
     labels = row_labels(sweep.planned, full=sweep.select)
-    data = _disambiguated({t.id: (t.dataset_label, t.dataset_options) for t in sweep.planned})
-    noise = _disambiguated({t.id: (t.noise_label, t.noise.model_dump(mode="json")) for t in sweep.planned})
+    data, noise = place_labels(sweep.planned)
     lines = []
     for trial in sweep.planned:
         record = sweep.records.get(trial.id)
@@ -95,25 +91,6 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _disambiguated(given: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
-    """Labels by trial: where two that differ in their settings would be called the same (and pooled as
-    seeds), with what differs.
-    """
-    of_label: dict[str, list[Mapping[str, Any]]] = {}
-    for label, settings in given.values():
-        of_label.setdefault(label, []).append(settings)
-    differing = {}
-    for label, members in of_label.items():
-        keys = sorted({k for settings in members for k in settings})
-        differing[label] = [k for k in keys if len({repr(settings.get(k)) for settings in members}) > 1]
-    return {
-        trial: f"{label} ({', '.join(f'{k}={settings.get(k)}' for k in differing[label])})"
-        if differing[label]
-        else label
-        for trial, (label, settings) in given.items()
-    }
-
-
 def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
     """The frame with columns `chance` (expected rSum of a random ranking of the test split; NaN where no run
     recorded its groups) and `collapsed` (finished, and close to chance level).
@@ -133,95 +110,6 @@ def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
 def collapsed(frame: pd.DataFrame, measure: str) -> pd.Series:
     """Whether the rSum of each trial (`rsum`, `last_rsum`) is close to that of a random ranking."""
     return frame[measure] - frame["chance"] <= COLLAPSED * (PERFECT - frame["chance"])
-
-
-def settings(trial: Trial) -> dict[str, str]:
-    """The settings that define a row of a table: all parameters except ratio and seeds; hyper-parameters
-    without the name of the method.
-    """
-    short = trial.method.rpartition(":")[2]
-    return {
-        k.removeprefix(f"{short}."): str(v) for k, v in trial.parameters().items() if k not in _NOT_A_SETTING
-    }
-
-
-def of_the_data(key: str) -> bool:
-    """Whether a setting belongs to the data set or its noise, and so does not define a row."""
-    return key in _OF_THE_DATA or key.startswith(("dataset.", "noise."))
-
-
-def row_labels(trials: Sequence[Trial], *, full: bool = False) -> dict[str, str]:
-    """A short label for each trial's row: the method, and the settings that vary among the method's trials.
-
-    A setting that has one value in at least half of the method's rows is named where it has another; with
-    `full` everywhere.
-    """
-    by_method: dict[str, list[Trial]] = {}
-    for trial in trials:
-        by_method.setdefault(trial.method, []).append(trial)
-    short = [method.rpartition(":")[2] for method in by_method]
-    names = {m: m if short.count(s) > 1 else s for m, s in zip(by_method, short, strict=True)}
-    labels = {}
-    for method, members in by_method.items():
-        settings_of = [settings(t) for t in members]
-        keys, usual = varied(settings_of), {} if full else _usual(settings_of)
-        for trial, values in zip(members, settings_of, strict=True):
-            extra = ", ".join(
-                f"{k.removeprefix('backbone.')}={values.get(k, 'default')}"
-                for k in keys
-                if values.get(k, "default") != usual.get(k)
-            )
-            labels[trial.id] = f"{names[method]} ({extra})" if extra else names[method]
-    return labels
-
-
-def varied(rows: Sequence[dict[str, str]]) -> list[str]:
-    """The settings that differ among rows, except those of the data; a backbone is identified by its parts
-    where these differ.
-    """
-    keys = dict.fromkeys(k for row in rows for k in row)
-    differing = [
-        k
-        for k in keys
-        if len({row.get(k) for row in rows}) > 1 and (k.startswith("dataset.") or not of_the_data(k))
-    ]
-    return [
-        k for k in differing if not (k == "backbone" and any(v.startswith("backbone.") for v in differing))
-    ]
-
-
-def _usual(rows: Sequence[dict[str, str]]) -> dict[str, str]:
-    """For each varied setting, the value that at least half of the distinct rows have, if it is unique."""
-    keys = varied(rows)
-    distinct = {tuple(row.get(k, "default") for k in keys) for row in rows}
-    usual = {}
-    for index, key in enumerate(keys):
-        values = [row[index] for row in distinct]
-        common = [v for v in set(values) if 2 * values.count(v) >= len(values)]
-        if len(common) == 1 and len(values) > 2:
-            usual[key] = common[0]
-    return usual
-
-
-def shared_and_own_settings(
-    trials: Sequence[Trial], *, full: bool = False
-) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Settings that most rows share, and for each row those in which it differs (and its
-    hyper-parameters).
-    """
-    labels = row_labels(trials, full=full)
-    rows = {labels[t.id]: settings(t) for t in trials}
-    keys = list(dict.fromkeys(k for values in rows.values() for k in values))
-    shared: dict[str, str] = {}
-    for key in keys:
-        values = [v[key] for v in rows.values() if key in v]
-        if key not in ("method",) and len(values) == len(rows):
-            shared[key] = max(dict.fromkeys(values), key=values.count)
-    own = {
-        row: {k: v for k, v in values.items() if k != "method" and shared.get(k) != v}
-        for row, values in rows.items()
-    }
-    return shared, own
 
 
 def cells(frame: pd.DataFrame, measure: str) -> pd.DataFrame:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from harness.config.labels import settings
 from harness.record.types import StoreError, SweepRecord
 from harness.report.page import Page
-from harness.report.results import settings, tidy, with_chance
+from harness.report.results import tidy, with_chance
 from harness.report.source import Source
 from harness.report.stats import paired_difference
 from harness.report.tables import Block, Cell, Table

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from harness import PROTOCOL_VERSION
+from harness.config.labels import shared_and_own_settings
 from harness.evaluation.metrics import PERFECT, RECALLS
 from harness.lib.console import console
 from harness.record.store import Store
@@ -28,7 +29,7 @@ from harness.report.figures import BANDS, degradation
 from harness.report.gallery import galleries
 from harness.report.page import Page, trial_lines
 from harness.report.published import papers_table
-from harness.report.results import COLLAPSED, MEASURES, shared_and_own_settings, tidy, with_chance
+from harness.report.results import COLLAPSED, MEASURES, tidy, with_chance
 from harness.report.source import Source, from_store
 from harness.report.stability import seeds_table, shares_table, stability_figure, stability_table
 from harness.report.tables import Block, Figure, Table, slug
@@ -69,6 +70,7 @@ def write(source: Source, folder: Path) -> Path:
         page.blocks = [*blocks, *_measures(marked)]
         page.galleries = galleries(source, marked)
     page.trials = trial_lines(frame, source.link)
+    page.views = source.views
     finish()
     page.write(folder)
     return folder
@@ -97,15 +99,26 @@ def save(folder: Path, title: str, heads: list[str], blocks: list[Block], ends: 
     (folder / "tables.tex").write_text(head + "\n".join(latex), encoding="utf-8")
 
 
-def print_summary(folder: Path) -> None:
-    """Print the first table of the report and the paths of its files."""
+def first_tables(text: str, length: int) -> str:
+    """The first sections with tables of a report in Markdown, as many as fit into so many characters."""
+    tables = [f"### {part}" for part in text.split("### ")[1:] if "\n|" in part]
+    fitting = [t for i, t in enumerate(tables) if sum(map(len, tables[: i + 1])) <= length]
+    return "".join(fitting)
+
+
+def print_summary(folder: Path, views: Sequence[tuple[str, str]] = ()) -> None:
+    """Print the first table of the report, the paths of its files and the addresses of the prepared views."""
     from rich.markdown import Markdown
 
     text = (folder / "report.md").read_text(encoding="utf-8")
     first = next((part for part in text.split("### ")[1:] if "\n|" in part), "")
     width = max(shutil.get_terminal_size().columns, 100)
     console.print(Markdown(f"**{first}".replace("\n", "**\n", 1)), width=width)
-    console.print(f"report: {folder / 'report.md'} and report.html   all runs: mlflow ui", soft_wrap=True)
+    console.print(f"report: {folder / 'report.md'} and report.html", soft_wrap=True)
+    if views:
+        console.print("in MLflow's UI (`mlflow ui` here, or the server):", markup=False)
+    for name, address in views:
+        console.print(f"  {name}: {address}", soft_wrap=True, markup=False)
 
 
 def _comparison(source: Source, frame: pd.DataFrame, folder: Path) -> Iterator[Block]:

@@ -54,6 +54,7 @@ class Task:
         handle: where results go; None: they are printed.
         provenance: the driver's code, which a worker's must equal.
         expected: fingerprint of the data, by trial id.
+        labels: tags that tell the runs of the sweep apart, by trial id.
         storage: where trials keep their checkpoints.
         directory: the working directory of the sweep, to which paths in its file are relative.
         since: when the sweep was started, in seconds since 1970.
@@ -66,6 +67,7 @@ class Task:
     storage: Path
     directory: str
     expected: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     since: float = float("inf")
     repeat: bool = False
 
@@ -143,7 +145,13 @@ def _recorder(trial: Trial, task: Task) -> Recorder:
         return PrintRecorder()
     if task.repeat:
         return Comparison(task.handle, trial)
-    return MlflowRecorder(task.handle, trial, directory=task.checkpoints(trial), since=task.since)
+    return MlflowRecorder(
+        task.handle,
+        trial,
+        directory=task.checkpoints(trial),
+        since=task.since,
+        labels=task.labels.get(trial.id, {}),
+    )
 
 
 def ending(trial: Trial, task: Task, error: BaseException) -> Ending:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from harness.config.labels import run_labels
 from harness.config.sweep_file import BadInput, Sweep, load_sweep, read_sweep_file
 from harness.config.trial import Trial
 from harness.data.base import DataError, DataSet
@@ -67,7 +68,7 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
         return fail([str(error)])
     try:
         with acquire(options.storage / "opening", wait=True):
-            handle = store.open_sweep(sweep)
+            handle = store.open_sweep(sweep, options.file)
         task = Task(
             handle,
             sweep.file.resources,
@@ -75,6 +76,7 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
             options.storage,
             os.getcwd(),
             expected=fingerprints,
+            labels=run_labels(sweep.trials),
             since=time.time(),
             repeat=options.verify is not None,
         )
@@ -274,6 +276,8 @@ def _stop(progress: Progress, store: Store, task: Task, launcher: Launcher) -> i
 
 def _finish(sweep: Sweep, store: Store, task: Task) -> int:
     """Count, report, and the exit code."""
+    from harness.record.summary import views
+    from harness.report.publish import publish_curves, publish_report
     from harness.report.write import print_summary, write_report
 
     handle = _handle(task)
@@ -284,8 +288,11 @@ def _finish(sweep: Sweep, store: Store, task: Task) -> int:
         shutil.rmtree(handle.directory(task.storage, trial), ignore_errors=True)
     with contextlib.suppress(OSError):
         handle.directory(task.storage, sweep.trials[0]).parent.rmdir()  # where nothing is left in it
+    handle = publish_curves(store, handle)
+    folder = write_report(store, sweep.name, Path.cwd() / "reports" / sweep.name)
+    publish_report(store, handle, folder)
     store.close_sweep(handle, "FAILED" if missing else "FINISHED", done=len(done), failed=missing)
-    print_summary(write_report(store, sweep.name, Path.cwd() / "reports" / sweep.name))
+    print_summary(folder, views(store, handle.experiment_id))
     if missing:
         console.print(
             f"[bold red]{missing} of {len(sweep.trials)} trials failed[/]; run the same command to repeat "

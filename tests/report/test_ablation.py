@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
+from harness.config.labels import row_labels
 from harness.config.sweep_file import BadInput, parse_sweep
 from harness.evaluation.metrics import chance_rsum, rank_queries, recalls
 from harness.report.ablation import axes
-from harness.report.results import row_labels
 from methods.base import Pairs
 from methods.seeding import torch_generator
 from tests import build, small

@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 import yaml
 
+from harness.config.labels import row_labels, shared_and_own_settings
 from harness.config.sweep_file import parse_sweep
 from harness.evaluation.metrics import detection
 from harness.record.types import MethodFacts, SweepRecord
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
 from harness.report.detection import _auroc
 from harness.report.figures import styles
-from harness.report.results import cells, row_labels, shared_and_own_settings, tidy
+from harness.report.results import cells, tidy
 from harness.report.stability import seeds_table, shares_table, stability, stability_table
 from harness.report.tables import Cell, Table
 from harness.sweep.preflight import check_trial
