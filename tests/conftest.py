@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +28,17 @@ def feature_cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> I
         del os.environ["HARNESS_CACHE"]
     else:
         os.environ["HARNESS_CACHE"] = before
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, a fresh profile for each context."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here: apt install chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
+        yield browser
+        browser.close()

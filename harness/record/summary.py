@@ -14,6 +14,7 @@ from harness.record.types import SweepHandle
 
 Curves = Mapping[str, Mapping[int, float]]
 """Values of metrics by step."""
+COLOUR = "mlflow.runColor"
 VIEW = "mlflow.sharedViewState."
 """What the tags begin with in which MLflow's UI keeps saved views."""
 MODEL_TRAINING = "workflowType=machine_learning"
@@ -55,9 +56,11 @@ def _renewed(store: Store, handle: SweepHandle, old: Run) -> Run:
     return store.client.get_run(run_id)
 
 
-def write_rows(store: Store, handle: SweepHandle, rows: Mapping[str, Curves]) -> None:
+def write_rows(
+    store: Store, handle: SweepHandle, rows: Mapping[str, Curves], colours: Mapping[str, str]
+) -> None:
     """A run with its curves for each row of the tables, beside the parent run; replaced where they change."""
-    digests = {name: _digest(curves) for name, curves in rows.items()}
+    digests = {name: _digest(curves, colours[name]) for name, curves in rows.items()}
     unchanged = set()
     for run in store.client.search_runs(handle.experiment_id, "tags.kind = 'row'"):
         name = run.tags.get("row", "")
@@ -71,13 +74,14 @@ def write_rows(store: Store, handle: SweepHandle, rows: Mapping[str, Curves]) ->
             continue
         note = f"{name} of sweep {handle.sweep}, over its seeds; the step is the noise ratio in percent."
         tags = {**source, "kind": "row", "row": name, RUN_NAME: name, NOTE: note, "digest": digests[name]}
+        tags[COLOUR] = colours[name]
         run_id = store.client.create_run(handle.experiment_id, tags)
         store.client.log_curves(run_id, curves)
         store.client.set_status(run_id, "FINISHED")
 
 
-def _digest(curves: Curves) -> str:
-    return hashlib.sha256(json.dumps(curves, sort_keys=True).encode()).hexdigest()[:16]
+def _digest(curves: Curves, colour: str) -> str:
+    return hashlib.sha256(json.dumps([curves, colour], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_labels(store: Store, handle: SweepHandle, labels: Mapping[str, Mapping[str, str]]) -> None:

@@ -13,6 +13,7 @@ from harness.config.labels import run_labels
 from harness.record import summary
 from harness.record.store import NOTE, Store
 from harness.record.types import SweepHandle
+from harness.report.figures import styles
 from harness.report.results import tidy
 from harness.report.views import KNOWN, curve, views_of, views_of_search
 from harness.report.write import first_tables
@@ -50,7 +51,8 @@ def publish_curves(store: Store, handle: SweepHandle) -> SweepHandle:
         if key.startswith("rsum")
     }
     handle = dataclasses.replace(handle, parent_run=summary.write_curves(store, handle, parent))
-    summary.write_rows(store, handle, rows)
+    colours = {row: colour for row, (colour, _) in styles(frame.assign(label=frame["row"])).items()}
+    summary.write_rows(store, handle, rows, colours)
     summary.write_labels(store, handle, run_labels(sweep.planned))
     views = []
     if store.client.ui_version().startswith(KNOWN):

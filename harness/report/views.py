@@ -91,7 +91,9 @@ def views_of_search(trials: Sequence[Trial]) -> list[View]:
         runsCountToCompare=PAGE,
     )
     best = "" if len(trials) <= PAGE else f", the best {PAGE} trials"
-    search = _view("search", f"Search: settings and dev rSum{best}", _TRIALS, [chart])
+    search = _view(
+        "search", f"Search: settings and dev rSum{best}", _TRIALS, [chart], columns=_SEARCH_COLUMNS
+    )
     search.state.update(orderByKey="metrics.`dev/best_rsum`", orderByAsc=False)
     return [view for view in (search, _table(_SEARCH_COLUMNS)) if len(view.tag()) <= _MAX_SIZE]
 

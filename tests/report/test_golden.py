@@ -5,7 +5,6 @@ are used.
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import shutil
 import subprocess
@@ -18,7 +17,6 @@ from harness.report.figures import styles
 from harness.report.results import tidy, with_chance
 from tests import golden
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LATEX = shutil.which("pdflatex")
 
 
@@ -110,19 +108,6 @@ def test_latex_compiles_as_it_is(made, tmp_path):
             line for line in done.stdout.splitlines() if "Overfull" in line
         ]
         assert "Missing character" not in (tmp_path / "paper.log").read_text(errors="replace")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: apt install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
