@@ -18,6 +18,9 @@ _UNDERLINED = (
     " Underlined: not significantly worse than the best (paired t test over seeds, Holm over the "
     "table; with few seeds the test has little power)."
 )
+FEWEST_SEEDS = 5
+"""Seeds from which on a test over seeds can tell rows apart."""
+_FEW = f" Fewer than {FEWEST_SEEDS} seeds are too few to tell which differences are real: none is marked."
 _HEADINGS = {f"{d}_r{k}": f"{d} R@{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": "rSum"}
 _ECCV = {"map_at_r": "mAP@R", "rprecision": "R-Precision", "r1": "R@1"}
 
@@ -27,7 +30,8 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     ratios = sorted(frame["noise_ratio"].unique())
     table = cells(frame, measure)
     best = {float(r): best_rows(frame, table.xs(r, level="noise_ratio")) for r in ratios}
-    near = not_worse(frame, best, measure)
+    few = frame["seed"].nunique() < FEWEST_SEEDS
+    near = set() if few else not_worse(frame, best, measure)
     chance = _at_chance(frame, measure) if measure in ("rsum", "last_rsum") else set()
     rows, planned = [], int(table["planned"].max())
     for row in dict.fromkeys(frame["row"]):
@@ -49,7 +53,7 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     at_chance = " ° at least one seed is close to chance level." if chance else ""
     caption = (
         f"{what}. {MEAN}, n = {planned} seeds per cell unless marked. "
-        f"{legend(frame)}{_UNDERLINED if near else ''}{at_chance}"
+        f"{legend(frame)}{_FEW if few else _UNDERLINED if near else ''}{at_chance}"
     )
     return Table(title, caption, ["method", *(f"noise {r:g}" for r in ratios)], rows)
 

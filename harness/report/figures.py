@@ -42,6 +42,8 @@ _COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#000000", "#D55E00", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 BANDS = 8
 """Rows up to which a figure of curves has bands."""
+_ACROSS = 3
+"""Panels in a row of a figure: more could not be read on a laptop."""
 _DASHES = ((5, 2), (1, 1.5), (7, 2, 1, 2), (2, 4), (7, 2, 1, 2, 1, 2))
 MATCHED, MISMATCHED = "#0072B2", "#D55E00"
 
@@ -217,8 +219,8 @@ def reliability(
     """
     ratios = list(dict.fromkeys(ratio for _, ratio in calibrations))
     style = styles(frame)
-    with _grid(target, 1, len(ratios), width=2.8, height=2.6, title=title) as panels:
-        for axes, ratio in zip(panels[0], ratios, strict=True):
+    with _wrapped(target, len(ratios), width=2.8, height=2.6, title=title) as panels:
+        for axes, ratio in zip(panels.flat, ratios, strict=False):
             axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle=":")
             for (row, at), c in calibrations.items():
                 if at == ratio:
@@ -236,7 +238,7 @@ def reliability(
             axes.set(
                 title=f"noise {ratio:g}",
                 xlabel="mean confidence",
-                ylabel="share that matches" if axes is panels[0, 0] else "",
+                ylabel="share that matches" if axes in panels[:, 0] else "",
                 xlim=(-0.03, 1.03),
                 ylim=(-0.03, 1.03),
             )
@@ -252,8 +254,8 @@ def confidence_over_epochs(means: pd.DataFrame, frame: pd.DataFrame, title: str,
 
     ratios = sorted(means["noise_ratio"].unique())
     style = styles(frame)
-    with _grid(target, 1, len(ratios), width=3.0, height=2.6, title=title) as panels:
-        for axes, ratio in zip(panels[0], ratios, strict=True):
+    with _wrapped(target, len(ratios), width=3.0, height=2.6, title=title) as panels:
+        for axes, ratio in zip(panels.flat, ratios, strict=False):
             for row, part in means[means["noise_ratio"] == ratio].groupby("row", sort=False):
                 for kind, line in (("matched", "-"), ("mismatched", "--")):
                     of_epoch = part.groupby("epoch")[kind].agg(["mean", "std"]).dropna(subset=["mean"])
@@ -272,7 +274,7 @@ def confidence_over_epochs(means: pd.DataFrame, frame: pd.DataFrame, title: str,
             axes.set(
                 title=f"noise {ratio:g}",
                 xlabel="epoch",
-                ylabel="mean confidence" if axes is panels[0, 0] else "",
+                ylabel="mean confidence" if axes in panels[:, 0] else "",
             )
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _shared_legend(panels)
@@ -300,8 +302,8 @@ def axis(
     for (line, method), marker in zip(methods.items(), itertools.cycle(_MARKERS), strict=False):
         same_method = [other for other, m in methods.items() if m == method]
         of_line[line] = (_paler(colours[method], same_method.index(line) / len(same_method)), marker)
-    with _grid(target, 1, len(ratios), width=3.4, height=2.9, title=title) as panels:
-        for axes, ratio in zip(panels[0], ratios, strict=True):
+    with _wrapped(target, len(ratios), width=3.4, height=2.9, title=title) as panels:
+        for axes, ratio in zip(panels.flat, ratios, strict=False):
             for line, part in lines.items():
                 here = part[part["noise_ratio"] == ratio]
                 of_value = here.groupby("number")["y"].agg(["mean", "std"]).dropna(subset=["mean"])
@@ -320,7 +322,7 @@ def axis(
             for (row, by), dashes in zip(level.items(), itertools.cycle(_DASHES), strict=False):
                 if ratio in by:
                     axes.axhline(by[ratio], color="#777777", linewidth=1, linestyle=(0, dashes), label=row)
-            axes.set(title=f"noise {ratio:g}", xlabel=name, ylabel=measure if axes is panels[0, 0] else "")
+            axes.set(title=f"noise {ratio:g}", xlabel=name, ylabel=measure if axes in panels[:, 0] else "")
             axes.set_xticks(ticks["number"], ticks["value"])
         panels[0, 0].autoscale(axis="y")
         _shared_legend(panels)
@@ -377,6 +379,18 @@ def _grid(
         figure.suptitle(title, fontsize=10)
         yield panels
         _save(figure, target)
+
+
+@contextmanager
+def _wrapped(target: Path, count: int, *, width: float, height: float, title: str) -> Iterator[NDArray]:
+    """Panels [rows, columns] for `count` panels, at most `_ACROSS` to a row; those that are left over are
+    hidden.
+    """
+    columns = min(count, _ACROSS)
+    with _grid(target, -(-count // columns), columns, width=width, height=height, title=title) as panels:
+        for axes in panels.flat[count:]:
+            axes.set_visible(False)
+        yield panels
 
 
 def _save(figure: Figure, target: Path) -> None:

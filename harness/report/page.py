@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
 from harness.report.gallery import Gallery
-from harness.report.tables import TEXT_COLUMNS, Block, Table
+from harness.report.tables import TEXT_COLUMNS, Block, Table, slug
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,24 @@ class Page:
         markdown = MarkdownIt("commonmark", {"html": False})
         text = environment.get_template("page.html").render(
             page=self,
-            topics=list(dict.fromkeys(b.topic for b in self.blocks)),
+            topics=_topics(self.blocks),
             places=list(dict.fromkeys(b.where for b in self.blocks if b.where)),
             is_table=lambda content: isinstance(content, Table),
+            anchor=slug,
             is_text=TEXT_COLUMNS.__contains__,
             picture=lambda figure: _address(folder / f"{figure.file}.svg"),
             rendered=lambda text: Markup(markdown.render(text)),
             coded=_coded,
         )
         (folder / "report.html").write_text(text, encoding="utf-8")
+
+
+def _topics(blocks: Sequence[Block]) -> dict[str, list[Block]]:
+    """The tables and figures of each topic, in the order of the blocks; those without a topic come last."""
+    topics: dict[str, list[Block]] = {}
+    for block in blocks:
+        topics.setdefault(block.topic, []).append(block)
+    return topics
 
 
 def trial_lines(frame: pd.DataFrame, link: Callable[[str], str]) -> list[TrialLine]:

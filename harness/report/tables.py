@@ -113,13 +113,11 @@ class Block:
         topic: the topic under which the page lists it.
         where: data set and noise (empty: all).
         content: the table or figure.
-        picked: whether the page shows it only while its topic is selected.
     """
 
     topic: str
     where: str
     content: Table | Figure
-    picked: bool = False
 
 
 def slug(*texts: str) -> str:

@@ -27,6 +27,7 @@ from harness.report.cost import cost_figure, cost_tables
 from harness.report.drawing import finish
 from harness.report.figures import BANDS, degradation
 from harness.report.gallery import galleries
+from harness.report.headline import headline
 from harness.report.page import Page, trial_lines
 from harness.report.published import papers_table
 from harness.report.results import COLLAPSED, MEASURES, tidy, with_chance
@@ -111,7 +112,8 @@ def print_summary(folder: Path, views: Sequence[tuple[str, str]] = ()) -> None:
     from rich.markdown import Markdown
 
     text = (folder / "report.md").read_text(encoding="utf-8")
-    first = next((part for part in text.split("### ")[1:] if "\n|" in part), "")
+    tables = [part for part in text.split("### ")[1:] if "\n|" in part]
+    first = next((part for part in tables if part.startswith("rSum by noise ratio")), *tables[:1] or [""])
     width = max(shutil.get_terminal_size().columns, 100)
     console.print(Markdown(f"**{first}".replace("\n", "**\n", 1)), width=width)
     console.print(f"report: {folder / 'report.md'} and report.html", soft_wrap=True)
@@ -144,6 +146,8 @@ def _of_one(
     """Topics of one data set and noise, with their tables and figures (None: not applicable)."""
     several = part["row"].nunique() > 1
     done = part["done"].any()
+    for content in headline(part, where, folder):
+        yield "headline", content
     if done:
         file = slug("degradation", where)
         band = "a band of one sd over seeds, " if part["row"].nunique() <= BANDS else ""
@@ -206,7 +210,7 @@ def _of_one(
 
 
 def _measures(frame: pd.DataFrame) -> Iterator[Block]:
-    """Each recall by noise ratio, for the page, which shows one of them at a time."""
+    """Each recall by noise ratio, for the page."""
     for (dataset, noise), part in frame.groupby(["dataset", "noise"], sort=False):
         for measure, name in _HEADINGS.items():
             table = by_ratio(
@@ -215,7 +219,7 @@ def _measures(frame: pd.DataFrame) -> Iterator[Block]:
                 f"{name}: {dataset}, {noise}",
                 f"Test {name} in percent at the epoch with the best dev rSum",
             )
-            yield Block(name, f"{dataset}, {noise}", table, picked=True)
+            yield Block("each recall", f"{dataset}, {noise}", table)
 
 
 def _search(source: Source, frame: pd.DataFrame, folder: Path) -> Iterator[Block]:

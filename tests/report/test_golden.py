@@ -43,6 +43,7 @@ def test_every_figure_that_a_report_names_is_there(made):
     assert len(named) == len(set(named))
     kinds = {name.partition("-")[0].removesuffix(".png") for name in named}
     assert kinds == {
+        "headline",
         "degradation",
         "axis",
         "stability",
@@ -127,7 +128,7 @@ def page(browser, made):
 
 
 def shown(page, selector="section"):
-    return page.eval_on_selector_all(selector, "found => found.filter(e => e.offsetParent !== null).length")
+    return page.eval_on_selector_all(selector, "found => found.filter(e => e.checkVisibility()).length")
 
 
 def test_all_pictures_load(page):
@@ -156,19 +157,40 @@ def test_a_click_sorts_by_a_column_and_another_turns_it_round(page):
     assert section.locator("th[aria-sort]").count() == 1
 
 
-def test_a_metric_is_picked(page):
-    everything = shown(page)
-    assert shown(page, "section[data-picked]") == 0
-    about = "section:not([data-topic=''])"  # settings and provenance stay
-    page.select_option("#topic", "i2t R@5")
-    assert shown(page, about) == 1
-    page.select_option("#topic", "gallery")
-    assert shown(page, about) == 1
-    assert shown(page) == 2
+def test_the_headline_comes_first_and_the_rest_folds(page):
+    """One figure and one table answer accuracy, stability and cost; a topic opens from the contents."""
+    assert page.locator("main details").first.get_attribute("id") == "headline"
+    assert page.locator("#headline section").count() == 2
+    unfolded = page.eval_on_selector_all("details[open]", "found => found.map(e => e.id)")
+    assert unfolded == ["headline", "rSum"]
+    page.click("nav a[href='#gallery']")
     assert shown(page, ".card") == 24
     assert shown(page, ".card .right") > 0
-    page.select_option("#topic", "")
-    assert shown(page) == everything
+    page.click("#unfold")
+    everything = shown(page)
+    assert everything == page.locator("section").count()
+    page.click("#fold")
+    assert shown(page) == 0
+    page.goto(f"{page.url.partition('#')[0]}#cost")
+    assert page.locator("#cost[open]").count() == 1
+
+
+def test_the_contents_stay_in_view_and_show_where_the_reader_is(page):
+    page.click("#unfold")
+    page.click("nav a[href='#stability']")
+    page.wait_for_function("() => document.querySelector('nav a[aria-current]')?.hash === '#stability'")
+    assert page.evaluate("scrollY") > 500
+    assert page.locator("nav a[href='#headline']").evaluate(
+        "e => { const box = e.getBoundingClientRect(); return box.top >= 0 && box.bottom <= innerHeight; }"
+    )
+
+
+def test_dark_mode_turns_the_page_and_leaves_figures_readable(page):
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light == "rgb(255, 255, 255)"
+    picture = page.locator("figure img").first
+    assert picture.evaluate("e => getComputedStyle(e).backgroundColor") == light
 
 
 def test_a_data_set_is_picked(page, browser, made, tmp_path):
@@ -180,10 +202,9 @@ def test_a_data_set_is_picked(page, browser, made, tmp_path):
         f'<select id="place"><option '
         f'value="">all</option><option>{where}</option><option>other</option></select>'
     )
-    (tmp_path / "two.html").write_text(
-        text.replace('<div class="controls">', f'<div class="controls">{select}', 1)
-    )
+    (tmp_path / "two.html").write_text(text.replace("<nav ", f"{select}<nav ", 1))
     page.goto((tmp_path / "two.html").as_uri())
+    page.click("#unfold")
     everything = shown(page)
     page.select_option("#place", "other")
     assert 0 < shown(page) < everything
@@ -195,8 +216,9 @@ def test_the_page_reads_on_a_phone_and_in_print(page):
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.emulate_media(media="print")
-    assert shown(page, ".controls") == 0
-    assert shown(page) > 10
+    assert shown(page, "nav") == 0
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert shown(page) == page.locator("section").count()
 
 
 def test_a_failure_cannot_write_into_the_page(made):
