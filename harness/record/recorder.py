@@ -163,8 +163,11 @@ class MlflowRecorder:
             return
         if record.confidence is not None:
             self._log_array(f"confidence/epoch_{record.epoch:03d}", confidence=record.confidence)
+        metrics, ranks = split_ranks(record.metrics)
+        if ranks:
+            self.client.log_text(self.run_id, json.dumps(ranks), f"ranks/epoch_{record.epoch:03d}.json")
         # Last: a resumed trial looks for the metrics.
-        self.client.log(self.run_id, metrics=record.metrics, step=record.epoch)
+        self.client.log(self.run_id, metrics=metrics, step=record.epoch)
 
     def finish(self, outcome: Outcome) -> None:
         """Log the final results, and mark the run as finished."""
@@ -172,7 +175,9 @@ class MlflowRecorder:
         groups = {"i2t_group": self.test.image_group, "t2i_group": self.test.caption_group}
         ranks = {"i2t_rank": i2t.rank, "i2t_top": i2t.top, "t2i_rank": t2i.rank, "t2i_top": t2i.top}
         self._log_array("test_rankings", **ranks, **groups)
-        self.client.log(self.run_id, metrics=outcome.metrics, tags={"weights_digest": outcome.weights})
+        metrics, others = split_ranks(outcome.metrics)
+        self.client.log_text(self.run_id, json.dumps(others), "ranks/last.json")
+        self.client.log(self.run_id, metrics=metrics, tags={"weights_digest": outcome.weights})
         self.client.set_status(self.run_id, "FINISHED")  # last: a run that says so is complete
 
     def _log_array(self, path: str, **arrays: np.ndarray) -> None:
@@ -180,6 +185,14 @@ class MlflowRecorder:
             file = Path(directory) / f"{Path(path).name}.npz"
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
             self.client.log_file(self.run_id, file, str(Path(path).parent) if "/" in path else None)
+
+
+def split_ranks(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """Metrics that are compared, and median and mean ranks on dev and after the last epoch, which nobody
+    compares: they are artifacts, so that the charts of a run show what matters.
+    """
+    ranks = {k: v for k, v in metrics.items() if k.endswith("_rank") and not k.startswith("test/")}
+    return {k: v for k, v in metrics.items() if k not in ranks}, ranks
 
 
 def _tags(setup: Setup) -> dict[str, str]:

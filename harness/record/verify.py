@@ -13,6 +13,7 @@ from harness import PROTOCOL_VERSION
 from harness.config.trial import Trial, method_class
 from harness.evaluation.metrics import RECALLS, Ranking, recalls
 from harness.noise.index import index_digest
+from harness.record.recorder import split_ranks
 from harness.record.store import Store
 from harness.record.types import EpochRecord, Outcome, Setup, StoreError, SweepHandle, TrialRecord
 
@@ -149,11 +150,9 @@ class Comparison:
 
     def finish(self, outcome: Outcome) -> None:
         """Raises Differs where anything is not the same to the last bit."""
-        for key in sorted(outcome.metrics):
-            if key.startswith(_COMPARED) and outcome.metrics[key] != self.record.metrics.get(key):
-                self.differences.append(
-                    f"{key} is {self.record.metrics.get(key)} on record, {outcome.metrics[key]} now"
-                )
+        for key, value in sorted(split_ranks(outcome.metrics)[0].items()):
+            if key.startswith(_COMPARED) and value != self.record.metrics.get(key):
+                self.differences.append(f"{key} is {self.record.metrics.get(key)} on record, {value} now")
         digest = self.record.tags.get("weights_digest", outcome.weights)
         if digest != outcome.weights:
             self.differences.append(f"the weights are {digest} on record, {outcome.weights} now")

@@ -118,12 +118,12 @@ def _over_epochs(frame: pd.DataFrame) -> Iterator[View]:
     for (dataset, noise, ratio), part in frame.groupby(["dataset", "noise", "noise_ratio"], sort=False):
         where = f"{dataset}, {noise}, ratio {ratio:g}" if places > 1 else f"noise {ratio:g}"
         charts = [
-            _bar("test rSum", "test/rsum"),
             _line("dev rSum over epochs", ["dev/rsum"]),
             _line("training loss over epochs", ["train/loss"]),
         ]
         if part["auroc"].notna().any():
             charts.append(_line("AUROC of noise detection over epochs", ["detection/auroc"]))
+        charts.append(_bar("test rSum", "test/rsum"))
         query = (
             f"tags.kind = 'trial' and params.noise_ratio = '{ratio}' and tags.place = '{dataset}, {noise}'"
         )
@@ -164,6 +164,7 @@ def _view(
     state = {
         "searchFilter": query,
         "selectedColumns": list(columns),
+        "columnOrder": list(columns),
         "runsHiddenMode": "SHOW_ALL",
         "compareRunCharts": list(charts),
         "compareRunSections": [_section(chart) for chart in charts],
