@@ -10,20 +10,6 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-LAYERS = (
-    ("bench", "what a step, a load, a ranking and a sweep cost"),
-    ("sweep", "plan, preflight, launchers, progress and status"),
-    ("report", "from records to tables, figures and the page"),
-    ("training", "one trial"),
-    ("record", "what a trial leaves"),
-    ("config", "sweep files and trials"),
-    ("data_tools", "check, prepare, export"),
-    ("backbones", "features and similarities"),
-    ("noise", "noise models and index files"),
-    ("evaluation", "recalls, ranks and detection"),
-    ("data", "data sets"),
-    ("lib", "files, locks, console, registry and watchdog"),
-)
 _COPIED = (
     "CHANGELOG.md",
     "CITATION.cff",
@@ -31,7 +17,6 @@ _COPIED = (
     "LICENSE",
     "harness/data/emoji/NOTICE.md",
     "harness/report/published_results.csv",
-    "reports/*.png",
     "reports/*/*.md",
     "reports/*/*.png",
     "sweeps/*.yaml",
@@ -46,7 +31,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
     files.append(File.generated(config, "index.md", abs_src_path=str(ROOT / "README.md")))
-    layers = [("methods", "methods", "what is compared"), *((f"harness.{n}", n, t) for n, t in LAYERS)]
+    layers = [("methods", "methods", "what is compared"), *((f"harness.{n}", n, t) for n, t in _layers())]
     index = [
         "# API",
         "",
@@ -58,6 +43,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         index.append(f"- [`{package}`](api/{name}.md): {title}")
     files.append(File.generated(config, "api.md", content="\n".join(index) + "\n"))
     return files
+
+
+def _layers() -> list[tuple[str, str]]:
+    """Names and contents of the layers, as the page on the architecture lists them."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.partition("| layer |")[2].partition("\n\n")[0]
+    return re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.M)
 
 
 def _api_page(package: str) -> str:

@@ -193,14 +193,25 @@ def histograms(calibrations: Mapping[tuple[str, float], Calibration], title: str
     with _grid(target, len(rows), len(ratios), width=2.5, height=1.5, title=title) as panels:
         for (r, row), (c, ratio) in itertools.product(enumerate(rows), enumerate(ratios)):
             axes = panels[r, c]
-            for kind, colour in (("matched", MATCHED), ("mismatched", MISMATCHED)):
+            # The hatch tells them apart in grey.
+            for kind, colour, hatch in (("matched", MATCHED, None), ("mismatched", MISMATCHED, "////")):
                 counts = (
                     getattr(calibrations[row, ratio], kind)
                     if (row, ratio) in calibrations
                     else np.zeros(BINS, int)
                 )
                 if counts.sum():
-                    axes.stairs(counts / counts.sum(), edges, fill=True, color=colour, alpha=0.5, label=kind)
+                    shares = counts / counts.sum()
+                    axes.stairs(
+                        shares,
+                        edges,
+                        fill=True,
+                        color=colour,
+                        alpha=0.5,
+                        hatch=hatch,
+                        linewidth=0,
+                        label=kind,
+                    )
             axes.set(
                 title=f"{row}, noise {ratio:g}",
                 xlim=(0, 1),

@@ -288,7 +288,8 @@ def _finish(sweep: Sweep, store: Store, task: Task) -> int:
         shutil.rmtree(handle.directory(task.storage, trial), ignore_errors=True)
     with contextlib.suppress(OSError):
         handle.directory(task.storage, sweep.trials[0]).parent.rmdir()  # where nothing is left in it
-    handle = publish_curves(store, handle)
+    with acquire(task.storage / "opening", wait=True):  # two sweeps may end at the same time
+        handle = publish_curves(store, handle)
     folder = write_report(store, sweep.name, Path.cwd() / "reports" / sweep.name)
     publish_report(store, handle, folder)
     store.close_sweep(handle, "FAILED" if missing else "FINISHED", done=len(done), failed=missing)
