@@ -25,13 +25,33 @@ from harness.backbones import BACKBONES
 from harness.config.trial import Trial
 from methods import METHODS
 
-PACKAGES = ("torch", "accelerate", "open_clip_torch", "timm", "transformers", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "open_clip_torch",
+    "timm",
+    "transformers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "Pillow",
+)
 """Packages whose versions are in every record."""
 NUMERIC_LAYERS = ("data", "noise", "backbones", "evaluation", "training")
 """Folders of `harness` that make numbers; with them goes what they use of `harness.lib` and `harness.config`.
 """
-NO_NUMBERS = frozenset({"harness.lib.console", "harness.lib.locks", "harness.lib.watchdog"})
-"""Modules of `harness.lib` that numeric layers use and that change no number: display, locks and heartbeats.
+NO_NUMBERS = frozenset(
+    {
+        "harness.config.resources",
+        "harness.lib.console",
+        "harness.lib.locks",
+        "harness.lib.watchdog",
+        "harness.training.cost",
+    }
+)
+"""Modules that numeric layers use and that change no number: resources, display, locks, heartbeats, and the
+measurement of time and memory.
 """
 _HELPERS = ("harness.lib.", "harness.config.", "methods.")
 _HARNESS = Path(__file__).parents[1]
@@ -93,8 +113,9 @@ def numeric_modules() -> dict[str, Path]:
     for layer in NUMERIC_LAYERS:
         for file in (_HARNESS / layer).rglob("*.py"):
             parts = file.relative_to(_HARNESS).with_suffix("").parts
-            if parts[-1] != "__main__":  # a door
-                modules[".".join(["harness", *parts]).removesuffix(".__init__")] = file
+            name = ".".join(["harness", *parts]).removesuffix(".__init__")
+            if parts[-1] != "__main__" and name not in NO_NUMBERS:  # a command makes no number either
+                modules[name] = file
     waiting = list(modules)
     while waiting:
         module = waiting.pop()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.record import provenance
-from harness.record.provenance import code_digest, imported_modules, numeric_modules, syntax_digest
+from harness.record.provenance import code_digest, imported_modules, numeric_modules, syntax_digest, versions
 from tests import small
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +86,8 @@ NO_NUMBER = {
             "harness/report/write.py",
             "harness/record/store.py",
             "harness/config/sweep_file.py",
+            "harness/config/resources.py",
+            "harness/training/cost.py",
             "harness/lib/console.py",
             "harness/lib/watchdog.py",
             "harness/bench/methods.py",
@@ -179,11 +181,20 @@ def test_the_numeric_part_is_the_layers_and_what_they_use():
     assert {m for m in modules if m.startswith("harness.config")} == {
         "harness.config.trial",
         "harness.config.base",
-        "harness.config.resources",
     }
-    used = {n for file in modules.values() for n in imported_modules(file) if n.startswith("harness.lib.")}
+    layers = (
+        "harness.lib.",
+        "harness.config.",
+        *(f"harness.{layer}." for layer in provenance.NUMERIC_LAYERS),
+    )
+    used = {n for file in modules.values() for n in imported_modules(file) if n.startswith(layers)}
     helpers = {n for n in used if (ROOT / Path(*n.split("."))).with_suffix(".py").is_file()}
     assert helpers - set(modules) == provenance.NO_NUMBERS
+
+
+def test_the_versions_of_all_that_computes_are_on_record():
+    """Pictures are decoded by Pillow and resized by torchvision; mixtures are fitted with SciPy."""
+    assert {"torch", "torchvision", "Pillow", "numpy", "scipy", "scikit-learn"} <= set(versions())
 
 
 def test_a_digest_is_of_the_syntax(tmp_path):
