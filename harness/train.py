@@ -112,7 +112,7 @@ def _handle(store: Store, sweep: Sweep, file: str) -> SweepHandle:
     from harness.sweep.attempt import STORAGE
 
     with acquire(STORAGE.absolute() / "opening", wait=True):
-        return store.open_sweep(sweep, file)
+        return store.open_sweep(sweep, file, running=False)
 
 
 def find_trial(sweep: Sweep, beginning: str) -> Trial:

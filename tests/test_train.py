@@ -65,10 +65,28 @@ def test_a_tracking_server_by_uri(place):
             assert train_command.main([file, "--trial", trial.id[:6], "--tracking-uri", uri]) == 0
         (record,) = Store(uri).read_sweep("served").records.values()
         assert record.done
+        assert _status_of_parent("served", uri) == "SCHEDULED"  # the sweep itself has not run
         assert Store(uri).read_array(record.run_id, "test_rankings.npz")["i2t_rank"].size
     finally:
         os.killpg(server.pid, 15)
         server.wait(20)
+
+
+def _status_of_parent(name: str, uri: str | None = None) -> str:
+    (parent,) = Store(uri).parents(Store(uri).client.experiment_id(name))
+    return parent.status
+
+
+@pytest.mark.parametrize("status", ["FAILED", "RUNNING"])
+def test_a_trial_by_hand_leaves_the_status_of_its_sweep(place, status):
+    """Of a sweep that ended with failures, and of one that is running elsewhere."""
+    file = write(place, "zero_shot", name=f"left_{status}")
+    sweep, store = load_sweep(file), Store()
+    handle = store.open_sweep(sweep)
+    store.client.set_status(handle.parent_run, status)
+    assert train_command.main([file, "--trial", sweep.trials[0].id]) == 0
+    assert store.records(handle, sweep.trials)[sweep.trials[0].id].done
+    assert _status_of_parent(sweep.name) == status
 
 
 def test_a_trial_by_hand_needs_neither_ray_nor_mlflow(place):

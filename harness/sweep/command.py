@@ -58,6 +58,8 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
             show_plan(plan)
             return 0
         assert store is not None
+        if options.verify is not None and store.find_sweep(sweep.name) is None:
+            raise BadInput([f"sweep {sweep.name!r} was never run in {store.uri}: there is nothing to verify"])
         prepare_features(sweep.trials, data)
         launcher = launcher or _ray_launcher(options.address)
         launcher.start(sweep.file.resources)
@@ -67,10 +69,8 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
     except (DataError, LaunchError, StoreError) as error:
         return fail([str(error)])
     try:
-        with acquire(options.storage / "opening", wait=True):
-            handle = store.open_sweep(sweep, options.file)
         task = Task(
-            handle,
+            _open_sweep(store, sweep, options),
             sweep.file.resources,
             Provenance.of(sweep.trials),
             options.storage,
@@ -92,6 +92,14 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
             markup=False,
         )
         return 1
+
+
+def _open_sweep(store: Store, sweep: Sweep, options: argparse.Namespace) -> SweepHandle | None:
+    """The sweep in the store: marked as running, or as it is where it is only verified."""
+    if options.verify is not None:
+        return store.find_sweep(sweep.name)
+    with acquire(options.storage / "opening", wait=True):
+        return store.open_sweep(sweep, options.file)
 
 
 def _ray_launcher(address: str | None) -> Launcher:

@@ -278,7 +278,9 @@ def test_verify_runs_a_sample_again_and_finds_what_is_not_whole(place, capfd):
     file = write(place, "small_loss", "mscn", name="verified", grid={"noise_ratio": [0, 0.4]})
     assert run_sweep([file]) == 0
     capfd.readouterr()
+    (parent,) = Store().parents(Store().client.experiment_id("verified"))
     assert run_sweep([file, "--verify", "4"]) == 0
+    assert Store().client.get_run(parent.run_id) == parent  # neither its status nor the plan
     told = capfd.readouterr().err
     assert (
         "4 of 4 trials are finished, 4 of their records are complete; 4 were run again, 4 gave the same "
@@ -305,6 +307,12 @@ def test_verify_runs_a_sample_again_and_finds_what_is_not_whole(place, capfd):
     assert f"run {found[2].run_id} has no artifact noise_index.npz" in told
     assert "epochs on record are [0, 2], and the trial has 3" in told
     assert "1 of their records are complete; 4 were run again, 2 gave the same numbers" in told
+
+
+def test_a_sweep_that_was_never_run_is_not_verified(place, capfd):
+    assert run_sweep([write(place, "clip", name="unverified"), "--verify"]) == 2
+    assert "sweep 'unverified' was never run in sqlite:///" in capfd.readouterr().err
+    assert Store().client.experiment_id("unverified") is None
 
 
 def test_an_unknown_sweep_is_told(compared, capfd):
