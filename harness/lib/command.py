@@ -17,7 +17,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     looking for garbage among them, while they are loaded and once more at exit, took 40 % of the time of
     `--dry-run` (`python -m harness.bench startup`).
 
-    A command ends quietly, with exit code 1, when the reader of its output is gone (`... | head -1`).
+    A command ends quietly, with exit code 1, when the reader of its output is gone (`... | head -1`), and
+    with 130 when Ctrl-C stops it before it can say more.
     """
     gc.set_threshold(100_000)
     for stream in (sys.stdout, sys.stderr):
@@ -31,6 +32,9 @@ def run(main: Callable[[], int]) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):  # what is still buffered is written at exit
             os.dup2(nowhere, stream.fileno())
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        sys.exit(130)
     # Triton's nanobind reports all its objects as leaked if they are not collected at exit.
     if "triton" not in sys.modules:
         gc.freeze()

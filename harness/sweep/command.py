@@ -45,6 +45,18 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
         launcher: runs the trials; default: Ray.
     """
     _quiet()
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _execute(options, launcher)
+    except KeyboardInterrupt:
+        console.print("[bold]stopped[/]; run the same command again")
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
+    """Check, then show, run or verify; the exit code."""
     try:
         if options.status:
             return _status(options)
@@ -68,9 +80,22 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
         return fail(error.errors)
     except (DataError, LaunchError, StoreError) as error:
         return fail([str(error)])
+    return _start(sweep, store, fingerprints, options, launcher)
+
+
+def _start(
+    sweep: Sweep,
+    store: Store,
+    fingerprints: Mapping[str, str],
+    options: argparse.Namespace,
+    launcher: Launcher,
+) -> int:
+    """Run or verify a sweep that was checked; the exit code."""
+    handle = None
     try:
+        handle = _open_sweep(store, sweep, options)
         task = Task(
-            _open_sweep(store, sweep, options),
+            handle,
             sweep.file.resources,
             Provenance.of(sweep.trials),
             options.storage,
@@ -83,6 +108,12 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
         if task.repeat:
             return _verify(sweep, store, task, launcher, options.verify)
         return _run(sweep, store, task, launcher)
+    except KeyboardInterrupt:  # while trials run, `_run` handles it
+        launcher.stop()
+        if handle and options.verify is None:
+            with contextlib.suppress(Exception):
+                store.close_sweep(handle, "KILLED")
+        raise
     except (StoreGone, StoreError) as error:
         launcher.stop()
         console.print(
@@ -194,17 +225,13 @@ def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
     )
     _note_running_elsewhere(todo, known, task)
     progress = Progress(len(sweep.trials), len(done))
-    before = signal.getsignal(signal.SIGTERM)
     try:
-        signal.signal(signal.SIGTERM, _interrupt)
         with progress:
             while todo:
                 launcher.run(todo, task, on_start=progress.started, on_end=progress.ended)
                 todo = _wait_for_others(progress, store, task)
     except KeyboardInterrupt:
         return _stop(progress, store, task, launcher)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     for ended in progress.failures:
         console.print(f"failed: {ended.trial.label} ({ended.trial.id}): {ended.reason}", markup=False)
     return _finish(sweep, store, task)

@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -67,6 +68,7 @@ class RayLauncher:
             "logging_level": logging.ERROR,
             "runtime_env": {"env_vars": {"PYTHONPATH": path, **mlflow}},
         }
+        on_termination = signal.getsignal(signal.SIGTERM)
         try:
             if self.address:
                 ray.init(address=self.address, ignore_reinit_error=True, **options)
@@ -77,6 +79,8 @@ class RayLauncher:
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise LaunchError(f"Ray does not start (--address {self.address}): {reason}") from None
+        finally:
+            signal.signal(signal.SIGTERM, on_termination)  # Ray's own would end this process without a record
         _check_resources(ray.cluster_resources(), resources)
 
     def check(self, storage: Path, uri: str) -> list[str]:

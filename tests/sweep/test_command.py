@@ -7,6 +7,8 @@ import json
 import os
 import re
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -307,6 +309,46 @@ def test_verify_runs_a_sample_again_and_finds_what_is_not_whole(place, capfd):
     assert f"run {found[2].run_id} has no artifact noise_index.npz" in told
     assert "epochs on record are [0, 2], and the trial has 3" in told
     assert "1 of their records are complete; 4 were run again, 2 gave the same numbers" in told
+
+
+def stopped(place, code: str, *arguments: str) -> str:
+    """What a command of its own process says that ends as stopped."""
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 130, run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.stderr.endswith("stopped; run the same command again\n")
+    return run.stderr
+
+
+@pytest.mark.parametrize("sign", ["SIGINT", "SIGTERM"])
+def test_a_sweep_is_stopped_while_features_are_computed(place, sign):
+    options = {
+        "grid": {"dataset": ["tests.misbehaving:interrupted"]},
+        "fixed": {"dataset_options": {"sign": sign}},
+    }
+    file = write(place, "clip", name=f"early_{sign}", **options)
+    stopped(place, "import runpy; runpy.run_module('harness.sweep', run_name='__main__')", file)
+    assert Store().client.experiment_id(f"early_{sign}") is None
+
+
+def test_a_verification_is_stopped(place, feature_cache):
+    file = write(place, "tests.misbehaving:Interrupts", name="interrupted")
+    assert run_sweep([file]) == 0
+    (feature_cache / "interrupt").write_text("SIGTERM")
+    try:
+        code = "import sys; from tests.sweep.running import run_sweep; sys.exit(run_sweep(sys.argv[1:]))"
+        assert "running 1 of 1 finished trials again" in stopped(place, code, file, "--verify")
+    finally:
+        (feature_cache / "interrupt").unlink()
+    (parent,) = Store().parents(Store().client.experiment_id("interrupted"))
+    assert parent.status == "FINISHED"
 
 
 def test_a_sweep_that_was_never_run_is_not_verified(place, capfd):
