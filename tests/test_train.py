@@ -15,6 +15,7 @@ import pytest
 
 from harness import train as train_command
 from harness.config.sweep_file import load_sweep
+from harness.lib.locks import acquire
 from harness.record.store import Store
 from tests import build
 from tests.sweep.running import write
@@ -87,6 +88,18 @@ def test_a_trial_by_hand_leaves_the_status_of_its_sweep(place, status):
     assert train_command.main([file, "--trial", sweep.trials[0].id]) == 0
     assert store.records(handle, sweep.trials)[sweep.trials[0].id].done
     assert _status_of_parent(sweep.name) == status
+
+
+def test_a_trial_by_hand_finds_the_storage_of_its_sweep(place, tmp_path, capfd):
+    """Where the sweep is running the trial at the moment, it holds the lock there."""
+    file = write(place, "zero_shot", name="stored")
+    (trial,) = load_sweep(file).trials
+    directory = Store().open_sweep(load_sweep(file)).directory(tmp_path, trial)
+    with acquire(directory):
+        assert train_command.main([file, "--trial", trial.id, "--storage", str(tmp_path)]) == 1
+    assert "busy: it is being run by process" in capfd.readouterr().err
+    assert train_command.main([file, "--trial", trial.id, "--storage", str(tmp_path)]) == 0
+    assert not directory.exists()
 
 
 def test_a_trial_by_hand_needs_neither_ray_nor_mlflow(place):
