@@ -17,6 +17,7 @@ from harness import train as train_command
 from harness.config.sweep_file import load_sweep
 from harness.lib.locks import acquire
 from harness.record.store import Store
+from harness.record.types import StoreError
 from tests import build
 from tests.sweep.running import write
 
@@ -43,6 +44,8 @@ def test_a_tracking_server_by_uri(place):
         "server",
         "--port",
         str(port),
+        "--allowed-hosts",  # as docs/clusters.md says
+        f"localhost:{port}",
         "--workers",
         "1",
         "--backend-store-uri",
@@ -53,13 +56,15 @@ def test_a_tracking_server_by_uri(place):
     with open(place / "server.log", "w") as log:
         server = subprocess.Popen(command, cwd=place, stdout=log, stderr=log, start_new_session=True)
     try:
-        uri = f"http://127.0.0.1:{port}"
+        uri = f"http://localhost:{port}"
         for _ in range(120):
             try:
                 urllib.request.urlopen(f"{uri}/health", timeout=1)
                 break
             except OSError:
                 time.sleep(0.5)
+        with pytest.raises(StoreError, match="Invalid Host header"):
+            Store(f"http://127.0.0.1:{port}", patient=False)
         file = write(place, "small_loss", name="served")
         (trial,) = load_sweep(file).trials
         for _ in range(2):

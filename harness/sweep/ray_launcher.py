@@ -27,7 +27,7 @@ from harness.lib.locks import acquire
 from harness.record.provenance import harness_digest
 from harness.sweep.attempt import DONE, FAILED, RETRIES, Ending, Task, attempt, ending, record_lost, work
 from harness.sweep.launcher import LaunchError, OnEnd, OnStart, report_end
-from harness.sweep.probe import probe
+from harness.sweep.probe import SERVER, probe
 
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -97,8 +97,7 @@ class RayLauncher:
         if uri.startswith("sqlite"):
             return [
                 f"tracking store {uri} is a file on this machine, and the cluster has {len(nodes)} nodes: "
-                "start `mlflow server --host 0.0.0.0` where all reach it, and name it with --tracking-uri "
-                "http://HOST:5000"
+                f"start {SERVER} where all reach it, and name it with --tracking-uri http://HOST:5000"
             ]
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
