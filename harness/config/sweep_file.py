@@ -32,7 +32,9 @@ BASELINE = "clip"
 """The method that a report compares the others with, unless a sweep names another: the field's baseline."""
 TRIAL_KEYS = tuple(k for k in Trial.model_fields if k != "hyper")
 """Fields of a trial that a sweep file may set."""
-_AXES_OF_ALL = ("method", "dataset")
+_AXES_OF_ALL = ("method", "dataset", "noise", "noise_ratio", "noise_granularity", "seed", "noise_seed")
+"""What all methods of a grid share: comparisons are paired by them (`docs/protocol.md`)."""
+_OF_ALL = "is an axis of the whole grid, not of one method (grid may be a list of grids)"
 
 Value = TypeVar("Value")
 
@@ -211,15 +213,11 @@ def _check_keys(file: SweepFile, errors: _Errors) -> None:
                 "or in overrides)"
             )
         elif method and name in _AXES_OF_ALL:
-            errors.append(f"{key!r}: {name} is an axis of the whole grid, not of one method")
+            errors.append(f"{key!r}: {name} {_OF_ALL}")
     for method, settings in file.overrides.items():
         if method not in methods:
             errors.append(f"overrides {method!r}: no method {method!r} in the grid{suggest(method, methods)}")
-        errors += [
-            f"overrides {method!r}: {name} is an axis of the whole grid, not of one method"
-            for name in _AXES_OF_ALL
-            if name in settings
-        ]
+        errors += [f"overrides {method!r}: {name} {_OF_ALL}" for name in _AXES_OF_ALL if name in settings]
 
 
 def _split_key(key: str) -> tuple[str, str]:

@@ -7,6 +7,15 @@ from methods import METHODS
 from tests import small
 
 MINE = "tests.mine:Mine"
+AXES = {
+    "dataset": "emoji",
+    "noise": "derangement",
+    "noise_ratio": 0.1,
+    "noise_granularity": "image",
+    "seed": 3,
+    "noise_seed": 3,
+}
+"""What belongs to all methods of a grid."""
 
 
 def errors_of(**changes):
@@ -135,6 +144,14 @@ def test_a_method_of_ones_own_works_like_a_built_in_name():
         ({"grid": {"backbone": [{1: 2, "a": 3}]}, "fixed": {}}, "backbone is set both in grid and in fixed"),
         ({"fixed": {"hyper": {"x": 1}}}, "unknown key 'hyper'"),
         ({"fixed": {"clip.method": "npc"}}, "'clip.method': method is an axis of the whole grid"),
+        *(
+            ({"overrides": {"npc": {key: value}}}, f"overrides 'npc': {key} is an axis of the whole grid")
+            for key, value in AXES.items()
+        ),
+        *(
+            ({"fixed": {f"npc.{key}": value}}, f"'npc.{key}': {key} is an axis of the whole grid")
+            for key, value in AXES.items()
+        ),
     ],
 )
 def test_bad_input_is_told(changes, expected):
