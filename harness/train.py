@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from harness.record.store import Store
     from harness.record.types import SweepHandle
 
+_LISTED = 12
+
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code."""
@@ -44,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not errors and not options.no_tracking:
         store, errors = _open(options.tracking_uri, sweep, trial)
     if errors:
-        return fail(errors) if main_process else 2
+        return fail(errors, consequence="nothing was started") if main_process else 2
     if store:
         # All processes look, so that none waits.
         record = store.find_records(sweep.name, [trial]).get(trial.id)
@@ -129,14 +131,15 @@ def find_trial(sweep: Sweep, beginning: str) -> Trial:
 
     matching = [t for t in sweep.trials if t.id.startswith(beginning)]
     if len(matching) != 1:
+        offered = matching or sweep.trials
         listed = ", ".join(
-            f"{t.id} ({t.method} noise={t.noise_ratio:g} seed={t.seed})"
-            for t in (matching or sweep.trials)[:12]
+            f"{t.id} ({t.method} noise={t.noise_ratio:g} seed={t.seed})" for t in offered[:_LISTED]
         )
+        more = f" and {len(offered) - _LISTED} more" if len(offered) > _LISTED else ""
         raise BadInput(
             [
                 f"--trial {beginning!r}: {len(matching)} trials of {sweep.name} begin so; there are: "
-                f"{listed}, ..."
+                f"{listed}{more}"
             ]
         )
     return matching[0]

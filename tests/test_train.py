@@ -158,4 +158,9 @@ def test_a_trial_under_torchrun(place):
 
 def test_an_unknown_trial_is_told(place, capfd):
     assert train_command.main([write(place, "clip", name="byhand2"), "--trial", "zzz"]) == 2
-    assert "0 trials of byhand2 begin so; there are" in capfd.readouterr().err
+    told = " ".join(capfd.readouterr().err.split())
+    assert "0 trials of byhand2 begin so; there are" in told
+    assert told.endswith("(clip noise=0.4 seed=0)")
+    many = write(place, "clip", name="byhand3", grid={"seed": list(range(15))})
+    assert train_command.main([many, "--trial", "zzz"]) == 2
+    assert " ".join(capfd.readouterr().err.split()).endswith("seed=11) and 3 more")

@@ -76,10 +76,9 @@ def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
         launcher = launcher or _ray_launcher(options.address)
         launcher.start(sweep.file.resources)
         _refuse(launcher.check(options.storage, store.uri))
-    except BadInput as error:
-        return fail(error.errors)
-    except (DataError, LaunchError, StoreError) as error:
-        return fail([str(error)])
+    except (BadInput, DataError, LaunchError, StoreError) as error:
+        errors = error.errors if isinstance(error, BadInput) else [str(error)]
+        return fail(errors, consequence="" if options.status else "nothing was started")
     return _start(sweep, store, fingerprints, options, launcher)
 
 

@@ -114,6 +114,13 @@ def test_a_method_of_ones_own_works_like_a_built_in_name():
             {"fixed": {"dataset_options": {"x": [float("inf")]}}},
             "dataset_options = {'x': [inf]}: a number in it is not finite",
         ),
+        ({"fixed": {"learning_rate": 0.1}}, "unknown key 'learning_rate'; did you mean 'lr'?"),
+        ({"overrides": {"npc": {"learning_rate": 0.1}}}, "no such hyper-parameter; did you mean 'lr'"),
+        ({"fixed": {"noise": "hard"}}, "noise.embedding is missing"),
+        (
+            {"fixed": {"noise": {"model": "hard", "embeding": "x"}}},
+            "unknown key 'noise.embeding'; did you mean 'embedding'? (allowed: embedding, model)",
+        ),
         ({"fixed": {"backbone": "clop"}}, "unknown backbone 'clop'; did you mean 'clip'"),
         ({"fixed": {"backbone": {"modle": "x"}}}, "unknown key 'backbone.modle'; did you mean 'model'"),
         ({"fixed": {"backbone": small.backbone() | {"head": None}}}, "nothing to train"),
@@ -194,6 +201,9 @@ def test_files_that_are_no_sweeps(tmp_path, text):
 def test_a_missing_file_names_its_neighbours(tmp_path):
     (tmp_path / "quickstart.yaml").write_text("")
     with pytest.raises(BadInput, match=r"did you mean 'quickstart\.yaml'"):
+        load_sweep(tmp_path / "quickstat.yaml")
+    (tmp_path / "quickstart.yaml").unlink()
+    with pytest.raises(BadInput, match="does not exist$"):
         load_sweep(tmp_path / "quickstat.yaml")
 
 

@@ -359,7 +359,9 @@ def test_a_sweep_that_was_never_run_is_not_verified(place, capfd):
 
 def test_an_unknown_sweep_is_told(compared, capfd):
     assert report_command(["comparred", "--tracking-uri", "sqlite:///other.db"]) == 2
-    assert "it holds: compared" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "it holds: compared" in told
+    assert told.startswith("1 error:\n")  # a report starts nothing
 
 
 def test_noise_models_on_a_users_own_pictures(place, capfd):
