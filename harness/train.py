@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.lib.command import run
+from harness.lib.files import STORAGE
 
 if TYPE_CHECKING:
     from harness.config.sweep_file import Sweep
@@ -20,18 +22,17 @@ if TYPE_CHECKING:
     from harness.record.store import Store
     from harness.record.types import SweepHandle
 
+_LISTED = 12
+
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code."""
     options = _parse(arguments)
-    from harness.config.labels import run_labels
-    from harness.config.sweep_file import (  # what the command needs is loaded once it is known
-        BadInput,
-        load_sweep,
-    )
+    from harness.config.labels import run_labels  # what the command needs is loaded once it is known
+    from harness.config.sweep_file import BadInput, load_sweep
     from harness.lib.console import console, fail
     from harness.record.provenance import Provenance
-    from harness.sweep.attempt import DONE, STORAGE, Task, attempt
+    from harness.sweep.attempt import DONE, Task, attempt
     from harness.sweep.preflight import check_trial
 
     main_process = os.environ.get("RANK", "0") == "0"
@@ -45,20 +46,19 @@ def main(arguments: list[str] | None = None) -> int:
     if not errors and not options.no_tracking:
         store, errors = _open(options.tracking_uri, sweep, trial)
     if errors:
-        return fail(errors) if main_process else 2
+        return fail(errors, consequence="nothing was started") if main_process else 2
     if store:
-        record = store.find_records(sweep.name, [trial]).get(
-            trial.id
-        )  # all processes look, so that none waits
+        # All processes look, so that none waits.
+        record = store.find_records(sweep.name, [trial]).get(trial.id)
         if record and record.done:
             console.print(f"trial {trial.id} is done already: run {record.run_id}")
             return 0
-        handle = _handle(store, sweep, options.sweep)
+        handle = _handle(store, sweep, options)
     task = Task(
         handle,
         sweep.file.resources,
         Provenance.of([trial]),
-        STORAGE.absolute(),
+        options.storage.absolute(),
         os.getcwd(),
         labels=run_labels(sweep.trials),
     )
@@ -88,6 +88,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--no-tracking", action="store_true", help="print the results, record nothing")
     parser.add_argument("--tracking-uri", help="MLflow store (default: mlflow.db here)")
+    parser.add_argument(
+        "--storage",
+        type=Path,
+        default=STORAGE,
+        help="directory of checkpoints: the one of the sweep, if it was run with this option "
+        "(default: %(default)s)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -107,12 +114,11 @@ def _open(uri: str | None, sweep: Sweep, trial: Trial) -> tuple[Store | None, li
     return store, check_same_data([trial], known, {trial.id: fingerprint})
 
 
-def _handle(store: Store, sweep: Sweep, file: str) -> SweepHandle:
+def _handle(store: Store, sweep: Sweep, options: argparse.Namespace) -> SweepHandle:
     from harness.lib.locks import acquire
-    from harness.sweep.attempt import STORAGE
 
-    with acquire(STORAGE.absolute() / "opening", wait=True):
-        return store.open_sweep(sweep, file)
+    with acquire(options.storage.absolute() / "opening", wait=True):
+        return store.open_sweep(sweep, options.sweep, running=False)
 
 
 def find_trial(sweep: Sweep, beginning: str) -> Trial:
@@ -125,14 +131,15 @@ def find_trial(sweep: Sweep, beginning: str) -> Trial:
 
     matching = [t for t in sweep.trials if t.id.startswith(beginning)]
     if len(matching) != 1:
+        offered = matching or sweep.trials
         listed = ", ".join(
-            f"{t.id} ({t.method} noise={t.noise_ratio:g} seed={t.seed})"
-            for t in (matching or sweep.trials)[:12]
+            f"{t.id} ({t.method} noise={t.noise_ratio:g} seed={t.seed})" for t in offered[:_LISTED]
         )
+        more = f" and {len(offered) - _LISTED} more" if len(offered) > _LISTED else ""
         raise BadInput(
             [
                 f"--trial {beginning!r}: {len(matching)} trials of {sweep.name} begin so; there are: "
-                f"{listed}, ..."
+                f"{listed}{more}"
             ]
         )
     return matching[0]

@@ -1,14 +1,18 @@
-"""Methods that fail in every way a method can, until a file says that they are mended."""
+"""Methods that fail in every way a method can, until a file says that they are mended; interruptions."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import signal
 import time
 from pathlib import Path
 
 import torch
 
+from harness.data.base import DataSet
 from methods.clip import Clip
+from tests import small
 
 
 def mended() -> bool:
@@ -61,3 +65,28 @@ class Paced(Clip):
             (self.folder / "hang").unlink()
             time.sleep(600)
         return super().start_epoch(epoch, network, scan)
+
+
+class Interrupts(Clip):
+    """Sends its process the signal that a file `interrupt` names, as a user does who stops it."""
+
+    def loss(self, batch):
+        file = Path(os.environ["HARNESS_CACHE"], "interrupt")
+        if file.exists():
+            os.kill(os.getpid(), signal.Signals[file.read_text()])
+        return super().loss(batch)
+
+
+class _Interrupting(list):
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.Signals[self.sign])
+        return super().__getitem__(index)
+
+
+def interrupted(*, sign: str) -> DataSet:
+    """A data set: its first picture that is read sends the process a signal."""
+    data = small.load()
+    images = _Interrupting(data["train"].images)
+    images.sign = sign
+    splits = {**data.splits, "train": dataclasses.replace(data["train"], images=images)}
+    return dataclasses.replace(data, splits=splits, fingerprint=f"{sign}-{data.fingerprint[:8]}")

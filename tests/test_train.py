@@ -15,7 +15,9 @@ import pytest
 
 from harness import train as train_command
 from harness.config.sweep_file import load_sweep
+from harness.lib.locks import acquire
 from harness.record.store import Store
+from harness.record.types import StoreError
 from tests import build
 from tests.sweep.running import write
 
@@ -42,6 +44,8 @@ def test_a_tracking_server_by_uri(place):
         "server",
         "--port",
         str(port),
+        "--allowed-hosts",  # as docs/clusters.md says
+        f"localhost:{port}",
         "--workers",
         "1",
         "--backend-store-uri",
@@ -52,23 +56,55 @@ def test_a_tracking_server_by_uri(place):
     with open(place / "server.log", "w") as log:
         server = subprocess.Popen(command, cwd=place, stdout=log, stderr=log, start_new_session=True)
     try:
-        uri = f"http://127.0.0.1:{port}"
+        uri = f"http://localhost:{port}"
         for _ in range(120):
             try:
                 urllib.request.urlopen(f"{uri}/health", timeout=1)
                 break
             except OSError:
                 time.sleep(0.5)
+        with pytest.raises(StoreError, match="Invalid Host header"):
+            Store(f"http://127.0.0.1:{port}", patient=False)
         file = write(place, "small_loss", name="served")
         (trial,) = load_sweep(file).trials
         for _ in range(2):
             assert train_command.main([file, "--trial", trial.id[:6], "--tracking-uri", uri]) == 0
         (record,) = Store(uri).read_sweep("served").records.values()
         assert record.done
+        assert _status_of_parent("served", uri) == "SCHEDULED"  # the sweep itself has not run
         assert Store(uri).read_array(record.run_id, "test_rankings.npz")["i2t_rank"].size
     finally:
         os.killpg(server.pid, 15)
         server.wait(20)
+
+
+def _status_of_parent(name: str, uri: str | None = None) -> str:
+    (parent,) = Store(uri).parents(Store(uri).client.experiment_id(name))
+    return parent.status
+
+
+@pytest.mark.parametrize("status", ["FAILED", "RUNNING"])
+def test_a_trial_by_hand_leaves_the_status_of_its_sweep(place, status):
+    """Of a sweep that ended with failures, and of one that is running elsewhere."""
+    file = write(place, "zero_shot", name=f"left_{status}")
+    sweep, store = load_sweep(file), Store()
+    handle = store.open_sweep(sweep)
+    store.client.set_status(handle.parent_run, status)
+    assert train_command.main([file, "--trial", sweep.trials[0].id]) == 0
+    assert store.records(handle, sweep.trials)[sweep.trials[0].id].done
+    assert _status_of_parent(sweep.name) == status
+
+
+def test_a_trial_by_hand_finds_the_storage_of_its_sweep(place, tmp_path, capfd):
+    """Where the sweep is running the trial at the moment, it holds the lock there."""
+    file = write(place, "zero_shot", name="stored")
+    (trial,) = load_sweep(file).trials
+    directory = Store().open_sweep(load_sweep(file)).directory(tmp_path, trial)
+    with acquire(directory):
+        assert train_command.main([file, "--trial", trial.id, "--storage", str(tmp_path)]) == 1
+    assert "busy: it is being run by process" in capfd.readouterr().err
+    assert train_command.main([file, "--trial", trial.id, "--storage", str(tmp_path)]) == 0
+    assert not directory.exists()
 
 
 def test_a_trial_by_hand_needs_neither_ray_nor_mlflow(place):
@@ -122,4 +158,9 @@ def test_a_trial_under_torchrun(place):
 
 def test_an_unknown_trial_is_told(place, capfd):
     assert train_command.main([write(place, "clip", name="byhand2"), "--trial", "zzz"]) == 2
-    assert "0 trials of byhand2 begin so; there are" in capfd.readouterr().err
+    told = " ".join(capfd.readouterr().err.split())
+    assert "0 trials of byhand2 begin so; there are" in told
+    assert told.endswith("(clip noise=0.4 seed=0)")
+    many = write(place, "clip", name="byhand3", grid={"seed": list(range(15))})
+    assert train_command.main([many, "--trial", "zzz"]) == 2
+    assert " ".join(capfd.readouterr().err.split()).endswith("seed=11) and 3 more")

@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
@@ -24,7 +24,7 @@ from harness.config.plain_yaml import MOST_BYTES, read_yaml
 from harness.config.resources import Resources
 from harness.config.trial import Trial, method_class
 from harness.lib.registry import UnknownName, resolve, suggest
-from harness.noise.models import MODELS
+from harness.noise.models import MODELS, NoiseModel
 
 MOST_TRIALS = 100_000
 """The most trials of a sweep: more is a mistake or an attack."""
@@ -32,7 +32,11 @@ BASELINE = "clip"
 """The method that a report compares the others with, unless a sweep names another: the field's baseline."""
 TRIAL_KEYS = tuple(k for k in Trial.model_fields if k != "hyper")
 """Fields of a trial that a sweep file may set."""
-_AXES_OF_ALL = ("method", "dataset")
+_AXES_OF_ALL = ("method", "dataset", "noise", "noise_ratio", "noise_granularity", "seed", "noise_seed")
+"""What all methods of a grid share: comparisons are paired by them (`docs/protocol.md`)."""
+_NOISE_FIELDS = {m.model_fields["model"].default: m.model_fields for m in get_args(get_args(NoiseModel)[0])}
+_OTHER_NAMES = {"learning_rate": "lr"}
+_OF_ALL = "is an axis of the whole grid, not of one method (grid may be a list of grids)"
 
 Value = TypeVar("Value")
 
@@ -207,19 +211,15 @@ def _check_keys(file: SweepFile, errors: _Errors) -> None:
             errors.append(f"key {key!r}: no method {method!r} in the grid{suggest(method, methods)}")
         elif name == "hyper" or (not method and name not in TRIAL_KEYS):
             errors.append(
-                f"unknown key {key!r}{suggest(key, TRIAL_KEYS)} (hyper-parameters are given as METHOD.KEY, "
+                f"unknown key {key!r}{_suggest(key, TRIAL_KEYS)} (hyper-parameters are given as METHOD.KEY, "
                 "or in overrides)"
             )
         elif method and name in _AXES_OF_ALL:
-            errors.append(f"{key!r}: {name} is an axis of the whole grid, not of one method")
+            errors.append(f"{key!r}: {name} {_OF_ALL}")
     for method, settings in file.overrides.items():
         if method not in methods:
             errors.append(f"overrides {method!r}: no method {method!r} in the grid{suggest(method, methods)}")
-        errors += [
-            f"overrides {method!r}: {name} is an axis of the whole grid, not of one method"
-            for name in _AXES_OF_ALL
-            if name in settings
-        ]
+        errors += [f"overrides {method!r}: {name} {_OF_ALL}" for name in _AXES_OF_ALL if name in settings]
 
 
 def _split_key(key: str) -> tuple[str, str]:
@@ -270,7 +270,7 @@ def _trial(values: Mapping[str, Any], errors: _Errors) -> Trial | None:
     fields = {k: v for k, v in values.items() if k in Trial.model_fields}
     hyper = {k: v for k, v in values.items() if k not in Trial.model_fields}
     for key in [k for k in hyper if k not in hyper_fields]:
-        near = suggest(key, [*hyper_fields, *TRIAL_KEYS])
+        near = _suggest(key, [*hyper_fields, *TRIAL_KEYS])
         errors.append(f"{name}.{key}: {name} has no such hyper-parameter{near}")
         del hyper[key]
     for key, value in values.items():
@@ -319,11 +319,19 @@ def _backbone(value: Any, errors: _Errors) -> dict[str, Any]:
     return dumped
 
 
+def _suggest(key: str, allowed: Iterable[str]) -> str:
+    """`suggest`, which also knows a key by the name that other projects give it."""
+    return suggest(_OTHER_NAMES.get(key, key), allowed)
+
+
 def _describe(error: Any, allowed: Any, prefix: str = "") -> str:
     """A pydantic error as one line: field, value, what is allowed."""
-    path = prefix + ".".join(str(p) for p in error["loc"])
+    keys = [str(key) for key in error["loc"]]
+    if keys[:1] == ["noise"] and len(keys) > 2:  # pydantic names the noise model that it has read
+        allowed = _NOISE_FIELDS[keys.pop(1)]
+    path = prefix + ".".join(keys)
     if error["type"] == "extra_forbidden":
-        near = suggest(str(error["loc"][-1]), list(allowed)) if len(error["loc"]) == 1 else ""
+        near = _suggest(keys[-1], allowed) if len(keys) == 1 or keys[0] == "noise" else ""
         return f"unknown key {path!r}{near}"
     if error["type"] == "missing":
         return f"{path} is missing"

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from harness.data.base import DataError, DataKind, DataSet, Split, Strings, choo
 from harness.data.pictures import BadPicture, Files, Pictures, decode, leaves_folder
 from harness.lib.console import progress
 from harness.lib.files import atomic_write, cache_directory
+from harness.lib.registry import suggest
 from methods.seeding import numpy_generator
 
 SHOWN = 8
@@ -104,12 +106,8 @@ def read_options(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
     try:
         options = kind.model_validate(dict(given))
     except ValidationError as error:
-        texts = [
-            f"dataset_options.{'.'.join(map(str, e['loc']))}: {e['msg']}"
-            + ("" if e["type"] == "missing" else f", found {e['input']!r}")
-            for e in error.errors()
-        ]
-        raise DataError("; ".join(texts) + f" (allowed: {', '.join(kind.model_fields)})") from None
+        texts = [_describe(e, kind.model_fields) for e in error.errors()]
+        raise DataError("; ".join(texts)) from None
     if options.meta_leak and options.meta_share is None:
         raise DataError(
             "dataset_options.meta_leak: nothing to leak without meta_share (give both, or neither)"
@@ -117,6 +115,17 @@ def read_options(kind: type[Kind], given: Mapping[str, Any]) -> Kind:
     if not Path(options.folder).is_dir():
         raise DataError(f"dataset_options.folder: the directory {options.folder} does not exist")
     return options
+
+
+def _describe(error: Any, allowed: Iterable[str]) -> str:
+    """A pydantic error of an option as text: option, value, what is allowed."""
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"dataset_options.{name} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"unknown option dataset_options.{name}{suggest(name, allowed)}"
+    message = re.sub(r"^Input should be", "expected", error["msg"])
+    return f"dataset_options.{name} = {error['input']!r}: {message}"
 
 
 @dataclass

@@ -74,7 +74,10 @@ def check(
         DataError: the directory does not exist or has no known layout, or an option is wrong.
     """
     if not directory.is_dir():
-        raise DataError(f"the directory {directory} does not exist")
+        raise DataError(
+            f"the directory {directory} does not exist (`check` reads the files of a directory; "
+            "`harness.data show` also takes the name of a data set)"
+        )
     name = layout or recognise(directory)
     module = importlib.import_module(f"harness.data.{name}")
     given = read_options(module.OPTIONS, {"folder": str(directory), **(options or {})})

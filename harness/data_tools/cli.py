@@ -1,7 +1,7 @@
 """Command line of `python -m harness.data`: check, show, prepare and export data sets and noise indices.
 
 PATH is the directory of a data set (its layout is recognised from its files), or a name: `emoji`, or
-package.module:function.
+package.module:function. `check` reads the files of a directory, and takes no name.
 """
 
 from __future__ import annotations

@@ -55,10 +55,14 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s"
 
 
-def fail(errors: Iterable[str]) -> int:
-    """Print all errors and return the exit code of bad input."""
+def fail(errors: Iterable[str], *, consequence: str = "") -> int:
+    """Print all errors and return the exit code of bad input.
+
+    Args:
+        consequence: what the errors meant for the command: `nothing was started`.
+    """
     listed = list(dict.fromkeys(errors))
-    title = f"{len(listed)} error{'s' if len(listed) != 1 else ''}, nothing was started:"
+    title = f"{len(listed)} error{'s' if len(listed) != 1 else ''}{consequence and f', {consequence}'}:"
     console.print(f"[bold red]{title}[/]")
     for error in listed:
         console.print(f"  - {error}", markup=False)

@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
 
+STORAGE = Path(".harness") / "trials"
+"""Where checkpoints are kept while trials run, unless the user names another directory: relative to where a
+command is run."""
+
 
 def cache_directory() -> Path:
     """The directory of cached results: `HARNESS_CACHE`, or `~/.cache/noisy-correspondence`."""

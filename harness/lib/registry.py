@@ -38,8 +38,12 @@ def resolve(kind: str, name: Any, known: Mapping[str, str]) -> Any:
 
 
 def suggest(name: str, allowed: Iterable[str]) -> str:
-    """What to say after an unknown name: `; did you mean 'x'? allowed: ...`."""
+    """What to say after an unknown name: `; did you mean 'x'? (allowed: ...)`; nothing where no name is
+    allowed.
+    """
     names = list(allowed)
+    if not names:
+        return ""
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"{hint} (allowed: {', '.join(sorted(names))})"

@@ -182,8 +182,8 @@ class Client:
         self._call(lambda: self._mlflow.delete_run(run_id))
 
     def set_status(self, run_id: str, status: str) -> None:
-        """RUNNING, or how the run ended: FINISHED, FAILED or KILLED."""
-        if status == "RUNNING":
+        """SCHEDULED, RUNNING, or how the run ended: FINISHED, FAILED or KILLED."""
+        if status in ("SCHEDULED", "RUNNING"):
             self._call(lambda: self._mlflow.update_run(run_id, status=status))
         else:
             self._call(lambda: self._mlflow.set_terminated(run_id, status))

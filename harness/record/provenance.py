@@ -25,13 +25,33 @@ from harness.backbones import BACKBONES
 from harness.config.trial import Trial
 from methods import METHODS
 
-PACKAGES = ("torch", "accelerate", "open_clip_torch", "timm", "transformers", "numpy", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "open_clip_torch",
+    "timm",
+    "transformers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "Pillow",
+)
 """Packages whose versions are in every record."""
 NUMERIC_LAYERS = ("data", "noise", "backbones", "evaluation", "training")
 """Folders of `harness` that make numbers; with them goes what they use of `harness.lib` and `harness.config`.
 """
-NO_NUMBERS = frozenset({"harness.lib.console", "harness.lib.locks", "harness.lib.watchdog"})
-"""Modules of `harness.lib` that numeric layers use and that change no number: display, locks and heartbeats.
+NO_NUMBERS = frozenset(
+    {
+        "harness.config.resources",
+        "harness.lib.console",
+        "harness.lib.locks",
+        "harness.lib.watchdog",
+        "harness.training.cost",
+    }
+)
+"""Modules that numeric layers use and that change no number: resources, display, locks, heartbeats, and the
+measurement of time and memory.
 """
 _HELPERS = ("harness.lib.", "harness.config.", "methods.")
 _HARNESS = Path(__file__).parents[1]
@@ -93,11 +113,13 @@ def numeric_modules() -> dict[str, Path]:
     for layer in NUMERIC_LAYERS:
         for file in (_HARNESS / layer).rglob("*.py"):
             parts = file.relative_to(_HARNESS).with_suffix("").parts
-            if parts[-1] != "__main__":  # a door
-                modules[".".join(["harness", *parts]).removesuffix(".__init__")] = file
+            name = ".".join(["harness", *parts]).removesuffix(".__init__")
+            if parts[-1] != "__main__" and name not in NO_NUMBERS:  # a command makes no number either
+                modules[name] = file
     waiting = list(modules)
     while waiting:
-        for name in imported_modules(modules[waiting.pop()]):
+        module = waiting.pop()
+        for name in imported_modules(modules[module], module):
             helper = name.startswith(_HELPERS) and name not in NO_NUMBERS
             file = _HARNESS.parent.joinpath(*name.split(".")).with_suffix(".py")
             if helper and name not in modules and file.is_file():
@@ -121,22 +143,36 @@ def _is_text(statement: ast.stmt) -> bool:
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
-def imported_modules(file: Path) -> set[str]:
-    """Dotted names of the modules that a file imports, wherever in it; names of `from a import b` count as
-    `a` and as `a.b`, of which one may be no module.
+def imported_modules(file: Path, module: str = "") -> set[str]:
+    """Dotted names of the modules that a file imports, anywhere in it; names of `from a import b` count as
+    `a` and as `a.b`, and one of the two may be no module.
+
+    Args:
+        module: the file's own dotted name, to which relative imports are resolved; without it they are left
+            out.
     """
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            source = _absolute("." * node.level + (node.module or ""), package)
+            names |= {source, *(f"{source}.{alias.name}" for alias in node.names)} if source else set()
     return names
 
 
+def _absolute(name: str, package: str) -> str:
+    """A module's name in `from NAME import ...`, seen from a package; empty where it leads out of it."""
+    try:
+        return importlib.util.resolve_name(name, package)
+    except ImportError:
+        return ""
+
+
 def _closure(modules: Iterable[str]) -> dict[str, Path]:
-    """The files of modules and of all that they import, except the harness, installed packages, and the
-    registry of methods (a new line in it changes no number).
+    """The files of modules, of their packages and of all that they import, except the harness, installed
+    packages, and the registry of methods (a new line in it changes no number).
     """
     files: dict[str, Path] = {}
     waiting = list(modules)
@@ -147,7 +183,7 @@ def _closure(modules: Iterable[str]) -> dict[str, Path]:
         file = _own_source(name)
         if file is not None:
             files[name] = file
-            waiting += imported_modules(file)
+            waiting += [name.rpartition(".")[0] or name, *imported_modules(file, name)]
     return files
 
 

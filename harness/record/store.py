@@ -103,12 +103,14 @@ class Store:
 
     # A sweep ----------------------------------------------------------------------------------
 
-    def open_sweep(self, sweep: Sweep, file: str = "") -> SweepHandle:
+    def open_sweep(self, sweep: Sweep, file: str = "", *, running: bool = True) -> SweepHandle:
         """The sweep's experiment and parent run, made on the first start and reused later; the plan is kept
         current.
 
         Args:
             file: the sweep file, as it was named.
+            running: whether the sweep is about to run. If not (one of its trials is run by hand), the parent
+                run keeps its status, and a new one is SCHEDULED.
         """
         experiment_id = self.client.experiment_id(sweep.name)
         if experiment_id is None:
@@ -119,11 +121,14 @@ class Store:
         parents = self.parents(experiment_id)
         if parents:
             parent = parents[0].run_id
-            self.client.set_status(parent, "RUNNING")
+            if running:
+                self.client.set_status(parent, "RUNNING")
             self.client.log(parent, tags=source)
         else:
             tags = {"kind": "sweep", RUN_NAME: f"sweep {sweep.name}", NOTE: sweep.file.description, **source}
             parent = self.client.create_run(experiment_id, tags)
+            if not running:
+                self.client.set_status(parent, "SCHEDULED")
         self.client.log_text(parent, json.dumps(plan_of(sweep), indent=1), "plan.json")
         self.client.log_text(parent, sweep.text, "sweep.yaml")
         return SweepHandle(self.uri, sweep.name, experiment_id, parent)

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from harness.lib.command import run
+from harness.lib.files import STORAGE
 
 _SAMPLE = 3
 
@@ -55,7 +56,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--storage",
         type=Path,
-        default=Path(".harness") / "trials",
+        default=STORAGE,
         help="directory for checkpoints of running trials, which all nodes must see (default: %(default)s)",
     )
     options = parser.parse_args(arguments)

@@ -32,9 +32,6 @@ from harness.record.types import (
 )
 from harness.record.verify import Comparison
 
-STORAGE = Path(".harness") / "trials"
-"""Where checkpoints are kept while trials run, unless the user names another place: relative to where a
-command is run."""
 RETRIES = 2
 DONE, FAILED, BUSY, UNRECORDED = "done", "failed", "busy", "unrecorded"
 

@@ -45,6 +45,18 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
         launcher: runs the trials; default: Ray.
     """
     _quiet()
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _execute(options, launcher)
+    except KeyboardInterrupt:
+        console.print("[bold]stopped[/]; run the same command again")
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
+    """Check, then show, run or verify; the exit code."""
     try:
         if options.status:
             return _status(options)
@@ -58,17 +70,29 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
             show_plan(plan)
             return 0
         assert store is not None
+        if options.verify is not None and store.find_sweep(sweep.name) is None:
+            raise BadInput([f"sweep {sweep.name!r} was never run in {store.uri}: there is nothing to verify"])
         prepare_features(sweep.trials, data)
         launcher = launcher or _ray_launcher(options.address)
         launcher.start(sweep.file.resources)
         _refuse(launcher.check(options.storage, store.uri))
-    except BadInput as error:
-        return fail(error.errors)
-    except (DataError, LaunchError, StoreError) as error:
-        return fail([str(error)])
+    except (BadInput, DataError, LaunchError, StoreError) as error:
+        errors = error.errors if isinstance(error, BadInput) else [str(error)]
+        return fail(errors, consequence="" if options.status else "nothing was started")
+    return _start(sweep, store, fingerprints, options, launcher)
+
+
+def _start(
+    sweep: Sweep,
+    store: Store,
+    fingerprints: Mapping[str, str],
+    options: argparse.Namespace,
+    launcher: Launcher,
+) -> int:
+    """Run or verify a sweep that was checked; the exit code."""
+    handle = None
     try:
-        with acquire(options.storage / "opening", wait=True):
-            handle = store.open_sweep(sweep, options.file)
+        handle = _open_sweep(store, sweep, options)
         task = Task(
             handle,
             sweep.file.resources,
@@ -83,6 +107,12 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
         if task.repeat:
             return _verify(sweep, store, task, launcher, options.verify)
         return _run(sweep, store, task, launcher)
+    except KeyboardInterrupt:  # while trials run, `_run` handles it
+        launcher.stop()
+        if handle and options.verify is None:
+            with contextlib.suppress(Exception):
+                store.close_sweep(handle, "KILLED")
+        raise
     except (StoreGone, StoreError) as error:
         launcher.stop()
         console.print(
@@ -92,6 +122,14 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
             markup=False,
         )
         return 1
+
+
+def _open_sweep(store: Store, sweep: Sweep, options: argparse.Namespace) -> SweepHandle | None:
+    """The sweep in the store: marked as running, or as it is where it is only verified."""
+    if options.verify is not None:
+        return store.find_sweep(sweep.name)
+    with acquire(options.storage / "opening", wait=True):
+        return store.open_sweep(sweep, options.file)
 
 
 def _ray_launcher(address: str | None) -> Launcher:
@@ -186,17 +224,13 @@ def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
     )
     _note_running_elsewhere(todo, known, task)
     progress = Progress(len(sweep.trials), len(done))
-    before = signal.getsignal(signal.SIGTERM)
     try:
-        signal.signal(signal.SIGTERM, _interrupt)
         with progress:
             while todo:
                 launcher.run(todo, task, on_start=progress.started, on_end=progress.ended)
                 todo = _wait_for_others(progress, store, task)
     except KeyboardInterrupt:
         return _stop(progress, store, task, launcher)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     for ended in progress.failures:
         console.print(f"failed: {ended.trial.label} ({ended.trial.id}): {ended.reason}", markup=False)
     return _finish(sweep, store, task)

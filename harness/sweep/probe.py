@@ -12,6 +12,9 @@ from urllib.parse import urlsplit
 from harness.lib.locks import is_locked
 from harness.record.provenance import harness_digest
 
+SERVER = "`mlflow server --host 0.0.0.0 --allowed-hosts 'HOST:5000'`"
+"""How to start a tracking server that other machines reach: MLflow refuses requests by any other name."""
+
 
 def probe(node: str, directory: Path, working: str, uri: str, code: str) -> list[str]:
     """Run on a node: what it lacks, as texts that continue its name.
@@ -51,7 +54,7 @@ def probe(node: str, directory: Path, working: str, uri: str, code: str) -> list
         ).close()
     except OSError as error:
         errors.append(
-            f"does not reach the tracking server {uri} ({error.strerror or error}): start `mlflow server "
-            f"--host 0.0.0.0`, and name it by an address that all nodes know with --tracking-uri"
+            f"does not reach the tracking server {uri} ({error.strerror or error}): start {SERVER}, and name "
+            f"it by an address that all nodes know with --tracking-uri"
         )
     return errors

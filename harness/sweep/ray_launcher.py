@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ from harness.lib.locks import acquire
 from harness.record.provenance import harness_digest
 from harness.sweep.attempt import DONE, FAILED, RETRIES, Ending, Task, attempt, ending, record_lost, work
 from harness.sweep.launcher import LaunchError, OnEnd, OnStart, report_end
-from harness.sweep.probe import probe
+from harness.sweep.probe import SERVER, probe
 
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -67,6 +68,7 @@ class RayLauncher:
             "logging_level": logging.ERROR,
             "runtime_env": {"env_vars": {"PYTHONPATH": path, **mlflow}},
         }
+        on_termination = signal.getsignal(signal.SIGTERM)
         try:
             if self.address:
                 ray.init(address=self.address, ignore_reinit_error=True, **options)
@@ -77,6 +79,8 @@ class RayLauncher:
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise LaunchError(f"Ray does not start (--address {self.address}): {reason}") from None
+        finally:
+            signal.signal(signal.SIGTERM, on_termination)  # Ray's own would end this process without a record
         _check_resources(ray.cluster_resources(), resources)
 
     def check(self, storage: Path, uri: str) -> list[str]:
@@ -93,8 +97,7 @@ class RayLauncher:
         if uri.startswith("sqlite"):
             return [
                 f"tracking store {uri} is a file on this machine, and the cluster has {len(nodes)} nodes: "
-                "start `mlflow server --host 0.0.0.0` where all reach it, and name it with --tracking-uri "
-                "http://HOST:5000"
+                f"start {SERVER} where all reach it, and name it with --tracking-uri http://HOST:5000"
             ]
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -7,6 +7,15 @@ from methods import METHODS
 from tests import small
 
 MINE = "tests.mine:Mine"
+AXES = {
+    "dataset": "emoji",
+    "noise": "derangement",
+    "noise_ratio": 0.1,
+    "noise_granularity": "image",
+    "seed": 3,
+    "noise_seed": 3,
+}
+"""What belongs to all methods of a grid."""
 
 
 def errors_of(**changes):
@@ -105,6 +114,13 @@ def test_a_method_of_ones_own_works_like_a_built_in_name():
             {"fixed": {"dataset_options": {"x": [float("inf")]}}},
             "dataset_options = {'x': [inf]}: a number in it is not finite",
         ),
+        ({"fixed": {"learning_rate": 0.1}}, "unknown key 'learning_rate'; did you mean 'lr'?"),
+        ({"overrides": {"npc": {"learning_rate": 0.1}}}, "no such hyper-parameter; did you mean 'lr'"),
+        ({"fixed": {"noise": "hard"}}, "noise.embedding is missing"),
+        (
+            {"fixed": {"noise": {"model": "hard", "embeding": "x"}}},
+            "unknown key 'noise.embeding'; did you mean 'embedding'? (allowed: embedding, model)",
+        ),
         ({"fixed": {"backbone": "clop"}}, "unknown backbone 'clop'; did you mean 'clip'"),
         ({"fixed": {"backbone": {"modle": "x"}}}, "unknown key 'backbone.modle'; did you mean 'model'"),
         ({"fixed": {"backbone": small.backbone() | {"head": None}}}, "nothing to train"),
@@ -135,6 +151,14 @@ def test_a_method_of_ones_own_works_like_a_built_in_name():
         ({"grid": {"backbone": [{1: 2, "a": 3}]}, "fixed": {}}, "backbone is set both in grid and in fixed"),
         ({"fixed": {"hyper": {"x": 1}}}, "unknown key 'hyper'"),
         ({"fixed": {"clip.method": "npc"}}, "'clip.method': method is an axis of the whole grid"),
+        *(
+            ({"overrides": {"npc": {key: value}}}, f"overrides 'npc': {key} is an axis of the whole grid")
+            for key, value in AXES.items()
+        ),
+        *(
+            ({"fixed": {f"npc.{key}": value}}, f"'npc.{key}': {key} is an axis of the whole grid")
+            for key, value in AXES.items()
+        ),
     ],
 )
 def test_bad_input_is_told(changes, expected):
@@ -177,6 +201,9 @@ def test_files_that_are_no_sweeps(tmp_path, text):
 def test_a_missing_file_names_its_neighbours(tmp_path):
     (tmp_path / "quickstart.yaml").write_text("")
     with pytest.raises(BadInput, match=r"did you mean 'quickstart\.yaml'"):
+        load_sweep(tmp_path / "quickstat.yaml")
+    (tmp_path / "quickstart.yaml").unlink()
+    with pytest.raises(BadInput, match="does not exist$"):
         load_sweep(tmp_path / "quickstat.yaml")
 
 

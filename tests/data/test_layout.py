@@ -415,6 +415,15 @@ def test_what_can_be_told_without_decoding_is_refused_when_loading(kind, tmp_pat
         load_dataset(layout, folder=str(root))
 
 
+def test_a_check_reads_a_directory(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "emoji"]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.startswith(
+        "1 error: - the directory emoji does not exist (`check` reads the files of a directory"
+    )
+
+
 def test_notes_do_not_fail_the_check(tmp_path):
     root = layouts.npc(tmp_path / "flickr")
     edit_text(

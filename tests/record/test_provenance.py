@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 
 from harness.record import provenance
-from harness.record.provenance import code_digest, imported_modules, numeric_modules, syntax_digest
+from harness.record.provenance import code_digest, imported_modules, numeric_modules, syntax_digest, versions
 from tests import small
 
 ROOT = Path(__file__).parents[2]
 PRINT = """
 from harness.config.trial import Trial
 from harness.record.provenance import code_digest
-for method in ("clip", "npc", "mine:Mine"):
+for method in ("clip", "npc", "mine:Mine", "own.mine:Mine"):
     print(code_digest(Trial(method=method, dataset="emoji", noise_ratio=0, seed=0, noise_seed=0)))
 """
 MINE = '''
-from helper import SHARE
+from {helper} import SHARE
 from methods.clip import Clip
 
 class Mine(Clip):
@@ -32,14 +32,19 @@ class Mine(Clip):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the code, with a method of the user's and what that imports."""
+    """A copy of the code, with a method of the user's as a module and one in a package, and what these
+    import.
+    """
     folder = tmp_path_factory.mktemp("checkout")
     for package in ("harness", "methods"):
         shutil.copytree(
             ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "emoji")
         )
-    (folder / "mine.py").write_text(MINE)
-    (folder / "helper.py").write_text("SHARE = 0.3\n")
+    (folder / "own").mkdir()
+    (folder / "own" / "__init__.py").write_text("")
+    for directory, helper in ((folder, "helper"), (folder / "own", ".helper")):
+        (directory / "mine.py").write_text(MINE.format(helper=helper))
+        (directory / "helper.py").write_text("SHARE = 0.3\n")
     return folder
 
 
@@ -81,6 +86,8 @@ NO_NUMBER = {
             "harness/report/write.py",
             "harness/record/store.py",
             "harness/config/sweep_file.py",
+            "harness/config/resources.py",
+            "harness/training/cost.py",
             "harness/lib/console.py",
             "harness/lib/watchdog.py",
             "harness/bench/methods.py",
@@ -129,16 +136,41 @@ def test_what_makes_numbers_restarts_all(checkout, before, file):
 
 
 def test_a_method_restarts_its_own_trials_only(checkout, before):
-    clip, npc, mine = edited(checkout, "methods/npc.py", lambda s: s + "\nX = 1\n")
-    assert (clip, mine) == (before[0], before[2])
+    clip, npc, *mine = edited(checkout, "methods/npc.py", lambda s: s + "\nX = 1\n")
+    assert [clip, *mine] == [before[0], *before[2:]]
     assert npc != before[1]
 
 
-@pytest.mark.parametrize("file", ["mine.py", "helper.py"])
-def test_what_a_users_method_imports_is_part_of_it(checkout, before, file):
-    clip, npc, mine = edited(checkout, file, lambda s: s.replace("0.3", "0.4") + "\nX = 1\n")
-    assert (clip, npc) == tuple(before[:2])
-    assert mine != before[2]
+@pytest.mark.parametrize(
+    ("file", "changed"),
+    [
+        ("mine.py", 2),
+        ("helper.py", 2),  # by an absolute import
+        ("own/mine.py", 3),
+        ("own/helper.py", 3),  # by a relative import
+        ("own/__init__.py", 3),  # which Python runs before the method's own file
+    ],
+)
+def test_what_a_users_method_imports_is_part_of_it(checkout, before, file, changed):
+    after = edited(checkout, file, lambda s: s.replace("0.3", "0.4") + "\nX = 1\n")
+    assert [i for i, digest in enumerate(after) if digest != before[i]] == [changed]
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("from .helper import X", {"a.b.helper", "a.b.helper.X"}),
+        ("from . import helper", {"a.b", "a.b.helper"}),
+        ("from ..helper import X", {"a.helper", "a.helper.X"}),
+        ("from ....helper import X", set()),  # beyond the top: Python refuses it
+        ("from helper import X", {"helper", "helper.X"}),
+        ("import helper.x", {"helper.x"}),
+    ],
+)
+def test_imports_are_resolved_to_the_package(tmp_path, line, names):
+    file = tmp_path / "mine.py"
+    file.write_text(line)
+    assert imported_modules(file, "a.b.mine") == names
 
 
 def test_the_numeric_part_is_the_layers_and_what_they_use():
@@ -149,11 +181,20 @@ def test_the_numeric_part_is_the_layers_and_what_they_use():
     assert {m for m in modules if m.startswith("harness.config")} == {
         "harness.config.trial",
         "harness.config.base",
-        "harness.config.resources",
     }
-    used = {n for file in modules.values() for n in imported_modules(file) if n.startswith("harness.lib.")}
+    layers = (
+        "harness.lib.",
+        "harness.config.",
+        *(f"harness.{layer}." for layer in provenance.NUMERIC_LAYERS),
+    )
+    used = {n for file in modules.values() for n in imported_modules(file) if n.startswith(layers)}
     helpers = {n for n in used if (ROOT / Path(*n.split("."))).with_suffix(".py").is_file()}
     assert helpers - set(modules) == provenance.NO_NUMBERS
+
+
+def test_the_versions_of_all_that_computes_are_on_record():
+    """Pictures are decoded by Pillow and resized by torchvision; mixtures are fitted with SciPy."""
+    assert {"torch", "torchvision", "Pillow", "numpy", "scipy", "scikit-learn"} <= set(versions())
 
 
 def test_a_digest_is_of_the_syntax(tmp_path):

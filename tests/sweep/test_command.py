@@ -7,6 +7,8 @@ import json
 import os
 import re
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -278,7 +280,9 @@ def test_verify_runs_a_sample_again_and_finds_what_is_not_whole(place, capfd):
     file = write(place, "small_loss", "mscn", name="verified", grid={"noise_ratio": [0, 0.4]})
     assert run_sweep([file]) == 0
     capfd.readouterr()
+    (parent,) = Store().parents(Store().client.experiment_id("verified"))
     assert run_sweep([file, "--verify", "4"]) == 0
+    assert Store().client.get_run(parent.run_id) == parent  # neither its status nor the plan
     told = capfd.readouterr().err
     assert (
         "4 of 4 trials are finished, 4 of their records are complete; 4 were run again, 4 gave the same "
@@ -307,9 +311,57 @@ def test_verify_runs_a_sample_again_and_finds_what_is_not_whole(place, capfd):
     assert "1 of their records are complete; 4 were run again, 2 gave the same numbers" in told
 
 
+def stopped(place, code: str, *arguments: str) -> str:
+    """What a command of its own process says that ends as stopped."""
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 130, run.stderr
+    assert "Traceback" not in run.stderr
+    assert run.stderr.endswith("stopped; run the same command again\n")
+    return run.stderr
+
+
+@pytest.mark.parametrize("sign", ["SIGINT", "SIGTERM"])
+def test_a_sweep_is_stopped_while_features_are_computed(place, sign):
+    options = {
+        "grid": {"dataset": ["tests.misbehaving:interrupted"]},
+        "fixed": {"dataset_options": {"sign": sign}},
+    }
+    file = write(place, "clip", name=f"early_{sign}", **options)
+    stopped(place, "import runpy; runpy.run_module('harness.sweep', run_name='__main__')", file)
+    assert Store().client.experiment_id(f"early_{sign}") is None
+
+
+def test_a_verification_is_stopped(place, feature_cache):
+    file = write(place, "tests.misbehaving:Interrupts", name="interrupted")
+    assert run_sweep([file]) == 0
+    (feature_cache / "interrupt").write_text("SIGTERM")
+    try:
+        code = "import sys; from tests.sweep.running import run_sweep; sys.exit(run_sweep(sys.argv[1:]))"
+        assert "running 1 of 1 finished trials again" in stopped(place, code, file, "--verify")
+    finally:
+        (feature_cache / "interrupt").unlink()
+    (parent,) = Store().parents(Store().client.experiment_id("interrupted"))
+    assert parent.status == "FINISHED"
+
+
+def test_a_sweep_that_was_never_run_is_not_verified(place, capfd):
+    assert run_sweep([write(place, "clip", name="unverified"), "--verify"]) == 2
+    assert "sweep 'unverified' was never run in sqlite:///" in capfd.readouterr().err
+    assert Store().client.experiment_id("unverified") is None
+
+
 def test_an_unknown_sweep_is_told(compared, capfd):
     assert report_command(["comparred", "--tracking-uri", "sqlite:///other.db"]) == 2
-    assert "it holds: compared" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "it holds: compared" in told
+    assert told.startswith("1 error:\n")  # a report starts nothing
 
 
 def test_noise_models_on_a_users_own_pictures(place, capfd):

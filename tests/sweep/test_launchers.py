@@ -6,17 +6,26 @@ import pytest
 
 from harness.config.resources import Resources
 from harness.lib.locks import acquire
-from harness.record.provenance import Provenance
+from harness.record.provenance import Provenance, harness_digest
 from harness.record.store import Store
 from harness.record.types import StoreError, SweepHandle
 from harness.sweep import attempt, ray_launcher
 from harness.sweep.attempt import BUSY, DONE, FAILED, Ending, StoreGone, Task
 from harness.sweep.launcher import InProcessLauncher, LaunchError
+from harness.sweep.probe import probe
 from tests import small
 
 
 def task_of(sweep, handle, storage, **changes):
     return Task(handle, Resources(), Provenance.of(sweep.trials), storage, str(storage), **changes)
+
+
+def test_a_node_that_does_not_reach_the_server_says_how_to_start_one(tmp_path):
+    (tmp_path / "ours").write_text(tmp_path.name)
+    with acquire(tmp_path):
+        errors = probe("node", tmp_path, str(tmp_path), "http://127.0.0.1:1", harness_digest())
+    (error,) = [e for e in errors if "tracking server" in e]
+    assert "start `mlflow server --host 0.0.0.0 --allowed-hosts 'HOST:5000'`" in error
 
 
 def test_tune_is_started_again_where_it_gives_up(tmp_path, monkeypatch):
