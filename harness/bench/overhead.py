@@ -33,6 +33,7 @@ from harness.sweep.attempt import DONE, Ending, Task
 from harness.sweep.launcher import InProcessLauncher
 from harness.sweep.preflight import check_sweep, data_key
 from harness.sweep.progress import Progress
+from harness.sweep.table import Board
 from harness.training.run_trial import build_trainer
 from harness.training.trainer import make_accelerator
 from methods.base import Method
@@ -160,7 +161,7 @@ def _run(sweep: Sweep, task: Task, memory: list[float]) -> None:
     """Run all trials, show the progress to nobody, and note the memory after a fifth of them and
     after all.
     """
-    progress = Progress(len(sweep.trials), 0)
+    progress = Progress(Board(sweep.trials), lambda trial: task.storage, lambda trial: None)
     noted = {len(sweep.trials) // 5, len(sweep.trials) - 1}
     ended = 0
 

@@ -24,10 +24,18 @@ class OutOfTime(RuntimeError):
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The position of a trial at its last step, and the seconds since then."""
+    """The position of a trial at its last step.
+
+    Attributes:
+        seconds_ago: seconds since that step.
+        epochs: finished epochs.
+        score: the score of the last evaluation; None before the first.
+    """
 
     where: str
     seconds_ago: float
+    epochs: int = 0
+    score: float | None = None
 
 
 class Watchdog:
@@ -50,6 +58,8 @@ class Watchdog:
         self.directory, self.stall, self.deadline, self.writes = directory, stall, deadline, writes
         self.where, self.began = "starting", time.monotonic()
         self.last: float | None = None
+        self.epochs = 0
+        self.score: float | None = None
         self._ended = threading.Event()
 
     def heartbeat(self, where: str) -> None:
@@ -65,6 +75,11 @@ class Watchdog:
                 f"the deadline of {self.deadline / 3600:.3g} h (resources.deadline_hours) passed at "
                 f"{where}; finished epochs are kept, and a rerun resumes from there"
             )
+
+    def epoch_ended(self, epochs: int, score: float | None) -> None:
+        """Note the number of finished epochs, and the score of the last if it was evaluated."""
+        self.epochs = epochs
+        self.score = self.score if score is None else score
 
     def __enter__(self) -> Watchdog:
         self.thread: threading.Thread | None = None
@@ -96,7 +111,8 @@ class Watchdog:
         if not directory.is_dir():  # a finished trial has removed it, and writing would bring it back
             return
         with contextlib.suppress(OSError), atomic_write(directory / _HEARTBEAT, "w") as stream:
-            json.dump({"where": self.where, "time": time.time() - silent}, stream)
+            position = {"where": self.where, "epochs": self.epochs, "score": self.score}
+            json.dump({**position, "time": time.time() - silent}, stream)
 
     def _end(self, directory: Path, silent: float) -> None:
         with contextlib.suppress(OSError), open(directory / _REPORT, "w") as stream:
@@ -110,7 +126,8 @@ def last_heartbeat(directory: Path) -> Heartbeat | None:
     """The last heartbeat in a trial's directory; None where there is none."""
     try:
         content = json.loads((directory / _HEARTBEAT).read_text())
-        return Heartbeat(content["where"], max(0.0, time.time() - content["time"]))
+        seconds_ago = max(0.0, time.time() - content["time"])
+        return Heartbeat(content["where"], seconds_ago, content.get("epochs", 0), content.get("score"))
     except (OSError, ValueError, KeyError):
         return None
 

@@ -190,7 +190,8 @@ class Store:
         """
         wanted = {t.id: t for t in trials}
         records: dict[str, TrialRecord] = {}
-        for run in self.client.search_runs(handle.experiment_id, "tags.kind = 'trial'"):
+        query = f"tags.{TRIAL} = '{next(iter(wanted))}'" if len(wanted) == 1 else "tags.kind = 'trial'"
+        for run in self.client.search_runs(handle.experiment_id, query):
             trial = wanted.get(run.tags.get(TRIAL, ""))
             if trial is None:
                 continue
@@ -200,6 +201,10 @@ class Store:
             tags = {k: v for k, v in run.tags.items() if not k.startswith("mlflow.")}
             records[trial.id] = TrialRecord(trial, run.run_id, run.status, dict(run.metrics), tags)
         return records
+
+    def record(self, handle: SweepHandle, trial: Trial) -> TrialRecord | None:
+        """What the store holds of one trial."""
+        return self.records(handle, [trial]).get(trial.id)
 
     def find_records(self, name: str, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
         """Records of a sweep's trials without opening it: empty if it was never started."""

@@ -34,7 +34,7 @@ from harness.sweep.preflight import (
     prepare_features,
 )
 from harness.sweep.progress import Progress
-from harness.sweep.status import show_status, show_verified
+from harness.sweep.status import board_of, score_of, show_status, show_verified
 
 
 def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> int:
@@ -67,7 +67,7 @@ def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
         _refuse(check_same_data(sweep.trials, known, fingerprints))
         if options.dry_run:
             plan = make_plan(sweep, data, known, store.speeds() if store else [])
-            show_plan(plan)
+            show_plan(plan, known)
             return 0
         assert store is not None
         if options.verify is not None and store.find_sweep(sweep.name) is None:
@@ -152,7 +152,7 @@ def _status(options: argparse.Namespace) -> int:
     store = _open_store(options)
     name = str(content["name"])
     trials = store.planned(name, text) or load_sweep(options.file).trials
-    return show_status(name, trials, store, options.storage)
+    return show_status(name, trials, store, options.storage, select=bool(content.get("select")))
 
 
 def _check(sweep: Sweep, options: argparse.Namespace) -> tuple[dict[str, DataSet], Store | None]:
@@ -223,7 +223,11 @@ def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
         f"run; record: {store.uri}"
     )
     _note_running_elsewhere(todo, known, task)
-    progress = Progress(len(sweep.trials), len(done))
+    progress = Progress(
+        board_of(sweep.trials, known, select=sweep.file.select),
+        lambda trial: handle.directory(task.storage, trial),
+        lambda trial: score_of(store.record(handle, trial), select=sweep.file.select),
+    )
     try:
         with progress:
             while todo:
@@ -283,7 +287,7 @@ def _wait_for_others(progress: Progress, store: Store, task: Task) -> list[Trial
         for t in progress.busy
         if t.id not in known or not (known[t.id].done or known[t.id].status == "FAILED")
     ]
-    progress.release(sum(r.done for r in known.values()))
+    progress.release(known)
     return left
 
 

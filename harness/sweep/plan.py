@@ -129,8 +129,8 @@ def _cost(trial: Trial, steps: int, speeds: Sequence[Speed], processes: int) -> 
     return steps / median(rates[device, count]), f"{device}, {count} process{plural}"
 
 
-def show_plan(plan: SweepPlan) -> None:
-    """A table of the cells, what is known of the cost, then each trial that is left, with its id."""
+def show_plan(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> None:
+    """A table of the cells, what is known of the cost, then each trial with its id and its state."""
     trials = sum(len(cell.trials) for cell in plan.cells)
     left = plan.left
     settings = {f"{cell.dataset}, {cell.noise}" for cell in plan.cells}
@@ -156,8 +156,17 @@ def show_plan(plan: SweepPlan) -> None:
         )
     console.print(table)
     _show_cost(plan)
-    for trial in left:
-        print(trial.id, trial.label)
+    for trial in (t for cell in plan.cells for t in cell.trials):
+        print(f"{trial.id} {trial.label}: {_state_of(records.get(trial.id))}")
+
+
+def _state_of(record: TrialRecord | None) -> str:
+    """What is on record of a trial; whether it is running in this moment, `--status` finds out."""
+    if record is None:
+        return "to run"
+    if record.done:
+        return "done"
+    return "failed" if record.status == "FAILED" else "started, not finished"
 
 
 def _show_cost(plan: SweepPlan) -> None:

@@ -325,6 +325,12 @@ class _Watcher:
         self.started: dict[str, float] = {}
         self.ended: set[str] = set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks to restore a sweep; a sweep here resumes from the store instead. (What
+        shows the progress on a terminal cannot be pickled.)
+        """
+        return {}
+
     def begin(self, trial: Trial) -> None:
         """A trial has started, perhaps again after a failure."""
         if trial.id not in self.started:
@@ -350,10 +356,6 @@ def _callback(watcher: _Watcher) -> Any:
     from ray import tune
 
     class Callback(tune.Callback):  # type: ignore[misc]
-        def __getstate__(self) -> dict[str, Any]:
-            """Tune pickles its callbacks to restore a sweep; a sweep here resumes from the store instead."""
-            return {}
-
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             watcher.begin(_trial(trial.config))
 

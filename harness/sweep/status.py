@@ -4,11 +4,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from rich.table import Table
 
 from harness.config.sweep_file import Sweep
 from harness.config.trial import Trial
@@ -19,39 +16,57 @@ from harness.record.store import Store
 from harness.record.types import SweepHandle, TrialRecord
 from harness.record.verify import errors_of
 from harness.sweep.attempt import DONE, Ending
+from harness.sweep.table import STATES, Board, running_table
 
-_STATES = ("done", "running", "interrupted", "failed", "to run")
 
+def show_status(name: str, trials: Sequence[Trial], store: Store, storage: Path, *, select: bool) -> int:
+    """The table of a sweep, its running trials, then each trial that was interrupted or failed, and why.
 
-def show_status(name: str, trials: Sequence[Trial], store: Store, storage: Path) -> int:
-    """A line for each method and ratio, then each trial that is neither done nor still to run, with the
-    reason.
+    Args:
+        select: whether settings are selected: scores are then those of dev.
 
-    Returns 0 if all trials are done, else 1.
+    Returns:
+        0 if all trials are done, else 1.
     """
     handle = store.find_sweep(name)
     records = store.records(handle, trials) if handle else {}
-    states = {t.id: _state(t, records.get(t.id), handle, storage) for t in trials}
-    counts = Counter(state for state, _ in states.values())
-    summary = ", ".join(f"{counts[s]} {s}" for s in _STATES if counts[s])
-    table = Table("method", "ratio", *_STATES, title=f"sweep {name}: {summary}; record: {store.uri}")
-    cells: dict[tuple[str, float], Counter[str]] = {}
+    board, reasons = board_of(trials, records, select=select), {}
     for trial in trials:
-        cells.setdefault((trial.method, trial.noise_ratio), Counter())[states[trial.id][0]] += 1
-    for (method, ratio), cell in cells.items():
-        table.add_row(method, f"{ratio:g}", *(str(cell[s] or "") for s in _STATES))
-    console.print(table)
+        board.states[trial.id], reasons[trial.id] = _state(trial, records.get(trial.id), handle, storage)
+    counts = board.counts()
+    summary = ", ".join(f"{counts[s]} {s}" for s in STATES if counts[s])
+    console.print(f"sweep [bold]{name}[/]: {summary}; record: {store.uri}")
+    console.print(board.table(console.width), soft_wrap=False)
+    running = [t for t in trials if handle and board.states[t.id] == "running"]
+    if running and handle:
+        heartbeats = {t.id: last_heartbeat(handle.directory(storage, t)) for t in running}
+        console.print(running_table(running, heartbeats, console.width), soft_wrap=False)
     for trial in trials:
-        state, reason = states[trial.id]
+        state = board.states[trial.id]
         if state not in ("done", "to run"):
-            console.print(f"{state}: {trial.label} ({trial.id}): {reason}", markup=False)
+            console.print(f"{state}: {trial.label} ({trial.id}): {reasons[trial.id]}", markup=False)
     return 0 if counts["done"] == len(trials) else 1
+
+
+def board_of(trials: Sequence[Trial], records: Mapping[str, TrialRecord], *, select: bool) -> Board:
+    """What is done, and the scores so far."""
+    scores = {i: s for i, r in records.items() if (s := score_of(r, select=select)) is not None}
+    return Board(trials, {i: "done" for i, r in records.items() if r.done}, scores)
+
+
+def score_of(record: TrialRecord | None, *, select: bool) -> float | None:
+    """The rSum of a finished trial: of test at the epoch with the best dev rSum, or, where settings are
+    selected, the best of dev.
+    """
+    if record is None or not record.done:
+        return None
+    return record.metrics.get("dev/best_rsum" if select else "test/rsum")
 
 
 def _state(
     trial: Trial, record: TrialRecord | None, handle: SweepHandle | None, storage: Path
 ) -> tuple[str, str]:
-    """One of `_STATES`, and why or where."""
+    """One of `STATES`, and why or where."""
     if record is None or handle is None:
         return "to run", ""
     if record.done:

@@ -21,7 +21,7 @@ from harness.data.base import DataSet
 from harness.lib.locks import acquire
 from harness.lib.watchdog import Watchdog
 from harness.noise.index import NoiseIndex
-from harness.record.types import DataChanged, Outcome, Recorder, Setup
+from harness.record.types import DataChanged, EpochRecord, Outcome, Recorder, Setup
 from harness.training.trainer import Accelerator, Trainer, make_accelerator
 from methods.base import Pairs
 
@@ -83,7 +83,14 @@ def run_trial(
         notes = trainer.resume(at_most=recorded)
         for text in notes if main else ():
             recorder.note(text)
-        outcome = trainer.fit(recorder.epoch if main else lambda record: None)
+
+        def on_epoch(record: EpochRecord) -> None:
+            if main:
+                recorder.epoch(record)
+            watchdog.epoch_ended(record.epoch + 1, record.metrics.get("dev/rsum"))
+
+        watchdog.epoch_ended(trainer.state.epoch, None)
+        outcome = trainer.fit(on_epoch)
         if main:
             recorder.finish(outcome)
             if directory:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import pty
+import re
+import struct
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -120,3 +125,28 @@ def test_a_failure_in_one_of_two_processes_is_told_by_its_cause(place, feature_c
     (record,) = records("twofaults").values()
     assert record.status == "FAILED"
     assert "the loss is nan in epoch 0" in record.tags["failure"]
+
+
+def test_a_terminal_shows_a_live_table(tmp_path, feature_cache):
+    """Under a pseudo-terminal of 80 x 24: nothing is wrapped, and the last picture has the means."""
+    file = write(tmp_path, "clip", "oracle", name="live", grid={"noise_ratio": [0, 0.4]})
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.environ.update(TERM="xterm", PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
+        os.execv(sys.executable, [sys.executable, "-m", "harness.sweep", file])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    output = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while chunk := os.read(terminal, 65536):
+            output += chunk
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, text[-3000:]
+    lines = [line.rstrip() for line in re.split(r"[\r\n]+", text)]
+    pictures = [i for i, line in enumerate(lines) if line.startswith("mean rSum so far")]
+    assert len(pictures) > 3
+    assert max(len(line) for i in pictures for line in lines[i - 4 : i + 4]) <= 80
+    last = lines[pictures[-1] - 2 : pictures[-1]]
+    assert [line.split()[0] for line in last] == ["clip", "oracle"]
+    assert all(line.count("1/1") == 2 and re.search(r"\d\d\.\d 1/1", line) for line in last)
+    assert "4 done, 0 running, 0 failed of 4" in text
