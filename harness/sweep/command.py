@@ -20,7 +20,7 @@ from harness.data.base import DataError, DataSet
 from harness.lib.console import console, fail
 from harness.lib.locks import acquire, is_locked, owner
 from harness.record.provenance import Provenance
-from harness.record.store import Store, is_missing
+from harness.record.store import Store, is_missing, require
 from harness.record.types import StoreError, SweepHandle, TrialRecord
 from harness.sweep.attempt import Ending, StoreGone, Task
 from harness.sweep.launcher import Launcher, LaunchError
@@ -181,9 +181,11 @@ def _open_store(options: argparse.Namespace) -> Store:
     """Open the store, one process at a time: two that make a new database at once get in each other's way.
 
     Raises:
-        StoreError: it does not answer.
+        StoreError: it does not answer, or a command that only reads it finds none.
         BadInput: the storage cannot be written.
     """
+    if options.status or options.verify is not None:
+        require(options.tracking_uri)
     try:
         with acquire(options.storage / "opening", wait=True):
             return Store(options.tracking_uri, patient=False)

@@ -203,7 +203,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
     with pytest.raises(BadInput, match=r"did you mean 'quickstart\.yaml'"):
         load_sweep(tmp_path / "quickstat.yaml")
     (tmp_path / "quickstart.yaml").unlink()
-    with pytest.raises(BadInput, match="does not exist$"):
+    with pytest.raises(BadInput, match=r"does not exist$"):
         load_sweep(tmp_path / "quickstat.yaml")
 
 
