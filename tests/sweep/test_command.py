@@ -462,6 +462,20 @@ def test_data_that_is_noisy_by_nature_has_no_detection_scores(place, capfd):
     assert "needs the ground truth, which is unknown for noise 'none'" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_warmup_that_takes_all_steps_is_noted(place, capfd, left):
+    """Steps of a network: ncr has two of them."""
+    steps = 3 * (len(small.regions()["train"].captions) // 16)
+    fixed = {"warmup_steps": steps - left, "backbone": small.SGRAF}
+    grid = {"dataset": ["tests.small:regions"], "seed": [0, 1]}
+    file = write(place, "triplet", "ncr", name="warmup", fixed=fixed, grid=grid)
+    assert run_sweep([file, "--dry-run"]) == 0
+    told = " ".join(capfd.readouterr().err.split())
+    note = f"warmup_steps = {steps}, and a network has {steps} optimizer steps in a trial of triplet, ncr on"
+    assert told.count("the learning rate still rises") == (not left)
+    assert (note in told) == (not left)
+
+
 def test_a_dry_run_starts_nothing(place, capfd):
     file = write(place, "clip", "npc", name="dry")
     assert run_sweep([file, "--dry-run"]) == 0
