@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import shutil
 import signal
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from harness.config.labels import run_labels
 from harness.config.sweep_file import BadInput, Sweep, load_sweep, read_sweep_file
 from harness.config.trial import Trial
 from harness.data.base import DataError, DataSet
-from harness.lib.console import console, fail
+from harness.lib.console import console, fail, silence_libraries
 from harness.lib.locks import acquire, is_locked, owner
 from harness.record.provenance import Provenance
 from harness.record.store import Store, is_missing, require
@@ -44,7 +42,7 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
         options: as `harness.sweep.__main__` parses them.
         launcher: runs the trials; default: Ray.
     """
-    _quiet()
+    silence_libraries()
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _execute(options, launcher)
@@ -198,18 +196,6 @@ def _open_store(options: argparse.Namespace) -> Store:
 def _refuse(errors: list[str]) -> None:
     if errors:
         raise BadInput(errors)
-
-
-def _quiet() -> None:
-    """Silence libraries, but not real warnings of the user's own code; holds in child processes too."""
-    for name in ("httpx", "ray", "filelock", "transformers", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger().setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
 # A run ---------------------------------------------------------------------------------------------
