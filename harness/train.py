@@ -30,11 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     from harness.config.labels import run_labels  # what the command needs is loaded once it is known
     from harness.config.sweep_file import BadInput, load_sweep
-    from harness.lib.console import console, fail
+    from harness.lib.console import console, fail, silence_libraries
     from harness.record.provenance import Provenance
     from harness.sweep.attempt import DONE, Task, attempt
     from harness.sweep.preflight import check_trial
 
+    silence_libraries()
     main_process = os.environ.get("RANK", "0") == "0"
     try:
         sweep = load_sweep(options.sweep)

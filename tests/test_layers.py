@@ -119,3 +119,24 @@ def test_no_import_has_an_effect():
         [sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr[-2000:]
+
+
+def public(body: list[ast.stmt], prefix: str = "") -> list[tuple[str, ast.AST]]:
+    """Public classes, functions and methods of a module, with their names."""
+    definitions = []
+    for node in body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+            definitions.append((prefix + node.name, node))
+            if isinstance(node, ast.ClassDef):
+                definitions += public(node.body, f"{prefix}{node.name}.")
+    return definitions
+
+
+def test_all_that_is_public_has_a_docstring():
+    modules = {name: ast.parse(file.read_bytes()) for name, file in MODULES.items()}
+    assert not [
+        f"{module}: {name}"
+        for module, tree in modules.items()
+        for name, node in public(tree.body)
+        if not ast.get_docstring(node)
+    ]

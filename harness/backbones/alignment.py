@@ -87,11 +87,13 @@ class Distances(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, regions: Tensor, words: Tensor, weight: Tensor) -> Tensor:
+        """The distances [M, T, S], with the inputs saved for the backward pass."""
         ctx.save_for_backward(weights, regions, words, weight)
         return _difference(weights, regions, words).square_() @ weight.T
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        """The gradient [M, T, S] of the distances -> those of the four inputs."""
         inputs = ctx.saved_tensors
         if torch.is_grad_enabled():
             return torch.autograd.grad(_plain_distances(*inputs), inputs, gradient, create_graph=True)

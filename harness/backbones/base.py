@@ -59,6 +59,7 @@ class BackboneSetup(ABC, Generic[ConfigT]):
 
     @property
     def uses_cache(self) -> bool:
+        """Whether features are computed once and cached."""
         return False
 
     @staticmethod

@@ -29,12 +29,14 @@ class SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """A tensor [...] of this process -> its sum over processes [...]."""
         total = x.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        """The gradient [...] of the sum -> its sum over processes [...]."""
         return sum_over_processes(gradient.contiguous())
 
 

@@ -29,13 +29,7 @@ def read_yaml(text: str) -> Any:
     _size(yaml.compose(text, _Plain), {})
     try:
         content = yaml.load(text, _Plain)
-    except (
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-    ):
-        # PyYAML's own, where a value is not what its tag says
+    except (KeyError, IndexError, AttributeError, TypeError):  # PyYAML's own
         raise ValueError("a value is not what its tag (!!...) says") from None
     _check_plain(content)
     return content

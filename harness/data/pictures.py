@@ -56,6 +56,7 @@ class Pictures(Sequence[Image.Image]):
         """
 
     def __getitem__(self, i: Any) -> Any:
+        """The decoded picture at an index. Raises BadPicture."""
         try:
             content = self.read(int(i))
         except (OSError, ValueError) as error:
@@ -107,9 +108,11 @@ class InMemory(Pictures):
         return len(self.encoded)
 
     def name(self, i: int) -> str:
+        """The index of the picture, and the file that it comes from."""
         return f"{i} of {self.file}"
 
     def read(self, i: int) -> bytes:
+        """The encoded bytes in memory."""
         return self.encoded[i]
 
 
@@ -128,9 +131,11 @@ class Files(Pictures):
         return len(self.paths)
 
     def name(self, i: int) -> str:
+        """The path of the file."""
         return str(self.folder / self.paths[i])
 
     def read(self, i: int) -> bytes:
+        """The content of the file."""
         path = str(self.paths[i])
         if leaves_folder(path):
             raise OSError("its path leads out of the data directory")
@@ -211,9 +216,11 @@ class Slices(Pictures):
         return len(self.start)
 
     def name(self, i: int) -> str:
+        """The key of the picture, and the file that it is in."""
         return f"{self.keys[i]} in {self.files[self.file[i]]}"
 
     def read(self, i: int) -> bytes:
+        """The picture's part of its file."""
         with open(self.files[self.file[i]], "rb", buffering=0) as stream:
             return os.pread(stream.fileno(), int(self.length[i]), int(self.start[i]))
 

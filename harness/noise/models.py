@@ -82,10 +82,12 @@ class Shuffle(_Model):
     may_fail: ClassVar[bool] = False
 
     def inject(self, split: Split, *, ratio: float, granularity: str, seed: int) -> NoiseIndex:
+        """Permute what is drawn; see the base class."""
         image = moved(split, ratio=ratio, granularity=granularity, seed=seed, fixed_points=True)
         return _index(self.model, image, split, ratio=ratio, granularity=granularity, seed=seed)
 
     def label(self, granularity: str) -> str:
+        """The noise by its granularity."""
         return f"{granularity}-level noise"
 
 
@@ -98,10 +100,12 @@ class Derangement(_Model):
     model: Literal["derangement"] = "derangement"
 
     def inject(self, split: Split, *, ratio: float, granularity: str, seed: int) -> NoiseIndex:
+        """Permute what is drawn, without fixed points; see the base class."""
         image = moved(split, ratio=ratio, granularity=granularity, seed=seed, fixed_points=False)
         return _index(self.model, image, split, ratio=ratio, granularity=granularity, seed=seed)
 
     def label(self, granularity: str) -> str:
+        """The noise by its granularity."""
         return f"{granularity}-level noise without fixed points"
 
 
@@ -119,9 +123,11 @@ class Hard(_Model):
     embedding: str
 
     def incompatibility(self, ratio: float, granularity: str) -> str:
+        """Granularity `caption` only."""
         return _captions_only(self.model, granularity)
 
     def inject(self, split: Split, *, ratio: float, granularity: str, seed: int) -> NoiseIndex:
+        """Exchange images between neighbours in the embedding; see the base class."""
         image = hard(split, Path(self.embedding), ratio=ratio, seed=seed)
         return _index(self.model, image, split, ratio=ratio, granularity=granularity, seed=seed)
 
@@ -129,6 +135,7 @@ class Hard(_Model):
         return [Path(self.embedding)]
 
     def label(self, granularity: str) -> str:
+        """The noise by the name of its embedding file."""
         return f"hard noise by {Path(self.embedding).stem}"
 
 
@@ -148,15 +155,18 @@ class Partial(_Model):
     may_fail: ClassVar[bool] = False
 
     def incompatibility(self, ratio: float, granularity: str) -> str:
+        """Granularity `caption` only."""
         return _captions_only(self.model, granularity)
 
     def inject(self, split: Split, *, ratio: float, granularity: str, seed: int) -> NoiseIndex:
+        """Replace words of the captions that are drawn; see the base class."""
         captions, changed = partial(split, words=self.words, ratio=ratio, seed=seed)
         return NoiseIndex(
             split.owner.copy(), ~changed, ratio, granularity, seed, self.model, captions=captions
         )
 
     def label(self, granularity: str) -> str:
+        """The noise by its share of words."""
         return f"partial noise ({self.words:g} of the words)"
 
 
@@ -192,6 +202,7 @@ class FromFile(_Model):
         return [Path(self.path.replace("{ratio}", f"{ratio:g}").replace("{seed}", str(seed)))]
 
     def label(self, granularity: str) -> str:
+        """The noise by the name of its file."""
         return f"noise of {Path(self.path).name}"
 
 
@@ -203,12 +214,15 @@ class Natural(_Model):
     ground_truth_known: ClassVar[bool] = False
 
     def incompatibility(self, ratio: float, granularity: str) -> str:
+        """The ratio must be 0."""
         return f"noise 'none' injects nothing: noise_ratio must be 0, not {ratio:g}" if ratio else ""
 
     def inject(self, split: Split, *, ratio: float, granularity: str, seed: int) -> NoiseIndex:
+        """Raises ValueError: there is nothing to inject."""
         raise ValueError(self.incompatibility(ratio, granularity))
 
     def label(self, granularity: str) -> str:
+        """The same for every data set."""
         return "its own noise"
 
 

@@ -237,8 +237,7 @@ class Client:
         """The data-set input of a run.
 
         Trials of one seed share their noise index, and MLflow fails where two runs are the first to name it
-        at
-        once: a later try finds it there.
+        at the same time: a later try finds it.
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
         from mlflow.exceptions import MlflowException

@@ -80,6 +80,15 @@ def is_missing(uri: str | None) -> bool:
     return path != absolute_uri(uri) and not Path(path).exists()
 
 
+def require(uri: str | None) -> None:
+    """Raise StoreError where a URI names a database file that does not exist, for commands that only read."""
+    if is_missing(uri):
+        raise StoreError(
+            f"there is no tracking store {absolute_uri(uri)}: nothing was recorded there "
+            "(--tracking-uri names another)"
+        )
+
+
 class Store:
     """A tracking store that answered.
 

@@ -33,7 +33,7 @@ def _report(options: argparse.Namespace) -> int:
     """Write the reports of the named sweeps, or the comparison. Returns the exit code."""
     from harness.lib.console import fail
     from harness.lib.registry import UnknownName
-    from harness.record.store import Store
+    from harness.record.store import Store, require
     from harness.record.types import StoreError
     from harness.report.source import from_store
     from harness.report.versus import write_versus
@@ -41,6 +41,7 @@ def _report(options: argparse.Namespace) -> int:
 
     reports = Path.cwd() / "reports"
     try:
+        require(options.tracking_uri)
         store = Store(options.tracking_uri, patient=False)
         if options.compare:
             a, b = options.names

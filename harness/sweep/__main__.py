@@ -1,7 +1,8 @@
 """`python -m harness.sweep FILE`: run a sweep, continue it, or grow it; then write its report.
 
 Exit code 0: all trials done; 1: some failed, or the tracking store was lost; 2: bad input, nothing was
-started; 130: stopped by Ctrl-C (or SIGTERM).
+started; 130: stopped by Ctrl-C (or SIGTERM). With --status, 1: not all trials are done. With --verify, 1: a
+record is not complete, or a trial that was run again gave other numbers.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     return execute(options)
 
 
+def _count(text: str) -> int:
+    """A number of trials, as argparse reads it."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, found {text!r}")
+    return int(text)
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The options of a command line. Exits with 2 where it cannot be read."""
     parser = argparse.ArgumentParser(
@@ -41,7 +49,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     mode.add_argument(
         "--verify",
         nargs="?",
-        type=int,
+        type=_count,
         const=_SAMPLE,
         metavar="N",
         help="check that each finished record is complete, and run N of the trials again (default: "

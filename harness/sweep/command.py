@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import shutil
 import signal
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,14 +15,14 @@ from harness.config.labels import run_labels
 from harness.config.sweep_file import BadInput, Sweep, load_sweep, read_sweep_file
 from harness.config.trial import Trial
 from harness.data.base import DataError, DataSet
-from harness.lib.console import console, fail
+from harness.lib.console import console, fail, silence_libraries
 from harness.lib.locks import acquire, is_locked, owner
 from harness.record.provenance import Provenance
-from harness.record.store import Store, is_missing
+from harness.record.store import Store, is_missing, require
 from harness.record.types import StoreError, SweepHandle, TrialRecord
 from harness.sweep.attempt import Ending, StoreGone, Task
 from harness.sweep.launcher import Launcher, LaunchError
-from harness.sweep.plan import make_plan, show_plan
+from harness.sweep.plan import make_plan, show_plan, warmup_notes
 from harness.sweep.preflight import (
     check_address,
     check_devices,
@@ -44,7 +42,7 @@ def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> in
         options: as `harness.sweep.__main__` parses them.
         launcher: runs the trials; default: Ray.
     """
-    _quiet()
+    silence_libraries()
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _execute(options, launcher)
@@ -65,6 +63,8 @@ def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
         fingerprints = {t.id: t.fingerprint(data[data_key(t)]) for t in sweep.trials}
         known = store.find_records(sweep.name, sweep.trials) if store else {}
         _refuse(check_same_data(sweep.trials, known, fingerprints))
+        for note in warmup_notes(sweep.trials, data) if options.verify is None else ():
+            console.print(f"note: {note}", markup=False)
         if options.dry_run:
             plan = make_plan(sweep, data, known, store.speeds() if store else [])
             show_plan(plan, known)
@@ -181,9 +181,11 @@ def _open_store(options: argparse.Namespace) -> Store:
     """Open the store, one process at a time: two that make a new database at once get in each other's way.
 
     Raises:
-        StoreError: it does not answer.
+        StoreError: it does not answer, or a command that only reads it finds none.
         BadInput: the storage cannot be written.
     """
+    if options.status or options.verify is not None:
+        require(options.tracking_uri)
     try:
         with acquire(options.storage / "opening", wait=True):
             return Store(options.tracking_uri, patient=False)
@@ -194,18 +196,6 @@ def _open_store(options: argparse.Namespace) -> Store:
 def _refuse(errors: list[str]) -> None:
     if errors:
         raise BadInput(errors)
-
-
-def _quiet() -> None:
-    """Silence libraries, but not real warnings of the user's own code; holds in child processes too."""
-    for name in ("httpx", "ray", "filelock", "transformers", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger().setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
 # A run ---------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -108,6 +108,24 @@ def steps_of(trial: Trial, data: DataSet) -> int:
         return 0
     per_epoch = len(data["train"].captions) // trial.batch_size
     return trial.epochs * per_epoch * int(trial.hyper.get("n_networks", 1))
+
+
+def warmup_notes(trials: Iterable[Trial], data: Mapping[str, DataSet]) -> list[str]:
+    """Trials that are over before the warm-up is, as a note for each number of steps.
+
+    Args:
+        data: data sets by `data_key`.
+    """
+    short: dict[tuple[str, int, int], dict[str, None]] = {}  # methods in their order
+    for trial in trials:
+        steps = steps_of(trial, data[data_key(trial)]) // int(trial.hyper.get("n_networks", 1))
+        if 0 < steps <= trial.warmup_steps:
+            short.setdefault((trial.dataset_label, steps, trial.warmup_steps), {})[trial.method] = None
+    return [
+        f"warmup_steps = {warmup}, and a network has {steps} optimizer steps in a trial of "
+        f"{', '.join(methods)} on {dataset}: the learning rate still rises when training ends"
+        for (dataset, steps, warmup), methods in short.items()
+    ]
 
 
 def _cost(trial: Trial, steps: int, speeds: Sequence[Speed], processes: int) -> tuple[float, str] | None:

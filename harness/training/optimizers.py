@@ -52,9 +52,11 @@ class Optimizers:
             self.factor = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.config.warmup_steps) / rest)))
 
     def learning_rate(self, group: str) -> float:
+        """Learning rate of a group in the current step."""
         return self.base_lr[group] * self.factor
 
     def update(self, loss: Tensor, *groups: str) -> None:
+        """Take an optimizer step of the named groups on the gradients of `loss`."""
         parameters = [p for name in groups for p in self.parameters[name].values()]
         gradients = iter(self._mean_gradients(loss, parameters))
         for name in groups:
@@ -62,6 +64,7 @@ class Optimizers:
             self._step(self.adam[name], weights, [next(gradients) for _ in weights], self.learning_rate(name))
 
     def look_ahead(self, loss: Tensor, group: str) -> dict[str, Tensor]:
+        """Parameters of a group after one step on `loss`, taken with a copy of its optimizer."""
         weights = list(self.parameters[group].values())
         gradients = self._mean_gradients(loss, weights, retain_graph=True)
         sibling, adam = self._sibling(group)
@@ -77,6 +80,7 @@ class Optimizers:
         return dict(zip(self.parameters[group], (p.detach() for p in sibling), strict=True))
 
     def gradients(self, loss: Tensor, group: str, *, create_graph: bool = False) -> dict[str, Tensor]:
+        """Gradients of `loss` by parameter name, averaged over processes."""
         weights = self.parameters[group]
         # what was computed in full precision has such a gradient
         with torch.autocast(loss.device.type, enabled=False):
@@ -86,9 +90,11 @@ class Optimizers:
         return dict(zip(weights, self._mean(gradients), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
+        """State of the optimizers, by group."""
         return {name: adam.state_dict() for name, adam in self.adam.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         for name, adam in self.adam.items():
             adam.load_state_dict(state[name])
 

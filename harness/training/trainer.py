@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator as Accelerator
+from accelerate import Accelerator as Accelerator  # re-exported: only this module imports accelerate
 from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs, broadcast_object_list
 from torch import Tensor

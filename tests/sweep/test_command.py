@@ -351,6 +351,21 @@ def test_a_verification_is_stopped(place, feature_cache):
     assert parent.status == "FINISHED"
 
 
+@pytest.mark.parametrize("command", ["--status", "--verify", "report"])
+def test_reading_makes_no_store(tmp_path, monkeypatch, capfd, command):
+    monkeypatch.chdir(tmp_path)
+    file = write(tmp_path, "clip", name="nowhere")
+    assert (report_command(["nowhere"]) if command == "report" else run_sweep([file, command])) == 2
+    assert f"there is no tracking store sqlite:///{tmp_path}/mlflow.db" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["nowhere.yaml"]
+
+
+def test_a_negative_number_of_trials_is_not_verified(capfd):
+    with pytest.raises(SystemExit, match="2"):
+        run_sweep(["any.yaml", "--verify", "-3"])
+    assert "argument --verify: expected an integer of at least 0, found '-3'" in capfd.readouterr().err
+
+
 def test_a_sweep_that_was_never_run_is_not_verified(place, capfd):
     assert run_sweep([write(place, "clip", name="unverified"), "--verify"]) == 2
     assert "sweep 'unverified' was never run in sqlite:///" in capfd.readouterr().err
@@ -447,6 +462,20 @@ def test_data_that_is_noisy_by_nature_has_no_detection_scores(place, capfd):
     assert "needs the ground truth, which is unknown for noise 'none'" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_warmup_that_takes_all_steps_is_noted(place, capfd, left):
+    """Steps of a network: ncr has two of them."""
+    steps = 3 * (len(small.regions()["train"].captions) // 16)
+    fixed = {"warmup_steps": steps - left, "backbone": small.SGRAF}
+    grid = {"dataset": ["tests.small:regions"], "seed": [0, 1]}
+    file = write(place, "triplet", "ncr", name="warmup", fixed=fixed, grid=grid)
+    assert run_sweep([file, "--dry-run"]) == 0
+    told = " ".join(capfd.readouterr().err.split())
+    note = f"warmup_steps = {steps}, and a network has {steps} optimizer steps in a trial of triplet, ncr on"
+    assert told.count("the learning rate still rises") == (not left)
+    assert (note in told) == (not left)
+
+
 def test_a_dry_run_starts_nothing(place, capfd):
     file = write(place, "clip", "npc", name="dry")
     assert run_sweep([file, "--dry-run"]) == 0
@@ -488,7 +517,7 @@ def test_a_dry_run_tells_the_cost_from_what_was_measured(failed, place, capfd):
         ),
         ({"resources": {"gpus": 64}}, "this machine has"),
         ({"fixed": {"noise": "shufle"}}, "noise: unknown noise model 'shufle'; did you mean 'shuffle'?"),
-        ({"fixed": {"noise": {"model": "hard"}}}, "noise.hard.embedding is missing"),
+        ({"fixed": {"noise": {"model": "hard"}}}, "noise.embedding is missing"),
         (
             {"fixed": {"noise": {"model": "hard", "embedding": "nowhere.npy"}}},
             "embedding nowhere.npy is missing",
@@ -502,7 +531,7 @@ def test_a_dry_run_tells_the_cost_from_what_was_measured(failed, place, capfd):
             "noise_granularity must be 'caption', not 'image'",
         ),
         ({"fixed": {"noise": "none"}}, "noise_ratio must be 0, not 0.4"),
-        ({"fixed": {"noise": {"model": "derangement", "word": 1}}}, "unknown key 'noise.derangement.word'"),
+        ({"fixed": {"noise": {"model": "derangement", "word": 1}}}, "unknown key 'noise.word'"),
     ],
 )
 def test_bad_input_starts_nothing(place, capfd, changes, expected):
