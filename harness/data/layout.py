@@ -408,8 +408,9 @@ def meta_from_dev(splits: Mapping[str, Split], share: float, *, leak: bool) -> d
     wanted = round(share * len(train.captions) / each)
     if not 0 < wanted < len(dev.images):
         raise DataError(
-            f"dataset_options.meta_share = {share} is {wanted} images, and dev has {len(dev.images)} "
-            f"(allowed: at least 1, and fewer than dev has)"
+            f"dataset_options.meta_share = {share}: the clean set is drawn from dev, with that share of the "
+            f"{len(train.captions)} training pairs, which is {wanted} images of dev, and dev has "
+            f"{len(dev.images)} (allowed: at least 1 image, and fewer than dev has)"
         )
     drawn = np.zeros(len(dev.images), bool)
     drawn[draw_images(np.arange(len(drawn)), dev.image_group, wanted, "meta images")] = True

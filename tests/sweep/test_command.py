@@ -258,6 +258,9 @@ def test_status_says_what_is_done_and_what_failed_and_why(failed, place, capfd):
     assert run_sweep([file, "--status"]) == 1
     told = capfd.readouterr().err
     assert "sweep states: 1 done, 1 failed, 6 to run" in told
+    row = next(line.split() for line in told.splitlines() if line.startswith("clip "))
+    assert row[2:] == ["1/2"], "the mean of what is done, and how much that is"
+    assert float(row[1]) > 0
     assert re.search(r"failed: tests.misbehaving:Diverges .*: Diverged: the loss is nan in epoch 0", told)
     assert run_sweep([write(place, "clip", name="never"), "--status"]) == 1
     assert "sweep never: 1 to run" in capfd.readouterr().err
@@ -474,6 +477,17 @@ def test_a_warmup_that_takes_all_steps_is_noted(place, capfd, left):
     note = f"warmup_steps = {steps}, and a network has {steps} optimizer steps in a trial of triplet, ncr on"
     assert told.count("the learning rate still rises") == (not left)
     assert (note in told) == (not left)
+
+
+def test_a_dry_run_lists_every_trial_with_its_state(failed, place, capfd):
+    """Also finished ones, so that `harness.train --trial` can be given any."""
+    file, _, records = failed
+    capfd.readouterr()
+    assert run_sweep([file, "--dry-run"]) == 0
+    listed = dict(line.split(" ", 1) for line in capfd.readouterr().out.splitlines())
+    assert set(listed) == {t.id for t in load_sweep(file).trials}
+    for trial_id, text in listed.items():
+        assert text.endswith(": done" if records[trial_id].done else ": failed")
 
 
 def test_a_dry_run_starts_nothing(place, capfd):
