@@ -127,6 +127,33 @@ def test_a_trial_by_hand_needs_neither_ray_nor_mlflow(place):
     )
 
 
+def test_a_trial_by_hand_ends_quietly_where_its_output_is_cut_off(place):
+    """As by `| head -1`; and torch and triton, which it loads, say nothing at exit."""
+    file = write(place, "zero_shot", name="cutoff")
+    command = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "harness.train",
+            file,
+            "--trial",
+            load_sweep(file).trials[0].id,
+            "--no-tracking",
+        ],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert command.stdout
+    assert command.stderr
+    command.stdout.close()
+    said = [line for line in command.stderr.read().splitlines() if not line.endswith(" ...")]  # progress
+    assert command.wait(120) == 1
+    assert said == []
+
+
 def test_a_trial_under_torchrun(place):
     file = write(place, "clip", name="torchrun", fixed={"precision": "fp64"})
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -101,10 +101,15 @@ def attempt(trial: Trial, task: Task, *, main: bool = True) -> Ending:
 
     Args:
         main: whether this process records a failure (of several processes, one does).
+
+    Raises:
+        BrokenPipeError: the results are printed and not recorded, and their reader is gone.
     """
     try:
         work(trial, task)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and task.handle is None:
+            raise  # the results were printed, and their reader is gone
         return ending(trial, task, error) if main else Ending(trial, FAILED, str(error))
     return Ending(trial, DONE)
 

@@ -481,13 +481,14 @@ def test_a_warmup_that_takes_all_steps_is_noted(place, capfd, left):
 
 def test_a_dry_run_lists_every_trial_with_its_state(failed, place, capfd):
     """Also finished ones, so that `harness.train --trial` can be given any."""
-    file, _, records = failed
+    file, _, _ = failed
     capfd.readouterr()
     assert run_sweep([file, "--dry-run"]) == 0
+    now = records("faults")
     listed = dict(line.split(" ", 1) for line in capfd.readouterr().out.splitlines())
     assert set(listed) == {t.id for t in load_sweep(file).trials}
     for trial_id, text in listed.items():
-        assert text.endswith(": done" if records[trial_id].done else ": failed")
+        assert text.endswith(": done" if now[trial_id].done else ": failed")
 
 
 def test_a_dry_run_starts_nothing(place, capfd):
