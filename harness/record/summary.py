@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from harness.record.client import Run
+from harness.record.client import CREATION, Run
 from harness.record.store import NOTE, PARENT, RUN_NAME, SOURCE, TRIAL, Store
 from harness.record.types import SweepHandle
 
@@ -19,6 +19,7 @@ VIEW = "mlflow.sharedViewState."
 """What the tags begin with in which MLflow's UI keeps saved views."""
 MODEL_TRAINING = "workflowType=machine_learning"
 """Turns MLflow's UI to model training where it begins the query of an address; its default is GenAI."""
+_CURVES = ("rsum", "dev_rsum")  # what the metrics of a parent run begin with; others are not ours
 _OURS = "harness-"  # views that people have saved stay
 
 
@@ -33,7 +34,7 @@ def write_curves(store: Store, handle: SweepHandle, curves: Curves) -> str:
     changed = any(
         len(history) != len(dict(history)) or not dict(history).items() <= curves[key].items()
         for key, history in known.items()
-    ) or any(key.startswith("rsum") and key not in curves for key in parent.metrics)
+    ) or any(key.startswith(_CURVES) and key not in curves for key in parent.metrics)
     if changed:
         others, parent, known = [parent, *others], _renewed(store, handle, parent), {}
     new = {
@@ -48,7 +49,7 @@ def write_curves(store: Store, handle: SweepHandle, curves: Curves) -> str:
 
 def _renewed(store: Store, handle: SweepHandle, old: Run) -> Run:
     """A parent run like the old one, without its metrics; it counts as the parent once it has the plan."""
-    kept = {k: v for k, v in old.tags.items() if k in (RUN_NAME, NOTE, *SOURCE)}
+    kept = {k: v for k, v in old.tags.items() if k not in (CREATION, "kind")}
     run_id = store.client.create_run(handle.experiment_id, kept)
     for name in ("plan.json", "sweep.yaml"):
         store.client.log_text(run_id, store.client.read(old.run_id, name).decode(), name)

@@ -22,9 +22,9 @@ HEADLINE, SEARCHED = "rsum", "dev_rsum"
 """The rSum that all curves show, as a column of the tidy frame: of test at the epoch with the best dev rSum,
 or, where settings are selected, the best on dev."""
 _OVER_SEEDS = {
-    "rsum": ("mean", "mean over seeds"),
-    "rsum_lowest": ("min", "lowest seed"),
-    "rsum_highest": ("max", "highest seed"),
+    "": ("mean", "mean over seeds"),
+    "_lowest": ("min", "lowest seed"),
+    "_highest": ("max", "highest seed"),
 }
 _LONGEST_NOTE = 7_500  # characters; MLflow cuts a tag of a run off after 8,000
 
@@ -33,8 +33,8 @@ def publish_curves(store: Store, handle: SweepHandle) -> SweepHandle:
     """Write the curves of the rows over the noise ratio, the labels of the runs, and the prepared views.
 
     The parent run gets `rsum/DATA SET/NOISE/ROW` (mean over seeds; beside it `rsum_lowest` and
-    `rsum_highest`), the run of each row the same without ROW, and `seconds/...`. The step is the noise ratio
-    in percent.
+    `rsum_highest`; of a search `dev_rsum`), the run of each row the same without ROW, and `seconds/...`. The
+    step is the noise ratio in percent.
 
     Returns:
         The handle, with the parent run of now.
@@ -48,7 +48,7 @@ def publish_curves(store: Store, handle: SweepHandle) -> SweepHandle:
         curve(key, row): values
         for row, curves in rows.items()
         for key, values in curves.items()
-        if key.startswith("rsum")
+        if not key.startswith("seconds/")
     }
     handle = dataclasses.replace(handle, parent_run=summary.write_curves(store, handle, parent))
     colours = {row: colour for row, (colour, _) in styles(frame.assign(label=frame["row"])).items()}
@@ -82,7 +82,7 @@ def _curves(part: pd.DataFrame, column: str) -> dict[str, dict[int, float]]:
     """The curves of a row, by metric: value by noise ratio in percent."""
     curves: dict[str, dict[int, float]] = {}
     for (dataset, noise, ratio), cell in part.groupby(["dataset", "noise", "noise_ratio"], sort=False):
-        values = {kind: cell[column].agg(how) for kind, (how, _) in _OVER_SEEDS.items()}
+        values = {f"{column}{end}": cell[column].agg(how) for end, (how, _) in _OVER_SEEDS.items()}
         values["seconds"] = cell["seconds"].mean()
         for kind, value in values.items():
             if pd.notna(value):
@@ -94,7 +94,7 @@ def _titles(done: pd.DataFrame) -> Mapping[str, str]:
     """Titles of the charts that show the curves of the rows, by metric."""
     places = list(done.groupby(["dataset", "noise"], sort=False).groups)
     return {
-        curve(kind, dataset, noise): name if len(places) == 1 else f"{name}: {dataset}, {noise}"
-        for kind, (_, name) in _OVER_SEEDS.items()
+        curve(f"{HEADLINE}{end}", dataset, noise): name if len(places) == 1 else f"{name}: {dataset}, {noise}"
+        for end, (_, name) in _OVER_SEEDS.items()
         for dataset, noise in places
     }

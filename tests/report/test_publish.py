@@ -158,7 +158,7 @@ def test_a_search_shows_dev_and_never_test(store, tmp_path):
     records = store.records(handle, store.read_sweep("shown").planned).values()
     row = next(r for r in runs(store, handle, "row") if r.tags["row"].endswith("0.2)"))
     best = [r.metrics["dev/best_rsum"] for r in records if r.trial.weight_decay == 0.2]
-    assert row.metrics[f"rsum/{PLACE}"] == best[0]
+    assert row.metrics[f"dev_rsum/{PLACE}"] == best[0]
 
 
 def test_a_real_sweep_ends_with_its_links_its_report_and_its_tables(tmp_path, monkeypatch, capsys):
