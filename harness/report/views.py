@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import pandas as pd
@@ -22,6 +23,7 @@ KNOWN = "3.17."
 """Beginning of the versions of MLflow whose UI reads these views."""
 PAGE = 100
 """Runs that the UI loads at first: a view of more would show a part of them as if it were all."""
+_LONGEST = 75  # characters of a label in the name of a metric, of which MLflow allows 250
 _MAX_VIEWS, _MAX_SIZE = 40, 20_000  # of an experiment, and characters of a tag
 _COLUMNS = (
     "params.`method`",
@@ -106,8 +108,12 @@ def curve(kind: str, *labels: str) -> str:
 
 
 def _metric_name(text: str) -> str:
+    """A text as part of a metric's name; a long one is cut, and a hash keeps it distinct."""
     allowed = (c if c.isalnum() or c in "_-. :" else ":" if c == "=" else " " for c in text)
-    return " ".join("".join(allowed).split())[:75]
+    name = " ".join("".join(allowed).split())
+    return (
+        name if len(name) <= _LONGEST else f"{name[: _LONGEST - 7]} {sha256(text.encode()).hexdigest()[:6]}"
+    )
 
 
 def _over_epochs(frame: pd.DataFrame) -> Iterator[View]:
@@ -124,9 +130,8 @@ def _over_epochs(frame: pd.DataFrame) -> Iterator[View]:
         if part["auroc"].notna().any():
             charts.append(_line("AUROC of noise detection over epochs", ["detection/auroc"]))
         charts.append(_bar("test rSum", "test/rsum"))
-        query = (
-            f"tags.kind = 'trial' and params.noise_ratio = '{ratio}' and tags.place = '{dataset}, {noise}'"
-        )
+        place = f"{dataset}, {noise}".replace('"', "")
+        query = f"{_TRIALS} and params.noise_ratio = '{ratio}' and tags.place = \"{place}\""
         yield _view(f"epochs {where}", f"Epochs: {where}", query, charts, group=(_ROW,))
 
 

@@ -10,6 +10,7 @@ from harness.record import summary
 from harness.record.client import Client
 from harness.record.store import NOTE, PARENT, Store
 from harness.report.publish import publish_curves, publish_report
+from harness.report.views import curve as curve_name
 from harness.report.write import write_report
 from tests import recorded, small
 from tests.sweep.running import run_sweep, write
@@ -101,6 +102,14 @@ def test_a_parent_run_that_was_left_half_renewed_is_repaired(store, tmp_path, mo
     (parent,) = runs(store, handle, "sweep")
     assert {r.tags[PARENT] for r in runs(store, handle, "trial")} == {parent.run_id}
     assert len(store.read_sweep("shown").records) == len(sweep.trials)
+
+
+def test_long_rows_keep_curves_of_their_own():
+    """The rows of a search name all that varies, and MLflow's names of metrics have an end."""
+    rows = [f"npc ({', '.join(f'setting_{i}=0.5' for i in range(9))}, last={k})" for k in (1, 2)]
+    names = {curve_name("rsum", "emoji", "caption-level noise", row) for row in rows}
+    assert len(names) == 2
+    assert max(map(len, names)) <= 250
 
 
 def test_runs_are_told_apart_by_name_and_say_what_they_are(store, tmp_path):
