@@ -316,8 +316,10 @@ def test_verify_runs_a_sample_again_and_finds_what_is_not_whole(place, capfd):
 
 def stopped(place, code: str, *arguments: str) -> str:
     """What a command of its own process says that ends as stopped."""
+    # A shell that started the tests in the background has them, and so the command, ignore SIGINT.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     run = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", heed + code, *arguments],
         cwd=place,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
