@@ -7,10 +7,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from harness.data.base import DataSet
+from harness.lib import watchdog
 from methods.clip import Clip
 from tests import small
 
@@ -48,7 +50,7 @@ class Dies(Clip):
 
 class Paced(Clip):
     """Leaves a file with its process for each epoch (`SEED.EPOCH.RANK`), and takes its time (`pause` says how
-    long); where a file `hang` is, it hangs once.
+    long); where a file `hang` is, it hangs once; where a file `late` is, an hour passes at once.
     """
 
     def __init__(self, *, folder: str, **common):
@@ -64,6 +66,9 @@ class Paced(Clip):
         if epoch == 1 and (self.folder / "hang").exists():
             (self.folder / "hang").unlink()
             time.sleep(600)
+        if epoch == 1 and (self.folder / "late").exists():
+            (self.folder / "late").unlink()
+            watchdog.time = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600, time=time.time)
         return super().start_epoch(epoch, network, scan)
 
 

@@ -337,8 +337,8 @@ def test_a_trial_that_hangs_is_ended_and_goes_on(cluster, server, tmp_path, alon
 
 def test_a_deadline(cluster, server, tmp_path, alone):
     arguments = ("--address", cluster.address, "--tracking-uri", server.uri)
-    file = write(tmp_path, seeds=1, resources={"deadline_hours": 12 / 3600})
-    (tmp_path / "paced" / "pause").write_text("7")
+    file = write(tmp_path, seeds=1, resources={"deadline_hours": 0.9, "stall_minutes": 600})
+    (tmp_path / "paced" / "late").touch()
     running = Running(tmp_path, file, *arguments)
     assert running.ends() == 1, running.said()
     (record,) = records(tmp_path, server)[1].values()
@@ -346,7 +346,8 @@ def test_a_deadline(cluster, server, tmp_path, alone):
     assert Running(tmp_path, write(tmp_path, seeds=1), *arguments).ends() == 0
     store, found = records(tmp_path, server)
     assert whole(store, found, alone)
-    assert "resumed from epoch" in found[0].tags["history"]
+    assert "at epoch 1, step 1 of" in found[0].tags["history"]
+    assert "resumed from epoch 1" in found[0].tags["history"]
 
 
 def test_a_machine_whose_memory_runs_out(tmp_path, alone):
