@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from harness.training.accelerator import make_accelerator
 from harness.training.run_trial import build_trainer
-from harness.training.trainer import Trainer, make_accelerator
+from harness.training.trainer import Trainer
 from methods.base import Batch, Method
 from tests import small
 

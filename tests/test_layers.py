@@ -86,7 +86,7 @@ def test_methods_import_nothing_of_the_harness():
     [
         ("ray", "harness.sweep.ray_launcher"),
         ("mlflow", "harness.record.client"),
-        ("accelerate", "harness.training.trainer"),
+        ("accelerate", "harness.training.accelerator"),
     ],
 )
 def test_each_framework_is_imported_by_one_module(package, module):

@@ -30,7 +30,7 @@ class SumOverProcesses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """A tensor [...] of this process -> its sum over processes [...]."""
-        total = x.clone()
+        total = x.clone(memory_format=torch.contiguous_format)  # which NCCL requires
         dist.all_reduce(total)
         return total
 

@@ -22,11 +22,11 @@ from harness.data.pictures import Files, Pictures
 from harness.data_tools.prepare import FORMATS, prepare
 from harness.lib.console import console
 from harness.noise.models import make_noise
+from harness.training.accelerator import make_accelerator
 from harness.training.cost import synchronize
 from harness.training.loading import Fetch, Plan, load
 from harness.training.run_trial import build_trainer
 from harness.training.sampling import epoch_batches
-from harness.training.trainer import make_accelerator
 from methods.base import Pairs
 
 MADE = 512  # pictures where no data set is named

@@ -15,9 +15,10 @@ from harness.config.sweep_file import parse_sweep
 from harness.config.trial import method_class
 from harness.data import load_dataset
 from harness.lib.console import console
+from harness.training.accelerator import make_accelerator
 from harness.training.cost import synchronize
 from harness.training.run_trial import build_trainer
-from harness.training.trainer import Trainer, make_accelerator
+from harness.training.trainer import Trainer
 from methods import METHODS
 
 UNMEASURED = 3

@@ -34,8 +34,8 @@ from harness.sweep.launcher import InProcessLauncher
 from harness.sweep.preflight import check_sweep, data_key
 from harness.sweep.progress import Progress
 from harness.sweep.table import Board
+from harness.training.accelerator import make_accelerator
 from harness.training.run_trial import build_trainer
-from harness.training.trainer import make_accelerator
 from methods.base import Method
 
 MEASURED = 200

@@ -16,7 +16,7 @@ class Resources(StrictModel):
         cpus: CPU cores of each process; a process computes with as many threads.
         gpus: GPUs of each process; a share (0.5) only with one process.
         processes: processes of a trial, which share each global batch.
-        workers: loader processes for each of them.
+        workers: loader processes for each of them, which take a core each.
         at_once: the most trials that run at the same time; null: as many as fit.
         stall_minutes: a trial without a step for this long counts as hung: it is ended, and resumes from its
             last epoch.
@@ -31,3 +31,15 @@ class Resources(StrictModel):
     at_once: Annotated[int, Field(ge=1)] | None = None
     stall_minutes: Annotated[float, Field(gt=0)] = 30
     deadline_hours: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def cores(self) -> float:
+        """CPU cores of each process with its loader processes."""
+        return self.cpus + self.workers
+
+    @property
+    def collective_timeout(self) -> float:
+        """Seconds that a process waits for another one: longer than a trial may hang, and than the main
+        process needs for features.
+        """
+        return self.stall_minutes * 60 + 3600

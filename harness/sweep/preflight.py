@@ -14,6 +14,7 @@ from harness.config.trial import Trial, method_class
 from harness.data import load_dataset
 from harness.data.base import DataError, DataSet
 from harness.lib.console import console
+from harness.lib.processes import in_own_process
 from harness.lib.registry import UnknownName
 from harness.record.types import TrialRecord
 from harness.training.sampling import PoolTooNarrow, epoch_batches
@@ -198,19 +199,39 @@ def prepare_features(trials: Iterable[Trial], data: Mapping[str, DataSet]) -> No
     """Compute the features that the trials will read, before they are scheduled; nothing where they are
     cached.
 
+    With a GPU it is done in a process of its own: a process that has used a GPU keeps memory there until it
+    ends, and the sweep's lives as long as the sweep.
+
+    Args:
+        data: the data sets, by `data_key`.
+
     Raises:
         DataError: weights, model config or a picture cannot be read.
     """
     import torch
 
+    trials = list({(data_key(t), repr(t.backbone)): t for t in trials}.values())
+    cached = [t for t in trials if backbone_setup(t.backbone).uses_cache]
+    if cached and torch.cuda.is_available():
+        in_own_process(_compute_features, cached)
+    else:
+        _compute_features(cached, data)
+    for trial in trials:
+        if trial.backbone.get("pretrained") == "none":
+            console.print(f"backbone {trial.backbone_label}: random weights, as asked for (pretrained: none)")
+
+
+def _compute_features(trials: Iterable[Trial], data: Mapping[str, DataSet] | None = None) -> None:
+    """Features of the trials' data sets, which are loaded where they are not given."""
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for trial in {(data_key(t), repr(t.backbone)): t for t in trials}.values():
-        setup, loaded = backbone_setup(trial.backbone), data[data_key(trial)]
+    for trial in trials:
         try:
-            for split in loaded.splits if setup.uses_cache else ():
+            loaded = data[data_key(trial)] if data else load_dataset(trial.dataset, **trial.dataset_options)
+            setup = backbone_setup(trial.backbone)
+            for split in loaded.splits:
                 setup.inputs(loaded, split, device=device, quiet=False)
         except Exception as error:  # a checkpoint, a model config or a picture that cannot be read
             name = f"features of {trial.dataset!r} under {trial.backbone_label}"
             raise DataError(f"{name}: {type(error).__name__}: {error}") from error
-        if trial.backbone.get("pretrained") == "none":
-            console.print(f"backbone {trial.backbone_label}: random weights, as asked for (pretrained: none)")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import shutil
 import signal
@@ -164,12 +165,14 @@ def _ray() -> Any:
 
 def _check_resources(available: dict[str, float], resources: Resources) -> None:
     """Raises LaunchError where a cluster lacks what a trial needs."""
-    needs = {"CPU": resources.cpus * resources.processes, "GPU": resources.gpus * resources.processes}
+    needs = {"CPU": resources.cores * resources.processes, "GPU": resources.gpus * resources.processes}
     if resources.processes > 1:
         needs["trial_slot"] = 1
     missing = [
         f"{k} {v:g} (there: {available.get(k, 0):g})" for k, v in needs.items() if v > available.get(k, 0)
     ]
+    if needs["CPU"] > available.get("CPU", 0) and resources.workers:
+        missing[0] += f": {resources.cpus:g} and {resources.workers} loader workers for each process"
     if missing:
         hint = (
             "; start the cluster's head with --resources='{\"trial_slot\": 8}'"
@@ -208,7 +211,7 @@ def _tune(trials: list[Trial], task: Task, watcher: _Watcher) -> None:
 
     several = task.resources.processes > 1
     run = tune.with_parameters(_drive_processes if several else _run_here, task=task)
-    needs = {"trial_slot": 1} if several else {"cpu": task.resources.cpus, "gpu": task.resources.gpus}
+    needs = {"trial_slot": 1} if several else {"cpu": task.resources.cores, "gpu": task.resources.gpus}
     scratch = tempfile.mkdtemp(prefix="harness-ray-")
     tuner = tune.Tuner(
         tune.with_resources(run, needs),
@@ -237,7 +240,7 @@ def _at_once(resources: Resources) -> int:
     if resources.processes == 1:
         return 0
     available = _ray().cluster_resources()
-    fit = available.get("CPU", 0) / (resources.cpus * resources.processes)
+    fit = available.get("CPU", 0) / (resources.cores * resources.processes)
     if resources.gpus:
         fit = min(fit, available.get("GPU", 0) / (resources.gpus * resources.processes))
     return max(1, int(fit))
@@ -252,18 +255,18 @@ def _drive_processes(config: dict[str, Any], task: Task) -> dict[str, str]:
     """A trial over several processes: Ray Train starts them, each does its `work`."""
     _ray()
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
     resources, trial = task.resources, _trial(config)
     on_gpu = resources.gpus > 0
-    per_worker = {"CPU": resources.cpus, **({"GPU": resources.gpus} if on_gpu else {})}
+    per_worker = {"CPU": resources.cores, **({"GPU": resources.gpus} if on_gpu else {})}
     scratch = tempfile.mkdtemp(prefix="harness-train-")
     no_retry = FailureConfig(max_failures=0, controller_failure_limit=0)  # Tune starts the trial again
     try:
         TorchTrainer(
             _run_worker,
             train_loop_config={**config, "task": task},
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+            torch_config=_torch_config(resources),
             scaling_config=ScalingConfig(
                 num_workers=resources.processes, use_gpu=on_gpu, resources_per_worker=per_worker
             ),
@@ -277,6 +280,15 @@ def _drive_processes(config: dict[str, Any], task: Task) -> dict[str, str]:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return _result(Ending(trial, DONE))
+
+
+def _torch_config(resources: Resources) -> Any:
+    """How the processes of a trial talk to each other."""
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig(
+        backend="nccl" if resources.gpus > 0 else "gloo", timeout_s=math.ceil(resources.collective_timeout)
+    )
 
 
 def _run_worker(config: dict[str, Any]) -> None:

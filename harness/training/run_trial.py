@@ -22,7 +22,8 @@ from harness.lib.locks import acquire
 from harness.lib.watchdog import Watchdog
 from harness.noise.index import NoiseIndex
 from harness.record.types import DataChanged, EpochRecord, Outcome, Recorder, Setup
-from harness.training.trainer import Accelerator, Trainer, make_accelerator
+from harness.training.accelerator import Accelerator, make_accelerator, release_memory
+from harness.training.trainer import Trainer
 from methods.base import Pairs
 
 
@@ -52,10 +53,12 @@ def run_trial(
         OutOfTime: its deadline has passed.
         Diverged: the loss is not finite; and whatever a method raises.
     """
-    accelerator = accelerator or make_accelerator(trial.precision)
-    main, resources, environment = accelerator.is_main_process, resources or Resources(), environment or {}
+    resources, environment = resources or Resources(), environment or {}
+    accelerator = accelerator or make_accelerator(trial.precision, resources)
+    main = accelerator.is_main_process
     deadline = resources.deadline_hours and resources.deadline_hours * 3600
     with contextlib.ExitStack() as stack:
+        stack.callback(release_memory)
         watchdog = Watchdog(directory, stall=resources.stall_minutes * 60, deadline=deadline, writes=main)
         if directory and main:
             stack.enter_context(acquire(directory))

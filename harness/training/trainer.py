@@ -15,9 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator as Accelerator  # re-exported: only this module imports accelerate
-from accelerate.state import AcceleratorState
-from accelerate.utils import AutocastKwargs, broadcast_object_list
 from torch import Tensor
 
 from harness.backbones.features import Inputs
@@ -27,6 +24,7 @@ from harness.evaluation.coco import coco_metrics
 from harness.evaluation.metrics import Ranking, detection, rank_queries, recalls
 from harness.noise.index import NoiseIndex
 from harness.record.types import DataChanged, Diverged, EpochRecord, Outcome
+from harness.training.accelerator import Accelerator, broadcast_object_list
 from harness.training.checkpoint import Checkpoints, read
 from harness.training.cost import CostMeter, reset_peak_memory
 from harness.training.loading import Fetch, Plan, load
@@ -46,20 +44,6 @@ class State:
     best_epoch: int = -1
     best_rsum: float = -1.0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
-
-
-def make_accelerator(precision: str) -> Accelerator:
-    """Accelerate on whatever there is; `auto` is bf16 on a GPU that has it, else fp32.
-
-    A worker process runs many trials, so the state of an earlier one is reset. Autocast caches no copies of
-    weights: a step may change some (a meta-network) and use them again.
-    """
-    cuda = torch.cuda.is_available()
-    bf16 = precision == "bf16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
-    if not torch.distributed.is_initialized():
-        AcceleratorState._reset_state(reset_partial_state=True)
-    fresh = AutocastKwargs(cache_enabled=False)
-    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not cuda, kwargs_handlers=[fresh])
 
 
 @dataclass(frozen=True)
@@ -167,7 +151,7 @@ class Trainer:
 
     def _train_pass(self, epoch: int, network: int) -> dict[str, float]:
         self.method.eval()
-        with self.cost.clock("method"), self.accelerator.autocast():
+        with self.cost.clock("method"):
             report = dict(self.method.start_epoch(epoch, network, self.scan))
         with self.cost.clock("train"):
             plan = self.plan_pass(epoch, network)
@@ -295,12 +279,14 @@ class Trainer:
         for batch in load((Plan(i, pairs[i]) for i in mine or indices[:1]), fetch, workers=self.workers):
             self.heartbeat("pass over the training pairs")
             batch = batch.to(self.accelerator.device, self.dtype)
-            for name, values in net(batch, then=function).items():
-                rows = out.setdefault(
-                    name, torch.zeros(len(pairs), *values.shape[1:], device=values.device, dtype=self.dtype)
-                )
+            with self.accelerator.autocast():
+                images, texts = net(batch)
+            # What compares pairs (losses, scores, vectors for neighbours) is in full precision.
+            for name, values in function(images, texts).items():
+                if name not in out:
+                    out[name] = values.new_zeros(len(pairs), *values.shape[1:], dtype=self.dtype)
                 if not idle:
-                    rows[batch.index] = values.to(self.dtype)
+                    out[name][batch.index] = values.to(self.dtype)
         return {name: self._sum(values).cpu() for name, values in out.items()}
 
     def _sum(self, x: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from harness.data import load_dataset
 from harness.data.base import DataError
 from harness.data_tools.cli import main
 from harness.data_tools.prepare import FORMATS, prepare
+from harness.training.accelerator import make_accelerator
 from harness.training.loading import Fetch, load
 from harness.training.run_trial import build_trainer, run_trial
 from harness.training.sampling import SHARDS_AT_ONCE, epoch_batches, scan_batches
-from harness.training.trainer import make_accelerator
 from tests import layouts, small
 from tests.data.test_layout import Kept, trial
 

@@ -12,8 +12,8 @@ from harness.data.base import DataSet, Split
 from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES, coco_metrics, eccv_metrics, fold_metrics
 from harness.evaluation.metrics import rank_queries, recalls
 from harness.report.accuracy import coco_tables
+from harness.training.accelerator import make_accelerator
 from harness.training.run_trial import build_trainer
-from harness.training.trainer import make_accelerator
 from tests import small
 from tests.report.test_results import frame
 

@@ -9,7 +9,7 @@ from harness.lib.locks import acquire
 from harness.record.provenance import Provenance, harness_digest
 from harness.record.store import Store
 from harness.record.types import StoreError, SweepHandle
-from harness.sweep import attempt, ray_launcher
+from harness.sweep import attempt, preflight, ray_launcher
 from harness.sweep.attempt import BUSY, DONE, FAILED, Ending, StoreGone, Task
 from harness.sweep.launcher import InProcessLauncher, LaunchError
 from harness.sweep.probe import probe
@@ -104,3 +104,30 @@ def test_a_store_that_is_gone_ends_the_run(tmp_path, monkeypatch):
 def test_several_processes_need_another_launcher():
     with pytest.raises(LaunchError, match=r"resources\.processes = 2"):
         InProcessLauncher().start(Resources(processes=2))
+
+
+def test_loader_processes_are_asked_of_the_cluster():
+    """Or eight trials with eight loader processes each would start 64 decoders on eight cores."""
+    resources = Resources(cpus=1, workers=8)
+    ray_launcher._check_resources({"CPU": 9}, resources)
+    with pytest.raises(LaunchError, match=r"CPU 9 \(there: 8\): 1 and 8 loader workers for each process"):
+        ray_launcher._check_resources({"CPU": 8}, resources)
+
+
+def test_processes_under_ray_wait_longer_for_each_other_than_a_trial_may_hang():
+    assert ray_launcher._torch_config(Resources(stall_minutes=90)).timeout_s > 90 * 60
+    assert ray_launcher._torch_config(Resources(gpus=1, processes=2)).backend == "nccl"
+
+
+def test_with_a_gpu_features_are_computed_in_a_process_of_their_own(monkeypatch, feature_cache):
+    """The process of the sweep would keep memory on the GPU all the time."""
+    called = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(preflight, "in_own_process", lambda function, trials: called.append(trials))
+    trial = small.trial("clip")
+    preflight.prepare_features(
+        [trial, small.trial("clip", seed=1)], {preflight.data_key(trial): small.load()}
+    )
+    assert [len(trials) for trials in called] == [1]  # they share a backbone
+    monkeypatch.undo()
+    preflight._compute_features([trial])  # what that process does: it loads the data itself

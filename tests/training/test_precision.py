@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.backbones.clip import ClipConfig, ClipSetup
-from harness.training.trainer import make_accelerator
+from harness.training.accelerator import make_accelerator
 from tests import build, small
 from tests.backbones.test_clip import batch_of, network_of
 
@@ -63,3 +63,32 @@ def test_whole_towers_draw_nothing_from_the_global_stream():
     net(batch)
     assert torch.equal(torch.get_rng_state(), state)
     assert any(m.p > 0 for m in net.towers.modules() if type(m).__name__ == "PairDropout")
+
+
+def test_the_memory_bank_of_a_bf16_trial_is_that_of_full_precision():
+    """The same embeddings, compared in bf16, give other neighbours for a fifth of the pairs and more."""
+    trainer = build.trainer("npc", precision="bf16", batch_size=16)
+    method, outputs = trainer.method, {}
+    compute = method.start_epoch
+    method.start_epoch = lambda epoch, network, scan: compute(
+        epoch, network, lambda function: outputs.setdefault("scan", scan(function))
+    )
+    trainer._train_pass(1, 0)
+    bank = method.entries.clone()
+    compute(1, 0, lambda function: outputs["scan"])  # outside the loop, and so in full precision
+    assert bank.unique().numel() > 1
+    assert torch.equal(method.entries, bank)
+
+
+def test_what_a_scan_computes_on_embeddings_is_in_full_precision():
+    trainer = build.trainer("clip", precision="bf16")
+    trainer.method.eval()
+    seen = {}
+
+    def compare(images, texts):
+        seen["type"] = (images @ texts.T).dtype
+        return {"score": (images * texts).sum(-1)}
+
+    trainer.method.start_epoch = lambda epoch, network, scan: scan(compare) and {}
+    trainer._train_pass(0, 0)
+    assert seen["type"] == torch.float32

@@ -1,0 +1,73 @@
+"""The device of a trial, through Accelerate: precision, determinism, memory, timeouts between processes.
+
+No other module imports Accelerate.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator as Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list as broadcast_object_list
+
+from harness.config.resources import Resources
+
+
+def make_accelerator(precision: str, resources: Resources | None = None) -> Accelerator:
+    """Accelerate on whatever there is; `auto` is bf16 on a GPU that has it, else fp32.
+
+    A worker process runs many trials, so the state of an earlier one is reset. Autocast caches no copies of
+    weights: a step may change some (a meta-network) and use them again.
+
+    Args:
+        precision: `fp32`, `bf16`, `fp64` or `auto`.
+        resources: what the trial gets of the machine. A process may wait for another (which computes
+            features, say) for `Resources.collective_timeout`, where this call starts the process group.
+    """
+    resources = resources or Resources()
+    cuda = torch.cuda.is_available()
+    if cuda:
+        make_deterministic()
+        share_memory(resources.gpus)
+    # V100 and T4 emulate bf16, slowly.
+    has_bf16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = precision == "bf16" or (precision == "auto" and has_bf16)
+    if not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(reset_partial_state=True)
+    handlers = [
+        AutocastKwargs(cache_enabled=False),
+        InitProcessGroupKwargs(timeout=timedelta(seconds=resources.collective_timeout)),
+    ]
+    return Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=not cuda, kwargs_handlers=handlers)
+
+
+def make_deterministic() -> None:
+    """Make equal trials give equal numbers on a GPU, and full precision mean full precision.
+
+    Operations that have no deterministic implementation warn. Without this, cuDNN computes fp32 convolutions
+    and GRUs in TF32 (10 bits of mantissa). Call it before the process uses the device: cuBLAS reads its
+    workspace setting when it starts.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def share_memory(gpus: float) -> None:
+    """Keep a trial that has a share of a GPU (`resources.gpus` below 1) to that share of its memory."""
+    if 0 < gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus)
+
+
+def release_memory() -> None:
+    """Give memory that PyTorch keeps for later use back to the GPU, for other processes that share it."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
