@@ -57,7 +57,7 @@ class LiveInputs:
 
     Args:
         split: a split of pictures.
-        transform: PIL image -> pixels [3, H, W].
+        transform: PIL image -> pixels [3, H, W], uint8 or normalised.
         tokenize: n captions -> token ids int64 [n, L].
     """
 
@@ -70,11 +70,12 @@ class LiveInputs:
     def images(self, index: Tensor) -> Tensor:
         """[b] -> pixels [b, 3, H, W]. An image is decoded once in a batch."""
         distinct, inverse = index.unique(return_inverse=True)
-        return torch.stack([self.transform(self.pictures[i]) for i in distinct.tolist()])[inverse]
+        # Without any index the first picture tells the shape, [0, 3, H, W].
+        return torch.stack([self.transform(self.pictures[i]) for i in distinct.tolist() or [0]])[inverse]
 
     def texts(self, index: Tensor) -> Tensor:
         """[b] -> token ids [b, L]."""
-        return self.tokenize([self.captions[i] for i in index.tolist()])
+        return self.tokenize([self.captions[i] for i in index.tolist() or [0]])[: len(index)]
 
 
 class RegionInputs:

@@ -195,8 +195,8 @@ def check_address(address: str) -> list[str]:
 
 
 def prepare_features(trials: Iterable[Trial], data: Mapping[str, DataSet]) -> None:
-    """Compute the features that the trials will read, before they are scheduled; nothing where they are
-    cached.
+    """Compute the features and store the pictures that the trials will read, before they are scheduled;
+    nothing where they are cached.
 
     Raises:
         DataError: weights, model config or a picture cannot be read.
@@ -210,7 +210,7 @@ def prepare_features(trials: Iterable[Trial], data: Mapping[str, DataSet]) -> No
             for split in loaded.splits if setup.uses_cache else ():
                 setup.inputs(loaded, split, device=device, quiet=False)
         except Exception as error:  # a checkpoint, a model config or a picture that cannot be read
-            name = f"features of {trial.dataset!r} under {trial.backbone_label}"
+            name = f"inputs of {trial.dataset!r} under {trial.backbone_label}"
             raise DataError(f"{name}: {type(error).__name__}: {error}") from error
         if trial.backbone.get("pretrained") == "none":
             console.print(f"backbone {trial.backbone_label}: random weights, as asked for (pretrained: none)")
