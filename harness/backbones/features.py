@@ -20,7 +20,10 @@ from harness.lib.files import atomic_write, cache_directory
 
 
 class Inputs(Protocol):
-    """Inputs of one split, by index."""
+    """Inputs of one split, by index.
+
+    An attribute `chunk` says that images may be loaded in parts, of at least so many, and put together.
+    """
 
     def images(self, index: Tensor) -> Tensor:
         """Inputs of images: indices int64 [b] -> [b, ...], on the CPU."""
@@ -61,6 +64,8 @@ class LiveInputs:
         tokenize: n captions -> token ids int64 [n, L].
     """
 
+    chunk = 32
+
     def __init__(
         self, split: Split, transform: Callable[[Any], Tensor], tokenize: Callable[[list[str]], Tensor]
     ) -> None:
@@ -85,6 +90,8 @@ class RegionInputs:
         split: a split with region features.
         vocabulary: word ids; 0 is padding.
     """
+
+    chunk = 32
 
     def __init__(self, split: Split, vocabulary: Vocabulary) -> None:
         self.regions: Any = split.images

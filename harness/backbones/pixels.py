@@ -141,12 +141,12 @@ def stored_pixels(
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
-            pixels = _read(file, shape)
+            pixels = read_pixels(file, shape)
             if pixels is None and _fits(data, shape, file.parent, required=required):
                 label = f"storing {shape[0]:,} pictures ({name}) in {shape[2]} x {shape[3]} pixels, "
                 label += f"{prod(shape) / 1e6:,.0f} MB in {file.parent}"
-                _write(file, shape, images, transform, label=None if quiet else label)
-                pixels = _read(file, shape)
+                write_pixels(file, images, transform, label=None if quiet else label)
+                pixels = read_pixels(file, shape)
     except OSError:
         if required:
             raise
@@ -168,8 +168,8 @@ def _fits(data: DataSet, shape: tuple[int, ...], folder: Path, *, required: bool
     return True
 
 
-def _read(file: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """Pixels of `shape`, mapped from a file; None if it is missing or invalid."""
+def read_pixels(file: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """Pixels of `shape` [N, 3, H, W], mapped from a file; None if it is missing or invalid."""
     try:
         # Pages are shared with other processes; torch wants arrays that could be written.
         pixels = np.load(file, mmap_mode="c", allow_pickle=False)
@@ -179,16 +179,22 @@ def _read(file: Path, shape: tuple[int, ...]) -> Tensor | None:
     return torch.from_numpy(pixels) if valid else None
 
 
-def _write(
-    file: Path,
-    shape: tuple[int, ...],
-    images: Sequence[Any],
-    transform: SpatialTransform,
-    *,
-    label: str | None,
+def write_pixels(
+    file: Path, images: Sequence[Any], transform: SpatialTransform, *, label: str | None = None
 ) -> None:
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    """Write the pixels of pictures to a file, uint8 [N, 3, H, W] in the format of NumPy.
+
+    Args:
+        images: N PIL pictures.
+        label: of the progress that is shown; None: none is.
+
+    Raises:
+        DataError: a picture cannot be decoded.
+        OSError: the file cannot be written.
+    """
+    shape = (len(images), *transform(images[0]).shape)
     with atomic_write(file, sync=True) as stream:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(stream, header)
         for chunk in _transformed(images, transform, label):
             stream.write(chunk.numpy().data)
