@@ -22,7 +22,8 @@ from harness.lib.files import atomic_write, cache_directory
 class Inputs(Protocol):
     """Inputs of one split, by index.
 
-    An attribute `chunk` says that images may be loaded in parts, of at least so many, and put together.
+    Two attributes guide loader workers. `chunk`: images may be loaded in parts, of at least so many, and put
+    together. `at_hand`: the sides ("images", "texts") that are no work for them, such as rows of an array.
     """
 
     def images(self, index: Tensor) -> Tensor:
@@ -40,6 +41,8 @@ class CachedInputs:
         text_features: [U, Ft], of the distinct captions.
         rows: int64 [C], the row of each caption in `text_features`.
     """
+
+    at_hand = frozenset({"images", "texts"})
 
     def __init__(self, image_features: Tensor, text_features: Tensor, rows: Tensor) -> None:
         self.image_features, self.text_features, self.rows = image_features, text_features, rows

@@ -95,6 +95,8 @@ class PixelInputs(LiveInputs):
         tokenize: see `LiveInputs`.
     """
 
+    at_hand = frozenset({"images"})
+
     def __init__(
         self,
         pixels: Tensor,

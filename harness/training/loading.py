@@ -98,7 +98,8 @@ class Pool:
     """Loads inputs, in this process or in workers that persist until `close`.
 
     Workers are forked when they are first needed. Images of inputs with an attribute `chunk` are loaded in
-    units of that many or more, by several workers; other inputs one request at a time.
+    units of that many or more, by several workers; other inputs one request at a time. This process reads
+    what is `at_hand` (see `Inputs`).
 
     Args:
         inputs: inputs by split.
@@ -106,7 +107,9 @@ class Pool:
     """
 
     def __init__(self, inputs: Mapping[str, Inputs], workers: int = 0) -> None:
-        self.inputs, self.workers = inputs, workers
+        idle = all(_at_hand(source) >= {"images", "texts"} for source in inputs.values())
+        self.inputs, self.workers = inputs, 0 if idle else workers
+        self._reader = _Reader(inputs)
         self._units = _Units()
         self._loader: DataLoader[Tensor] | None = None
         self._running: object = None
@@ -119,15 +122,11 @@ class Pool:
             DataError: a picture cannot be decoded; the text names it.
         """
         if not self.workers or self._running:  # workers serve one sequence at a time
-            reader = _Reader(self.inputs)
-            yield from (reader[request] for request in requests)
+            yield from (self._reader[request] for request in requests)
             return
         this = self._running = object()
         try:
-            yield from self._from_workers(requests)
-        except DataError as error:
-            # from a worker it comes with the traceback as its text, of which the last line is ours
-            raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
+            yield from self._with_workers(requests)
         finally:
             if self._running is this:
                 self._running = None
@@ -139,19 +138,19 @@ class Pool:
             self._loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
         self._loader = self._running = None
 
-    def _from_workers(self, requests: Iterable[Request]) -> Iterator[Tensor]:
-        drawn: deque[tuple[int, Tensor | None]] = deque()
+    def _with_workers(self, requests: Iterable[Request]) -> Iterator[Tensor]:
+        drawn: deque[tuple[Request, int, Tensor | None]] = deque()
 
         def units() -> Iterator[Request]:
             for request in requests:
                 parts, order = self._divide(request)
-                drawn.append((len(parts), order))
+                drawn.append((request, len(parts), order))
                 yield from parts
 
         self._units.source = units()
         if self._loader is None:
             self._loader = DataLoader(
-                _Reader(self.inputs),
+                self._reader,
                 batch_size=None,
                 sampler=self._units,
                 num_workers=self.workers,
@@ -159,20 +158,41 @@ class Pool:
                 persistent_workers=True,
                 generator=torch.Generator(),  # or each start would draw from the trial's
             )
-        loaded = iter(self._loader)
-        for first in loaded:
-            count, order = drawn.popleft()
-            parts = [first, *islice(loaded, count - 1)]
-            yield first if order is None else torch.cat(parts)[order]
+        loaded = iter(self._loader)  # draws the first units; each unit received draws the next
+        while drawn:
+            request, count, order = drawn.popleft()
+            if not count:
+                yield self._reader[request]
+                continue
+            parts = list(_received(loaded, count))
+            yield parts[0] if order is None else torch.cat(parts)[order]
 
     def _divide(self, request: Request) -> tuple[list[Request], Tensor | None]:
-        """Units of work of a request: parts of its distinct images, and the row of each image among them."""
-        least: int | None = getattr(self.inputs[request.split], "chunk", None)
+        """Units of work of a request: none, one, or parts of its distinct images, with the row of each image
+        among them.
+        """
+        source = self.inputs[request.split]
+        if request.side in _at_hand(source):
+            return [], None
+        least: int | None = getattr(source, "chunk", None)
         if least is None or request.side == "texts":
             return [request], None
         distinct, order = request.index.unique(return_inverse=True)
         size = max(least, -(-len(distinct) // (UNITS * self.workers)))
         return [Request(request.split, "images", part) for part in distinct.split(size)], order
+
+
+def _at_hand(source: Inputs) -> frozenset[str]:
+    return getattr(source, "at_hand", frozenset())
+
+
+def _received(loaded: Iterator[Tensor], count: int) -> Iterator[Tensor]:
+    """The next `count` units of the workers."""
+    try:
+        yield from islice(loaded, count)
+    except DataError as error:
+        # It comes with the worker's traceback as its text, of which the last line is ours.
+        raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
 
 
 class _Reader(Dataset[Tensor]):

@@ -21,13 +21,12 @@ WHOLE = {"locked": False, "cache": False, "pixel_cache": False}
 class Source:
     """Inputs whose images name the process that loaded them; image 13 cannot be decoded."""
 
-    def __init__(self, chunk=None):
-        self.asked = []
+    def __init__(self, chunk=None, at_hand=()):
+        self.at_hand = frozenset(at_hand)
         if chunk:
             self.chunk = chunk
 
     def images(self, index):
-        self.asked.append(index.tolist())
         if 13 in index:
             raise BadPicture("picture 13 cannot be decoded: truncated: it ends")
         return torch.stack([index, torch.full_like(index, os.getpid())], 1)
@@ -72,6 +71,25 @@ def test_workers_give_the_batches_of_one_process(chunk):
     assert os.getpid() not in by
     # In units, both workers share each batch; as a whole, one has it.
     assert len(set(batches[0].images[:, 1].tolist())) == (2 if chunk else 1)
+
+
+def test_this_process_reads_what_is_at_hand():
+    images = [7, 3, 3, 9]
+    before = alive()
+    with contextlib.closing(Pool({k: Source(2, ["images", "texts"]) for k in ("train", "meta")}, 2)) as pool:
+        inputs = pool.inputs
+        expected = compared(load(plans_of(images, 30), Fetch(inputs), pool))
+        assert alive() == before
+    for stored in (["train", "meta"], ["train"], ["meta"]):
+        inputs = {k: Source(2, ["images"] if k in stored else []) for k in ("train", "meta")}
+        with contextlib.closing(Pool(inputs, 2)) as pool:
+            batches = list(load(plans_of(images, 30), Fetch(inputs), pool))
+            assert alive() == before + 2
+        assert compared(batches) == expected
+        here = {b.images[0, 1].item() == os.getpid() for b in batches}
+        assert here == {"train" in stored}
+        here = {b.auxiliary["extra"].images[0, 1].item() == os.getpid() for b in batches}
+        assert here == {"meta" in stored}
 
 
 def test_distinct_images_are_loaded_once_in_units_of_at_least_a_chunk():
@@ -140,12 +158,12 @@ def test_a_split_that_is_not_allowed_is_not_loaded():
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_trial_leaves_no_workers(fails):
-    trial = small.trial("ncr", epochs=1, backbone=small.backbone(**WHOLE))
+    trial = small.trial("small_loss", epochs=2, backbone=small.backbone(locked=False, cache=False))
     before, most = alive(), []
 
     def heartbeat(where):
         most.append(alive() - before)
-        if fails and where.startswith("epoch 0, step 3 "):
+        if fails and where.startswith("epoch 1"):
             raise RuntimeError("stop")
 
     data = small.load()
