@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Protocol
 
 import annotated_types as at
@@ -109,6 +109,19 @@ class Batch:
         return Batch(
             move(self.index), images, texts, self.start, self.total, self.seed, self.sharded, auxiliary
         )
+
+    def pin_memory(self) -> Batch:
+        """The batch in memory that a GPU reads without the CPU."""
+        auxiliary = {name: batch.pin_memory() for name, batch in self.auxiliary.items()}
+        index, images, texts = (x.pin_memory() for x in (self.index, self.images, self.texts))
+        return replace(self, index=index, images=images, texts=texts, auxiliary=auxiliary)
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Mark the tensors of the batch as used by a stream of the device. See `Tensor.record_stream`."""
+        for tensor in (self.index, self.images, self.texts):
+            tensor.record_stream(stream)
+        for batch in self.auxiliary.values():
+            batch.record_stream(stream)
 
 
 class Backbone(Protocol):

@@ -17,6 +17,10 @@ BACKBONES = {"clip": "harness.backbones.clip:ClipSetup", "sgraf": "harness.backb
 """Names of the built-in backbones, with `module:Name` of their setup."""
 DEFAULT = "clip"
 """The backbone of a configuration without `kind`."""
+NO_NUMBER = frozenset({"pixel_cache"})
+"""Fields of configurations that change no number, whatever the backbone. They are neither part of a trial's
+id nor among its parameters.
+"""
 
 
 def backbone_setup(config: Mapping[str, Any]) -> BackboneSetup[Any]:

@@ -47,8 +47,8 @@ class BackboneSetup(ABC, Generic[ConfigT]):
     Attributes:
         Config: the model of this backbone's configuration; its field `kind` has the backbone's name.
         takes: the kind of data that the networks take; `check_data` refuses the other.
-        uses_cache: whether `inputs` computes features and keeps them in the disk cache. The sweep then
-            computes them before it schedules trials.
+        uses_cache: whether `inputs` keeps features or pictures in the disk cache. The sweep then asks for the
+            inputs of every split before it schedules trials.
     """
 
     Config: ClassVar[type[BackboneConfig]]
@@ -59,7 +59,7 @@ class BackboneSetup(ABC, Generic[ConfigT]):
 
     @property
     def uses_cache(self) -> bool:
-        """Whether features are computed once and cached."""
+        """Whether features or pictures are computed once and cached."""
         return False
 
     @staticmethod

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from harness.backbones.base import BackboneConfig, BackboneSetup, Scaled, full, full_precision
 from harness.backbones.features import CachedInputs, Inputs, LiveInputs, cached_features
+from harness.backbones.pixels import PixelInputs, stored_pixels
 from harness.backbones.rows import PairDropout, Stream, gather_pair, use_pair_dropout
 from harness.backbones.towers import Towers, build_towers, check_towers, weights_identity
 from harness.data.base import DataSet
@@ -47,6 +48,9 @@ class ClipConfig(BackboneConfig):
         locked: train the heads alone; needs `head`.
         cache: with locked towers, read their outputs from the disk cache. Without the cache the towers run in
             every step.
+        pixel_cache: where the towers run in every step, store the pictures of all splits at the size of the
+            model's input, in uint8, once for all trials. `auto`: unless the data are shards, and if the
+            pictures take at most a quarter of the free space on the cache's disk. It changes no number.
         head: the heads, or null to use the embeddings of the model.
         image_size: side of the input image in pixels, or null for the model's default.
         temperature: initial temperature of the logits, or null for the model's value.
@@ -57,6 +61,8 @@ class ClipConfig(BackboneConfig):
     pretrained: str = "packages"
     locked: bool = True
     cache: bool = True
+    # Left out of dumps at its default: trials on record know no such field.
+    pixel_cache: Annotated[Literal["auto", True, False], Field(exclude_if=lambda v: v == "auto")] = "auto"
     head: HeadConfig | None = HeadConfig()
     image_size: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(gt=0)] | None = 0.07
@@ -89,18 +95,24 @@ class ClipSetup(BackboneSetup[ClipConfig]):
 
     @property
     def uses_cache(self) -> bool:
+        """Whether outputs of locked towers, or pictures for others, may be kept in the disk cache."""
+        return self._reads_features or self.config.pixel_cache is not False
+
+    @property
+    def _reads_features(self) -> bool:
         """Whether the towers are locked and their outputs are read from the disk cache."""
         return self.config.locked and self.config.cache
 
     def inputs(
         self, data: DataSet, split: str, *, device: torch.device | str = "cpu", quiet: bool = True
     ) -> Inputs:
-        """Cached features if `uses_cache`, else pixels and token ids. See `BackboneSetup.inputs`.
+        """Cached features of locked towers, else pixels and token ids. See `BackboneSetup.inputs`.
 
         Raises:
             ValueError: the towers cannot be built (see `build_towers`).
+            DataError: a picture that is to be cached cannot be decoded, or the disk has no room.
         """
-        if self.uses_cache:
+        if self._reads_features:
             key = {
                 "weights": weights_identity(model=self.config.model, pretrained=self.config.pretrained),
                 "image_size": self.config.image_size,
@@ -108,7 +120,11 @@ class ClipSetup(BackboneSetup[ClipConfig]):
                 "split": split,
             }
             return CachedInputs(*cached_features(self._load, data[split], key, device=device, quiet=quiet))
-        towers = self._load()
+        towers, stored = self._load(), self.config.pixel_cache
+        if towers.spatial and (stored is True or (stored == "auto" and data.shard is None)):
+            pixels = stored_pixels(data, split, towers.spatial, required=stored is True, quiet=quiet)
+            if pixels is not None:
+                return PixelInputs(pixels, data[split], towers.transform, towers.tokenize)
         return LiveInputs(data[split], towers.transform, towers.tokenize)
 
     def make(self, network: int, seed: int, inputs: Inputs) -> ClipBackbone:
@@ -118,7 +134,7 @@ class ClipSetup(BackboneSetup[ClipConfig]):
             ValueError: the towers cannot be built (see `build_towers`).
         """
         towers, config = None, self.config
-        if not self.uses_cache:
+        if not self._reads_features:
             towers = build_towers(
                 model=config.model, pretrained=config.pretrained, image_size=config.image_size
             )
@@ -237,7 +253,7 @@ class ClipBackbone(Scaled):
         return then(images, texts) if then else (images, texts)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Cached features [b, F] or pixels [b, 3, H, W] -> unit vectors [b, D]."""
+        """Cached features [b, F] or pixels [b, 3, H, W] (see `Towers.transform`) -> unit vectors [b, D]."""
         return F.normalize(full(self.image_head(self._tower("encode_image", images))), dim=-1)
 
     def encode_text(self, texts: Tensor) -> Tensor:

@@ -20,7 +20,11 @@ from harness.lib.files import atomic_write, cache_directory
 
 
 class Inputs(Protocol):
-    """Inputs of one split, by index."""
+    """Inputs of one split, by index.
+
+    Two attributes guide loader workers. `chunk`: images may be loaded in parts, of at least so many, and put
+    together. `at_hand`: the sides ("images", "texts") that are no work for them, such as rows of an array.
+    """
 
     def images(self, index: Tensor) -> Tensor:
         """Inputs of images: indices int64 [b] -> [b, ...], on the CPU."""
@@ -37,6 +41,8 @@ class CachedInputs:
         text_features: [U, Ft], of the distinct captions.
         rows: int64 [C], the row of each caption in `text_features`.
     """
+
+    at_hand = frozenset({"images", "texts"})
 
     def __init__(self, image_features: Tensor, text_features: Tensor, rows: Tensor) -> None:
         self.image_features, self.text_features, self.rows = image_features, text_features, rows
@@ -57,9 +63,11 @@ class LiveInputs:
 
     Args:
         split: a split of pictures.
-        transform: PIL image -> pixels [3, H, W].
+        transform: PIL image -> pixels [3, H, W], uint8 or normalised.
         tokenize: n captions -> token ids int64 [n, L].
     """
+
+    chunk = 32
 
     def __init__(
         self, split: Split, transform: Callable[[Any], Tensor], tokenize: Callable[[list[str]], Tensor]
@@ -70,11 +78,12 @@ class LiveInputs:
     def images(self, index: Tensor) -> Tensor:
         """[b] -> pixels [b, 3, H, W]. An image is decoded once in a batch."""
         distinct, inverse = index.unique(return_inverse=True)
-        return torch.stack([self.transform(self.pictures[i]) for i in distinct.tolist()])[inverse]
+        # Without any index the first picture tells the shape, [0, 3, H, W].
+        return torch.stack([self.transform(self.pictures[i]) for i in distinct.tolist() or [0]])[inverse]
 
     def texts(self, index: Tensor) -> Tensor:
         """[b] -> token ids [b, L]."""
-        return self.tokenize([self.captions[i] for i in index.tolist()])
+        return self.tokenize([self.captions[i] for i in index.tolist() or [0]])[: len(index)]
 
 
 class RegionInputs:
@@ -84,6 +93,8 @@ class RegionInputs:
         split: a split with region features.
         vocabulary: word ids; 0 is padding.
     """
+
+    chunk = 32
 
     def __init__(self, split: Split, vocabulary: Vocabulary) -> None:
         self.regions: Any = split.images

@@ -25,6 +25,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from harness.backbones.pixels import spatial_transform
 from harness.lib.files import atomic_write, file_digest, is_file
 from harness.lib.registry import suggest
 from methods.seeding import seed_of
@@ -45,27 +46,50 @@ class Towers(nn.Module):
 
     Args:
         model: the open_clip model.
-        transform: PIL image -> pixels [3, H, W].
+        transform: PIL image -> normalised pixels [3, H, W].
         tokenize: n captions -> token ids [n, L].
 
     Attributes:
+        spatial: the part of `transform` that gives uint8 pixels, or None if it cannot be divided.
+        transform: PIL image -> pixels [3, H, W] as `encode_image` takes them: `spatial` where there is one.
         pad_token: id of the padding token of a masked text tower, or None if the text tower has no mask.
     """
+
+    mean: Tensor
+    std: Tensor
+    scale: Tensor
 
     def __init__(
         self, model: nn.Module, transform: Callable[[Any], Tensor], tokenize: Callable[[list[str]], Tensor]
     ) -> None:
         super().__init__()
         self.model = model
-        self.transform = transform
+        self.spatial = spatial_transform(transform)
+        self.transform: Callable[[Any], Tensor] = self.spatial or transform
+        if self.spatial:
+            # On the device, and no part of the weights. The scale too: a GPU divides by a number of the CPU
+            # through its reciprocal, which rounds otherwise.
+            for name, value in (("mean", self.spatial.mean), ("std", self.spatial.std), ("scale", [255] * 3)):
+                self.register_buffer(name, torch.tensor(value).float().view(3, 1, 1), persistent=False)
         self.tokenize = tokenize
         transformer = getattr(getattr(model, "text", None), "config", None)
         self.pad_token: int | None = getattr(transformer, "pad_token_id", None)
 
     def encode_image(self, pictures: Tensor) -> Tensor:
-        """Pixels [b, 3, H, W] -> features [b, Fi], not normalised."""
-        features: Tensor = self.model.encode_image(pictures)  # type: ignore[operator]
+        """Pixels [b, 3, H, W], as `transform` gives them -> features [b, Fi], not normalised."""
+        features: Tensor = self.model.encode_image(self.normalized(pictures))  # type: ignore[operator]
         return features
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 [b, 3, H, W] -> pixels [b, 3, H, W] with open_clip's normalisation, bit for bit.
+
+        Pixels in floating point are normalised already.
+        """
+        if pixels.dtype != torch.uint8:
+            return pixels
+        # In single precision, as `ToTensor` and `Normalize` compute on the CPU, whatever the weights are in.
+        mean, std, scale = self.mean.float(), self.std.float(), self.scale.float()
+        return ((pixels.float() / scale - mean) / std).to(self.mean.dtype)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids [b, L] -> features [b, Ft], not normalised."""

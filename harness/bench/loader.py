@@ -1,9 +1,10 @@
-"""Whether decoding is the bottleneck: loader images a second, raw and prepared, beside what the trainer of a
-model takes.
+"""Whether decoding is the bottleneck: loader images a second, raw, prepared and stored as pixels, beside what
+the trainer of a model takes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 from rich.table import Table
 
 from harness.backbones.features import LiveInputs
-from harness.backbones.towers import build_towers
+from harness.backbones.pixels import PixelInputs, read_pixels, write_pixels
+from harness.backbones.towers import Towers, build_towers
 from harness.config.sweep_file import parse_sweep
 from harness.data import load_dataset
 from harness.data.base import DataSet, Split, Strings
@@ -24,7 +26,7 @@ from harness.lib.console import console
 from harness.noise.models import make_noise
 from harness.training.accelerator import make_accelerator
 from harness.training.cost import synchronize
-from harness.training.loading import Fetch, Plan, load
+from harness.training.loading import Fetch, Plan, Pool, load
 from harness.training.run_trial import build_trainer
 from harness.training.sampling import epoch_batches
 from methods.base import Pairs
@@ -33,8 +35,8 @@ MADE = 512  # pictures where no data set is named
 
 
 def bench_loader(named: DataSet | None, *, model: str, batch_size: int, workers: int, steps: int) -> None:
-    """Print images a second of a data set's pictures as they are and prepared in each format, and of the
-    trainer.
+    """Print images a second of a data set's pictures as they are, prepared in each format and stored as
+    pixels, and of the trainer.
 
     `named`: a data set of pictures; without one, 500 x 375 JPEGs (Flickr30K's size) are made from the
         pictures of `emoji`.
@@ -51,18 +53,29 @@ def bench_loader(named: DataSet | None, *, model: str, batch_size: int, workers:
             title=f"{len(data['train'].images)} pictures, {size} pixels, {workers or 'no'} workers",
         )
         rates: dict[str, float] = {}
-        rates["raw"] = _rate(data, towers, batch_size, workers)
+        live = LiveInputs(data["train"], towers.transform, towers.tokenize)
+        rates["raw"] = _rate(live, data["train"], batch_size, workers)
         table.add_row("as they are", f"{_bytes(data['train']) / 2**20:.1f}", f"{rates['raw']:.0f}", "1.00")
         for form in FORMATS:
             out = Path(temporary) / form
             prepare(data, out, size=size, form=form)
             prepared = load_dataset("webdataset", folder=str(out))
-            rates[form] = _rate(prepared, towers, batch_size, workers)
+            live = LiveInputs(prepared["train"], towers.transform, towers.tokenize)
+            rates[form] = _rate(live, prepared["train"], batch_size, workers)
             table.add_row(
                 f"prepared, {form}",
                 f"{_bytes(prepared['train']) / 2**20:.1f}",
                 f"{rates[form]:.0f}",
                 f"{rates[form] / rates['raw']:.2f}",
+            )
+        if towers.spatial:
+            stored = _stored(Path(temporary) / "pixels.npy", data["train"], towers)
+            rates["pixel_cache"] = _rate(stored, data["train"], batch_size, workers)
+            table.add_row(
+                "pixel_cache",
+                f"{stored.pixels.nbytes / 2**20:.1f}",
+                f"{rates['pixel_cache']:.0f}",
+                f"{rates['pixel_cache'] / rates['raw']:.2f}",
             )
         need, device = _trainer_rate(data, model, batch_size, steps)
         table.add_row(f"the trainer of {model} takes", "", f"{need:.0f}", f"{need / rates['raw']:.2f}")
@@ -79,8 +92,8 @@ def _verdict(rates: dict[str, float], need: float) -> str:
     if rates["raw"] >= need:
         return "The pictures as they are keep it busy."
     if rates[best] >= need:
-        return f"The pictures as they are do not keep it busy, prepared ones ({best}) do."
-    return f"Neither keeps it busy: prepared ones ({best}) need {need / rates[best]:.1f} times the workers."
+        return f"The pictures as they are do not keep it busy, others ({best}) do."
+    return f"Nothing keeps it busy: the fastest ({best}) need {need / rates[best]:.1f} times the workers."
 
 
 def _made(folder: Path) -> DataSet:
@@ -116,23 +129,28 @@ def _bytes(split: Split) -> int:
     return sum(len(pictures.read(i)) for i in range(len(pictures)))
 
 
-def _rate(data: DataSet, towers: object, batch_size: int, workers: int) -> float:
-    """Images a second of the trainer's own loader over one epoch, after a warm-up batch for each worker."""
-    train = data["train"]
-    inputs = {"train": LiveInputs(train, towers.transform, towers.tokenize)}  # type: ignore[attr-defined]
-    size = min(batch_size, max(1, len(train.captions) // (2 * max(1, workers) + 2)))
+def _stored(file: Path, train: Split, towers: Towers) -> PixelInputs:
+    assert towers.spatial is not None
+    write_pixels(file, train.images, towers.spatial)
+    pixels = read_pixels(file, (len(train.images), *towers.spatial(train.images[0]).shape))
+    assert pixels is not None
+    return PixelInputs(pixels, train, towers.transform, towers.tokenize)
+
+
+def _rate(source: LiveInputs, train: Split, batch_size: int, workers: int) -> float:
+    """Images a second of the trainer's own loader over one epoch, after a batch that starts the workers."""
+    size = min(batch_size, len(train.captions))
     steps = len(train.captions) // size
     order = epoch_batches(np.arange(len(train.captions)), None, size=size, steps=steps, seed=(0,))
-    plans = (
+    plans = [
         Plan(torch.from_numpy(b), Pairs(torch.from_numpy(train.owner[b]), torch.from_numpy(b))) for b in order
-    )
-    batches = load(plans, Fetch(inputs), workers=workers)
-    for _ in range(max(1, workers)):
-        next(batches)
-    began, seen = time.perf_counter(), 0
-    for batch in batches:
-        seen += len(batch.images)
-    return seen / (time.perf_counter() - began)
+    ]
+    fetch = Fetch({"train": source})
+    with contextlib.closing(Pool(fetch.inputs, workers)) as pool:
+        list(load(plans[:1], fetch, pool))
+        began = time.perf_counter()
+        seen = sum(len(batch.images) for batch in load(plans, fetch, pool))
+        return seen / (time.perf_counter() - began)
 
 
 def _trainer_rate(data: DataSet, model: str, batch_size: int, steps: int) -> tuple[float, str]:

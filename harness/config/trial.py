@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from harness import PROTOCOL_VERSION
+from harness.backbones import NO_NUMBER
 from harness.config.base import StrictModel
 from harness.data.base import DataSet
 from harness.lib.files import file_digest
@@ -132,10 +133,13 @@ class Trial(TrainingConfig):
         return _digest({k: v for k, v in self._canonical().items() if k not in ("seed", "noise_seed")})
 
     def _canonical(self) -> dict[str, Any]:
-        """All fields, without later ones at their id-neutral default: an id outlives a new field."""
+        """All fields, without later ones at their id-neutral default (an id outlives a new field) and without
+        those that change no number.
+        """
         fields = self.model_dump(mode="json")
         neutral = method_class(self.method).id_neutral_defaults
         fields["hyper"] = {k: v for k, v in fields["hyper"].items() if k not in neutral or v != neutral[k]}
+        fields["backbone"] = {k: v for k, v in fields["backbone"].items() if k not in NO_NUMBER}
         return {
             k: v
             for k, v in fields.items()
@@ -193,6 +197,7 @@ class Trial(TrainingConfig):
             fields.pop(k) for k in ("hyper", "backbone", "dataset_options", "noise")
         )
         training = {k: fields.pop(k) for k in TrainingConfig.model_fields}
+        backbone = {k: v for k, v in backbone.items() if k not in NO_NUMBER}
         flat = {**fields, **training, "backbone": self.backbone_label}
         if self.noise != Trial.model_fields["noise"].default:
             flat |= {f"noise.{k}": v for k, v in noise.items()}

@@ -125,7 +125,7 @@ def _write_features(
 
     def regions(indices: Sequence[int]) -> Tensor:
         pictures = torch.stack([towers.transform(split.images[i]) for i in indices])  # type: ignore[operator]
-        grid = trunk.forward_features(pictures)  # type: ignore[operator, union-attr]
+        grid = trunk.forward_features(towers.normalized(pictures))  # type: ignore[operator, union-attr]
         return grid.flatten(2).mT  # type: ignore[no-any-return]
 
     chunks = [images[i : i + CHUNK].tolist() for i in range(0, len(images), CHUNK)]

@@ -196,8 +196,8 @@ def check_address(address: str) -> list[str]:
 
 
 def prepare_features(trials: Iterable[Trial], data: Mapping[str, DataSet]) -> None:
-    """Compute the features that the trials will read, before they are scheduled; nothing where they are
-    cached.
+    """Compute the features and store the pictures that the trials will read, before they are scheduled;
+    nothing where they are cached.
 
     With a GPU it is done in a process of its own: a process that has used a GPU keeps memory there until it
     ends, and the sweep's lives as long as the sweep.
@@ -233,5 +233,5 @@ def _compute_features(trials: Iterable[Trial], data: Mapping[str, DataSet] | Non
             for split in loaded.splits:
                 setup.inputs(loaded, split, device=device, quiet=False)
         except Exception as error:  # a checkpoint, a model config or a picture that cannot be read
-            name = f"features of {trial.dataset!r} under {trial.backbone_label}"
+            name = f"inputs of {trial.dataset!r} under {trial.backbone_label}"
             raise DataError(f"{name}: {type(error).__name__}: {error}") from error

@@ -7,11 +7,12 @@ and the last one are both tested. Nothing is ever selected on test.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from harness.record.types import DataChanged, Diverged, EpochRecord, Outcome
 from harness.training.accelerator import Accelerator, broadcast_object_list
 from harness.training.checkpoint import Checkpoints, read
 from harness.training.cost import CostMeter, reset_peak_memory
-from harness.training.loading import Fetch, Plan, load
+from harness.training.loading import Fetch, Plan, Pool, Request, load, on_device
 from harness.training.optimizers import Optimizers
 from harness.training.sampling import PoolTooNarrow, epoch_batches, scan_batches
 from methods.base import Batch, Method, Pairs, Report
@@ -107,7 +108,8 @@ class Trainer:
     ) -> None:
         self.backbone, self.code = backbone, code
         self.data, self.inputs, self.noise, self.config = data, inputs, noise, config
-        self.accelerator, self.workers, self.heartbeat = accelerator, workers, heartbeat
+        self.accelerator, self.heartbeat = accelerator, heartbeat
+        self.pool = Pool(inputs, workers)
         self.checkpoints = Checkpoints(directory) if directory else None
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.method = method.to(accelerator.device, self.dtype)
@@ -130,6 +132,10 @@ class Trainer:
         Raises:
             Diverged: the loss or a similarity is not finite; and whatever `heartbeat` raises.
         """
+        with contextlib.closing(self.pool):
+            return self._fit(on_epoch)
+
+    def _fit(self, on_epoch: Callable[[EpochRecord], None]) -> Outcome:
         reset_peak_memory()
         epochs = self.config.epochs if self.method.trains else 0
         if not epochs:
@@ -190,8 +196,11 @@ class Trainer:
         return PassPlan(epoch, network, batches, widened, pools)
 
     def _load(self, plan: PassPlan) -> Iterator[Batch]:
-        for batch in load(self._plans(plan), self._fetch(), workers=self.workers):
-            yield batch.to(self.accelerator.device, self.dtype)
+        return self._on_device(load(self._plans(plan), self._fetch(), self.pool))
+
+    def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        device = self.accelerator.device
+        return on_device(batches, lambda batch: batch.to(device, self.dtype), device)
 
     def _batches(self, epoch: int, network: int) -> tuple[list[np.ndarray], bool]:
         """The pass's batches, and whether the method's selection had to be widened to all pairs to
@@ -276,9 +285,10 @@ class Trainer:
         fetch = Fetch(self._fetch().inputs)
         net = self.method.networks[network]
         out: dict[str, Tensor] = {}
-        for batch in load((Plan(i, pairs[i]) for i in mine or indices[:1]), fetch, workers=self.workers):
+        for batch in self._on_device(
+            load((Plan(i, pairs[i]) for i in mine or indices[:1]), fetch, self.pool)
+        ):
             self.heartbeat("pass over the training pairs")
-            batch = batch.to(self.accelerator.device, self.dtype)
             with self.accelerator.autocast():
                 images, texts = net(batch)
             # What compares pairs (losses, scores, vectors for neighbours) is in full precision.
@@ -309,18 +319,19 @@ class Trainer:
     def similarities(self, split: str) -> np.ndarray:
         """Similarities that the method ranks a split by: [images, captions]."""
         self.method.eval()
-        pairs, source = self.data[split], self.inputs[split]
+        pairs = self.data[split]
         scores = torch.zeros(len(pairs.images), len(pairs.captions), dtype=self.dtype)
         self.cost.pairs["evaluation"] += len(pairs.captions) * self.method.n_networks
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        for number, net in enumerate(self.method.networks):
-            images = self._encode_images(net, source, len(pairs.images))
-            # Captions are encoded when they are needed: a caption of `sgraf` has an embedding for each word.
-            for at in torch.arange(len(pairs.captions)).split(CHUNK)[rank::processes]:
-                self.heartbeat(f"ranking {split}")
-                texts = self._encode(net.encode_text, source.texts(at))  # type: ignore[union-attr]
-                for rows in torch.arange(len(images)).split(CHUNK):
-                    tile = self.method.score(number, images[rows], texts)
+        images = self._encode_images(split, len(pairs.images))
+        # Captions are encoded when they are needed: a caption of `sgraf` has an embedding for each word.
+        chunks = torch.arange(len(pairs.captions)).split(CHUNK)[rank::processes]
+        for at, inputs in zip(chunks, self._inputs(split, "texts", chunks), strict=True):
+            self.heartbeat(f"ranking {split}")
+            for number, net in enumerate(self.method.networks):
+                texts = self._encode(net.encode_text, inputs)  # type: ignore[union-attr]
+                for rows in torch.arange(len(pairs.images)).split(CHUNK):
+                    tile = self.method.score(number, images[number][rows], texts)
                     scores[rows[:, None], at] += tile.cpu() / self.method.n_networks
         if processes > 1:
             scores = self._sum(scores.to(self.accelerator.device)).cpu()
@@ -330,23 +341,31 @@ class Trainer:
         """Image-to-text and text-to-image rankings of a split, ties against the model."""
         return rank_both(self.similarities(split), self.data[split])
 
-    def _encode_images(self, net: Any, source: Inputs, count: int) -> Tensor:
-        """Embeddings [count, ...]; chunks are shared out over processes."""
-        chunks = list(torch.arange(count).split(CHUNK))
+    def _encode_images(self, split: str, count: int) -> list[Tensor]:
+        """Embeddings [count, ...] by each network. Images are loaded once for all of them; chunks are shared
+        out over processes.
+        """
+        chunks = torch.arange(count).split(CHUNK)
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         # More processes than chunks: an idle one encodes a chunk for the shape, which does not count.
         mine = chunks[rank::processes] or chunks[:1]
-        out: Tensor | None = None
-        for at in mine:
-            part = self._encode(net.encode_image, source.images(at))
-            out = part.new_zeros(count, *part.shape[1:]) if out is None else out
-            if rank < len(chunks):
-                out[at] = part
-        assert out is not None
-        return self._sum(out) if processes > 1 else out
+        out: list[Tensor] = []
+        for at, images in zip(mine, self._inputs(split, "images", mine), strict=True):
+            parts = [self._encode(net.encode_image, images) for net in self.method.networks]  # type: ignore[union-attr]
+            out = out or [part.new_zeros(count, *part.shape[1:]) for part in parts]
+            for whole, part in zip(out if rank < len(chunks) else (), parts, strict=False):
+                whole[at] = part
+        return [self._sum(whole) for whole in out] if processes > 1 else out
+
+    def _inputs(
+        self, split: str, side: Literal["images", "texts"], chunks: Sequence[Tensor]
+    ) -> Iterator[Tensor]:
+        """The inputs of each chunk of indices, on the device."""
+        device = self.accelerator.device
+        loaded = self.pool.load(Request(split, side, index) for index in chunks)
+        return on_device(loaded, lambda x: x.to(device, non_blocking=True), device)
 
     def _encode(self, encode: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
-        given = given.to(self.accelerator.device)
         with self.accelerator.autocast():
             return encode(given.to(self.dtype) if given.is_floating_point() else given).to(self.dtype)
 

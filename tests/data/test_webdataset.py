@@ -68,7 +68,7 @@ def test_processes_share_out_every_batch(tmp_path):
     plan = trainer.plan_pass(0)
     for whole, *parts in zip(
         *(
-            load(trainer._plans(plan), Fetch(trainer.inputs, process=p, processes=n), workers=0)
+            load(trainer._plans(plan), Fetch(trainer.inputs, process=p, processes=n))
             for p, n in ((0, 1), (0, 2), (1, 2))
         ),
         strict=True,
