@@ -6,12 +6,15 @@ statistics of the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from methods.base import Batch
 from methods.seeding import torch_generator
@@ -166,6 +169,59 @@ class PairDropout(nn.Module):
         draws = torch.rand(stream.total, *x.shape[1:], generator=generator, device=x.device)
         kept = draws[stream.start : stream.start + len(x)] >= self.p
         return x * kept / (1 - self.p)
+
+
+def checkpoint_blocks(module: nn.Module, stream: Stream) -> None:
+    """Keep no activations inside the blocks of a module: the backward pass computes them again, in place.
+
+    Blocks are the items of its outermost lists of equal modules (the layers of a transformer, the stages of a
+    convolutional network). Results are the same to the last bit: a block sees the modes and the dropout
+    masks of its first pass again. A block must not be differentiated through replaced parameters
+    (`torch.func.functional_call`), which the backward pass would not see.
+    """
+    for child in module.children():
+        several = isinstance(child, (nn.ModuleList, nn.Sequential)) and len(child) > 1
+        if several and len({type(block) for block in child.children()}) == 1:
+            for block in child.children():
+                block.forward = functools.partial(_checkpointed, block, block.forward, stream)
+        else:
+            checkpoint_blocks(child, stream)
+
+
+def _checkpointed(
+    block: nn.Module, forward: Callable[..., Any], stream: Stream, *given: Any, **named: Any
+) -> Any:
+    """A block's forward pass, without its activations where a backward pass will follow."""
+    if not torch.is_grad_enabled():
+        return forward(*given, **named)
+    state, modes = dict(vars(stream)), {m: m.training for m in block.modules()}
+    parameters = list(block.parameters())
+
+    @contextlib.contextmanager
+    def as_before() -> Iterator[None]:
+        if any(now is not then for now, then in zip(block.parameters(), parameters, strict=True)):
+            raise RuntimeError("backbone.checkpointing: a gradient through replaced parameters")
+        present, present_modes = dict(vars(stream)), {m: m.training for m in modes}
+        _restore(stream, state, modes)
+        try:
+            yield
+        finally:
+            _restore(stream, present, present_modes)
+
+    return checkpoint(
+        forward,
+        *given,
+        use_reentrant=False,
+        preserve_rng_state=False,  # dropout draws from the stream
+        context_fn=lambda: (contextlib.nullcontext(), as_before()),
+        **named,
+    )
+
+
+def _restore(stream: Stream, state: Mapping[str, Any], modes: Mapping[nn.Module, bool]) -> None:
+    vars(stream).update(state)
+    for module, training in modes.items():
+        module.training = training
 
 
 class RowsBatchNorm(nn.BatchNorm1d):
