@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -180,8 +180,8 @@ def checkpoint_blocks(module: nn.Module, stream: Stream) -> None:
     (`torch.func.functional_call`), which the backward pass would not see.
     """
     for child in module.children():
-        several = isinstance(child, (nn.ModuleList, nn.Sequential)) and len(child) > 1
-        if several and len({type(block) for block in child.children()}) == 1:
+        listed = isinstance(child, nn.ModuleList) or (isinstance(child, nn.Sequential) and len(child) > 1)
+        if listed and len({type(block) for block in child.children()}) == 1:
             for block in child.children():
                 block.forward = functools.partial(_checkpointed, block, block.forward, stream)
         else:
@@ -194,34 +194,40 @@ def _checkpointed(
     """A block's forward pass, without its activations where a backward pass will follow."""
     if not torch.is_grad_enabled():
         return forward(*given, **named)
-    state, modes = dict(vars(stream)), {m: m.training for m in block.modules()}
-    parameters = list(block.parameters())
-
-    @contextlib.contextmanager
-    def as_before() -> Iterator[None]:
-        if any(now is not then for now, then in zip(block.parameters(), parameters, strict=True)):
-            raise RuntimeError("backbone.checkpointing: a gradient through replaced parameters")
-        present, present_modes = dict(vars(stream)), {m: m.training for m in modes}
-        _restore(stream, state, modes)
-        try:
-            yield
-        finally:
-            _restore(stream, present, present_modes)
-
     return checkpoint(
         forward,
         *given,
         use_reentrant=False,
         preserve_rng_state=False,  # dropout draws from the stream
-        context_fn=lambda: (contextlib.nullcontext(), as_before()),
+        context_fn=lambda: (contextlib.nullcontext(), _AsBefore(block, stream)),
         **named,
     )
 
 
-def _restore(stream: Stream, state: Mapping[str, Any], modes: Mapping[nn.Module, bool]) -> None:
-    vars(stream).update(state)
-    for module, training in modes.items():
-        module.training = training
+class _AsBefore:
+    """Context, entered for each backward pass, in which a block and its stream are as they are now."""
+
+    def __init__(self, block: nn.Module, stream: Stream) -> None:
+        self.block, self.stream = block, stream
+        self.parameters = list(block.parameters())
+        self.then = self._state()
+
+    def _state(self) -> tuple[dict[str, Any], list[bool]]:
+        return dict(vars(self.stream)), [module.training for module in self.block.modules()]
+
+    def _set(self, state: tuple[dict[str, Any], list[bool]]) -> None:
+        vars(self.stream).update(state[0])
+        for module, training in zip(self.block.modules(), state[1], strict=True):
+            module.training = training
+
+    def __enter__(self) -> None:
+        if any(now is not then for now, then in zip(self.block.parameters(), self.parameters, strict=True)):
+            raise RuntimeError("backbone.checkpointing: a gradient through replaced parameters")
+        self.now = self._state()
+        self._set(self.then)
+
+    def __exit__(self, *error: object) -> None:
+        self._set(self.now)
 
 
 class RowsBatchNorm(nn.BatchNorm1d):

@@ -286,7 +286,7 @@ def _trial(values: Mapping[str, Any], errors: _Errors) -> Trial | None:
     if cls.differentiates_twice and fields["backbone"].get("checkpointing"):
         errors.append(
             f"backbone.checkpointing = True: {name} differentiates through replaced parameters, which a "
-            f"backward pass that computes activations again does not see ({name}.backbone sets another for it)"
+            f"backward pass that computes activations again misses ({name}.backbone sets another for it)"
         )
     try:
         trial = Trial.model_validate(fields)

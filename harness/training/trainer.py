@@ -49,13 +49,13 @@ class State:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
-def make_accelerator(precision: str) -> Accelerator:
+def make_accelerator(precision: str, *, cpu: bool = False) -> Accelerator:
     """Accelerate on whatever there is; `auto` is bf16 on a GPU that has it, else fp32.
 
     A worker process runs many trials, so the state of an earlier one is reset. Autocast caches no copies of
     weights: a step may change some (a meta-network) and use them again.
     """
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.is_available() and not cpu
     bf16 = precision == "bf16" or (precision == "auto" and cuda and torch.cuda.is_bf16_supported())
     if not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)

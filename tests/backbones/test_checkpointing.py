@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from harness.backbones import clip, rows
 from harness.config.sweep_file import BadInput, parse_sweep
 from tests import build, small
 
@@ -13,28 +16,37 @@ from tests import build, small
 )  # npc: evaluation mode, and two backward passes over a graph
 def test_checkpointing_changes_no_number(name, monkeypatch):
     drop_in_towers(monkeypatch)
-    digests = [
+    calls = count_checkpoints(monkeypatch)
+    outcomes = [
         build.trainer(
             name, epochs=2, backbone=small.backbone(locked=False, checkpointing=on, head={"dropout": 0.3})
         ).fit()
         for on in (False, True)
     ]
-    assert digests[0].weights == digests[1].weights
+    assert outcomes[0].weights == outcomes[1].weights
+    assert calls
+
+
+def count_checkpoints(monkeypatch):
+    calls = []
+
+    def counted(*given, **named):
+        calls.append(given)
+        return checkpoint(*given, **named)
+
+    monkeypatch.setattr(rows, "checkpoint", counted)
+    return calls
 
 
 def drop_in_towers(monkeypatch):
     """Give the blocks of the tiny towers dropout layers, as a text tower of a language model has."""
-    from torch import nn
-
-    from harness.backbones import clip
-
     built = clip.build_towers
 
     def build_towers(**settings):
         towers = built(**settings)
         for module in towers.modules():
             if hasattr(module, "ls_2"):  # a block of an open_clip transformer
-                module.ls_2 = nn.Dropout(0.2)
+                module.mlp.add_module("drop", nn.Dropout(0.2))
         return towers
 
     monkeypatch.setattr(clip, "build_towers", build_towers)
