@@ -9,7 +9,7 @@ from rich.table import Table
 from harness.config.sweep_file import parse_sweep
 from harness.data import load_dataset
 from harness.lib.console import console
-from harness.training.estimate import estimate_step
+from harness.sweep.estimate import estimate_step
 
 METHODS = ("clip", "npc")
 """The baseline, and the method that needs the most memory of those that can be checkpointed."""
