@@ -162,9 +162,7 @@ def show_plan(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> None:
     left = plan.left
     settings = {f"{cell.dataset}, {cell.noise}" for cell in plan.cells}
     several = len(settings) > 1
-    counted = any(cell.step_costs for cell in plan.cells)
     columns = ["method", "ratio", "seeds", "to run", "steps", "steps/s", "a trial", "in all"]
-    columns += ["TFLOP a step", "GiB"] if counted else []
     table = Table(
         *(["data and noise"] if several else []),
         *columns,
@@ -182,30 +180,31 @@ def show_plan(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> None:
             ", ".join(cell.rates) or "–",
             duration(cell.seconds_each),
             duration(cell.seconds_left),
-            *([_numbers(c.tflop for c in cell.step_costs)] if counted else []),
-            *([_numbers(c.gib for c in cell.step_costs)] if counted else []),
         )
     console.print(table)
-    if counted:
-        _explain_step_costs(plan)
+    _show_step_costs(plan)
     _show_cost(plan)
     for trial in (t for cell in plan.cells for t in cell.trials):
         print(f"{trial.id} {trial.label}: {_state_of(records.get(trial.id))}")
 
 
-def _numbers(values: Iterable[float | None]) -> str:
-    return " or ".join(f"{v:.3g}" for v in sorted({v for v in values if v is not None})) or "–"
-
-
-def _explain_step_costs(plan: SweepPlan) -> None:
-    console.print(
-        "TFLOP and GiB of a step of the last epoch: counted without computing it, with the whole batch in "
-        "one process, kernels of a CPU, and without what an allocator adds",
-        markup=False,
-    )
-    reasons = {(cell.method, c.reason): None for cell in plan.cells for c in cell.step_costs if c.reason}
-    for method, reason in reasons:
-        console.print(f"a step of {method} is not counted: {reason}", markup=False)
+def _show_step_costs(plan: SweepPlan) -> None:
+    """A table of what steps take, as far as it was counted; the ratio does not matter to it."""
+    table = Table("data set", "method", "TFLOP a step", "GiB", title="a step of the last epoch")
+    for dataset, method, cost in dict.fromkeys(
+        (cell.dataset, cell.method, cost) for cell in plan.cells for cost in cell.step_costs
+    ):
+        numbers = ["–" if x is None else f"{x:.3g}" for x in (cost.tflop, cost.gib)]
+        table.add_row(dataset, method, *numbers)
+        if cost.reason:
+            console.print(f"a step of {method} is not counted: {cost.reason}", markup=False)
+    if table.row_count:
+        console.print(table)
+        console.print(
+            "counted without computing it: the whole batch in one process, kernels of a CPU, and without what "
+            "an allocator adds",
+            markup=False,
+        )
 
 
 def _state_of(record: TrialRecord | None) -> str:

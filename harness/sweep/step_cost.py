@@ -6,16 +6,16 @@ Importing this module loads no torch: a plain dry run shows what is in the cache
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness.config.trial import Trial
+from harness.config.trial import Trial, method_class
 from harness.data.base import DataSet
 from harness.lib.console import progress
 from harness.lib.files import atomic_write, cache_directory
-from harness.record.provenance import code_digest, syntax_digest
 from harness.sweep.preflight import data_key
 
 _UNRELATED = (
@@ -69,7 +69,6 @@ def count_costs(trials: Iterable[Trial], data: Mapping[str, DataSet], *, gpu: bo
 
 
 def _count(trial: Trial, data: DataSet, *, gpu: bool) -> StepCost:
-    from harness.config.trial import method_class
     from harness.sweep.estimate import estimate_step
 
     if not method_class(trial.method).trains:
@@ -87,15 +86,23 @@ def _directory() -> Path:
 
 def _files(trials: Iterable[Trial], data: Mapping[str, DataSet], *, gpu: bool) -> dict[str, Path]:
     """The file of each trial's cost, by trial id."""
-    here = Path(__file__).parent
-    counting = [syntax_digest(f) for f in (here / "estimate.py", here.parent / "training" / "flops.py")]
+    code = _code_of_steps()
     files = {}
     for trial in trials:
         settings = {k: v for k, v in trial.model_dump(mode="json").items() if k not in _UNRELATED}
-        key = [counting, code_digest(trial), data[data_key(trial)].fingerprint, settings, gpu]
+        own = hashlib.sha256(Path(inspect.getfile(method_class(trial.method))).read_bytes()).hexdigest()
+        key = [code, own, data[data_key(trial)].fingerprint, settings, gpu]
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
         files[trial.id] = _directory() / f"{digest}.json"
     return files
+
+
+def _code_of_steps() -> str:
+    """A digest of the files that a step follows from. (The numeric digest of records takes a second.)"""
+    harness = Path(__file__).parents[1]
+    folders = (harness / "backbones", harness / "training", harness.parent / "methods")
+    files = [harness / "sweep" / "estimate.py", *(f for folder in folders for f in folder.glob("*.py"))]
+    return hashlib.sha256(b"".join(f.read_bytes() for f in sorted(files))).hexdigest()
 
 
 def _read(file: Path) -> StepCost | None:
