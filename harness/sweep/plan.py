@@ -201,8 +201,8 @@ def _show_step_costs(plan: SweepPlan) -> None:
     if table.row_count:
         console.print(table)
         console.print(
-            "counted without computing it: the whole batch in one process, kernels of a CPU, and without what "
-            "an allocator adds",
+            "counted without computing it: the whole batch in one process, kernels of a CPU, and without "
+            "what an allocator adds",
             markup=False,
         )
 
