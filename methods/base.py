@@ -262,6 +262,10 @@ class Method(nn.Module):
     """Whether the method is given the ground truth of the pairs (the oracle)."""
     trains: ClassVar[bool] = True
     """Whether the method trains; otherwise its networks are evaluated as they are."""
+    differentiates_twice: ClassVar[bool] = False
+    """Whether a step differentiates a gradient, or a forward pass under replaced parameters
+    (`torch.func.functional_call`). Such a method cannot have `backbone.checkpointing`.
+    """
     id_neutral_defaults: ClassVar[Mapping[str, Any]] = {}
     """Hyper-parameters that were added after the first records of the method, at the value that equals the
     earlier behaviour. At this value they are not part of a trial's id, so earlier ids stay valid.

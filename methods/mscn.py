@@ -90,6 +90,7 @@ class MSCN(CoTeaching):
     paper = "MSCN (CVPR 2023)"
     published = ("MSCN",)
     uses_clean_data = True
+    differentiates_twice = True
     in_turn = True
     id_neutral_defaults: ClassVar = {
         "warmup_batch": 1,

@@ -30,10 +30,22 @@ class BackboneConfig(BaseModel):
 
     Attributes:
         kind: a name in `harness.backbones.BACKBONES`, or `package.module:Name` of a `BackboneSetup`.
+        later_fields: fields that came after the first records: a trial has them where they are not at their
+            default, so that earlier ids stay valid.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    later_fields: ClassVar[tuple[str, ...]] = ()
     kind: str
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as JSON, defaults filled in, as a trial has them."""
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if name not in self.later_fields or getattr(self, name) != fields[name].default
+        }
 
 
 ConfigT = TypeVar("ConfigT", bound=BackboneConfig)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from harness.backbones.base import BackboneConfig, BackboneSetup, Scaled, full, full_precision
 from harness.backbones.features import CachedInputs, Inputs, LiveInputs, cached_features
 from harness.backbones.pixels import PixelInputs, stored_pixels
-from harness.backbones.rows import PairDropout, Stream, gather_pair, use_pair_dropout
+from harness.backbones.rows import PairDropout, Stream, checkpoint_blocks, gather_pair, use_pair_dropout
 from harness.backbones.towers import Towers, build_towers, check_towers, weights_identity
 from harness.data.base import DataSet
 from methods.base import Batch
@@ -54,8 +54,12 @@ class ClipConfig(BackboneConfig):
         head: the heads, or null to use the embeddings of the model.
         image_size: side of the input image in pixels, or null for the model's default.
         temperature: initial temperature of the logits, or null for the model's value.
+        checkpointing: keep no activations inside the blocks of unlocked towers, and compute them again in the
+            backward pass: large batches fit, a step takes about a fifth more operations, and no number
+            changes.
     """
 
+    later_fields = ("checkpointing",)
     kind: Literal["clip"] = "clip"
     model: str = "effnet_minilm"
     pretrained: str = "packages"
@@ -66,6 +70,7 @@ class ClipConfig(BackboneConfig):
     head: HeadConfig | None = HeadConfig()
     image_size: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(gt=0)] | None = 0.07
+    checkpointing: bool = False
 
 
 class ClipSetup(BackboneSetup[ClipConfig]):
@@ -232,6 +237,8 @@ class ClipBackbone(Scaled):
         self.locked = config.locked
         if towers is not None:
             use_pair_dropout(towers, self.stream)
+            if config.checkpointing and not config.locked:
+                checkpoint_blocks(towers, self.stream)
             towers.requires_grad_(not config.locked)
         heads = [Head(size, config.head, self.stream) if config.head else nn.Identity() for size in sizes]
         self.image_head, self.text_head = heads

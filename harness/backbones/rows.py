@@ -6,12 +6,15 @@ statistics of the global batch.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from methods.base import Batch
 from methods.seeding import torch_generator
@@ -166,6 +169,65 @@ class PairDropout(nn.Module):
         draws = torch.rand(stream.total, *x.shape[1:], generator=generator, device=x.device)
         kept = draws[stream.start : stream.start + len(x)] >= self.p
         return x * kept / (1 - self.p)
+
+
+def checkpoint_blocks(module: nn.Module, stream: Stream) -> None:
+    """Keep no activations inside the blocks of a module: the backward pass computes them again, in place.
+
+    Blocks are the items of its outermost lists of equal modules (the layers of a transformer, the stages of a
+    convolutional network). Results are the same to the last bit: a block sees the modes and the dropout
+    masks of its first pass again. A block must not be differentiated through replaced parameters
+    (`torch.func.functional_call`), which the backward pass would not see.
+    """
+    for child in module.children():
+        listed = isinstance(child, nn.ModuleList) or (isinstance(child, nn.Sequential) and len(child) > 1)
+        if listed and len({type(block) for block in child.children()}) == 1:
+            for block in child.children():
+                block.forward = functools.partial(_checkpointed, block, block.forward, stream)
+        else:
+            checkpoint_blocks(child, stream)
+
+
+def _checkpointed(
+    block: nn.Module, forward: Callable[..., Any], stream: Stream, *given: Any, **named: Any
+) -> Any:
+    """A block's forward pass, without its activations where a backward pass will follow."""
+    if not torch.is_grad_enabled():
+        return forward(*given, **named)
+    return checkpoint(
+        forward,
+        *given,
+        use_reentrant=False,
+        preserve_rng_state=False,  # dropout draws from the stream
+        context_fn=lambda: (contextlib.nullcontext(), _AsBefore(block, stream)),
+        **named,
+    )
+
+
+class _AsBefore:
+    """Context, entered for each backward pass, in which a block and its stream are as they are now."""
+
+    def __init__(self, block: nn.Module, stream: Stream) -> None:
+        self.block, self.stream = block, stream
+        self.parameters = list(block.parameters())
+        self.then = self._state()
+
+    def _state(self) -> tuple[dict[str, Any], list[bool]]:
+        return dict(vars(self.stream)), [module.training for module in self.block.modules()]
+
+    def _set(self, state: tuple[dict[str, Any], list[bool]]) -> None:
+        vars(self.stream).update(state[0])
+        for module, training in zip(self.block.modules(), state[1], strict=True):
+            module.training = training
+
+    def __enter__(self) -> None:
+        if any(now is not then for now, then in zip(self.block.parameters(), self.parameters, strict=True)):
+            raise RuntimeError("backbone.checkpointing: a gradient through replaced parameters")
+        self.now = self._state()
+        self._set(self.then)
+
+    def __exit__(self, *error: object) -> None:
+        self._set(self.now)
 
 
 class RowsBatchNorm(nn.BatchNorm1d):

@@ -1,9 +1,9 @@
 """`python -m harness.bench`: what a step of each method costs, as a ratio to the cheapest, measured in one
 run.
 
-`sgraf`: what SGR's tiles gain over scoring caption by caption. `loader [DIRECTORY]`: whether reading and
-decoding pictures keeps a trainer busy. `sweep`: what a sweep costs besides its trials. `startup`: time and
-memory of each command.
+`memory`: what activation checkpointing saves, counted without computing (`--model`). `sgraf`: what SGR's
+tiles gain over scoring caption by caption. `loader [DIRECTORY]`: whether reading and decoding pictures keeps
+a trainer busy. `sweep`: what a sweep costs besides its trials. `startup`: time and memory of each command.
 
 Absolute times belong to this machine; the ratios are what to quote.
 """
@@ -39,6 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
 
         bench_sgraf(options.steps or 3)
         return 0
+    if options.what == "memory":
+        from harness.bench.memory import bench_memory
+
+        bench_memory(model=options.model)
+        return 0
     if options.what == "loader":
         return _loader(options)
     from harness.bench.methods import bench_methods
@@ -53,7 +58,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = ["methods", "sgraf", "loader", "sweep", "startup"]
+    kinds = ["methods", "memory", "sgraf", "loader", "sweep", "startup"]
     parser.add_argument("what", nargs="?", choices=kinds, default="methods")
     parser.add_argument(
         "folder",
@@ -66,7 +71,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model",
         default="ViT-B-32",
-        help="loader: the open_clip model whose trainer is measured (default: %(default)s)",
+        help="loader, memory: the open_clip model that is trained (default: %(default)s)",
     )
     parser.add_argument(
         "--workers", type=int, default=0, help="loader: worker processes (default: %(default)s)"

@@ -283,6 +283,11 @@ def _trial(values: Mapping[str, Any], errors: _Errors) -> Trial | None:
         errors += [_describe(e, {}, f"{name}.") for e in error.errors()]
     fields.setdefault("noise_seed", fields.get("seed"))
     fields["backbone"] = _backbone(fields.get("backbone", {}), errors)
+    if cls.differentiates_twice and fields["backbone"].get("checkpointing"):
+        errors.append(
+            f"backbone.checkpointing = True: {name} differentiates through replaced parameters, which a "
+            f"backward pass that computes activations again misses ({name}.backbone sets another for it)"
+        )
     try:
         trial = Trial.model_validate(fields)
     except ValidationError as error:
@@ -315,8 +320,8 @@ def _backbone(value: Any, errors: _Errors) -> dict[str, Any]:
     problem = setup.check(setup.config)
     if problem:
         errors.append(f"backbone: {problem}")
-    dumped: dict[str, Any] = setup.config.model_dump(mode="json")
-    return dumped
+    settings: dict[str, Any] = setup.config.settings()
+    return settings
 
 
 def _suggest(key: str, allowed: Iterable[str]) -> str:

@@ -48,6 +48,7 @@ NO_NUMBERS = frozenset(
         "harness.lib.locks",
         "harness.lib.watchdog",
         "harness.training.cost",
+        "harness.training.flops",
     }
 )
 """Modules that numeric layers use and that change no number: resources, display, locks, heartbeats, and the

@@ -56,6 +56,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         f"{_SAMPLE}) to see whether they give the same numbers",
     )
     parser.add_argument(
+        "--cost",
+        action="store_true",
+        help="with --dry-run: count FLOPs and memory of a step of each cell, without a GPU and without "
+        "computing it; they are kept, and a plain --dry-run shows them",
+    )
+    parser.add_argument(
         "--tracking-uri", help="MLflow store: sqlite:///FILE or http(s)://... (default: mlflow.db here)"
     )
     parser.add_argument(
@@ -68,6 +74,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="directory for checkpoints of running trials, which all nodes must see (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
+    if options.cost and not options.dry_run:
+        parser.error("--cost goes with --dry-run")
     options.storage = options.storage.absolute()
     return options
 

@@ -33,6 +33,7 @@ from harness.sweep.preflight import (
 )
 from harness.sweep.progress import Progress
 from harness.sweep.status import board_of, score_of, show_status, show_verified
+from harness.sweep.step_cost import cached_costs, count_costs
 
 
 def execute(options: argparse.Namespace, launcher: Launcher | None = None) -> int:
@@ -66,7 +67,11 @@ def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
         for note in warmup_notes(sweep.trials, data) if options.verify is None else ():
             console.print(f"note: {note}", markup=False)
         if options.dry_run:
-            plan = make_plan(sweep, data, known, store.speeds() if store else [])
+            gpu = sweep.file.resources.gpus > 0
+            if options.cost:
+                count_costs(sweep.trials, data, gpu=gpu)
+            costs = cached_costs(sweep.trials, data, gpu=gpu)
+            plan = make_plan(sweep, data, known, store.speeds() if store else [], costs)
             show_plan(plan, known)
             return 0
         assert store is not None

@@ -14,6 +14,7 @@ from harness.data.base import DataSet
 from harness.lib.console import console, duration
 from harness.record.types import Speed, TrialRecord
 from harness.sweep.preflight import data_key
+from harness.sweep.step_cost import StepCost
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class CellPlan:
         left: trials that are not done.
         steps: optimizer steps of each trial.
         seconds: training time of each trial, None where nothing like it was measured.
-        device: where that was measured.
+        devices: where that was measured.
+        step_costs: what a step of the trials was counted to take, as far as it is known.
     """
 
     method: str
@@ -36,6 +38,7 @@ class CellPlan:
     steps: Mapping[str, int]
     seconds: Mapping[str, float | None]
     devices: frozenset[str]
+    step_costs: tuple[StepCost, ...] = ()
 
     @property
     def seconds_left(self) -> float | None:
@@ -70,7 +73,11 @@ class SweepPlan:
 
 
 def make_plan(
-    sweep: Sweep, data: Mapping[str, DataSet], records: Mapping[str, TrialRecord], speeds: Sequence[Speed]
+    sweep: Sweep,
+    data: Mapping[str, DataSet],
+    records: Mapping[str, TrialRecord],
+    speeds: Sequence[Speed],
+    step_costs: Mapping[str, StepCost],
 ) -> SweepPlan:
     """The plan of a sweep.
 
@@ -79,6 +86,7 @@ def make_plan(
         records: what is on record, by trial id.
         speeds: of finished trials in the store; those with the same method, data set, backbone and batch size
             count.
+        step_costs: counted cost of a step, by trial id.
     """
     grouped: dict[tuple[str, str, str, float], list[Trial]] = {}
     for trial in sweep.trials:
@@ -97,6 +105,7 @@ def make_plan(
                 steps=steps,
                 seconds={i: cost and cost[0] for i, cost in costs.items()},
                 devices=frozenset(cost[1] for cost in costs.values() if cost and cost[1]),
+                step_costs=tuple(dict.fromkeys(step_costs[t.id] for t in trials if t.id in step_costs)),
             )
         )
     return SweepPlan(sweep.name, tuple(cells), sum(r.status == "FAILED" for r in records.values()))
@@ -173,9 +182,29 @@ def show_plan(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> None:
             duration(cell.seconds_left),
         )
     console.print(table)
+    _show_step_costs(plan)
     _show_cost(plan)
     for trial in (t for cell in plan.cells for t in cell.trials):
         print(f"{trial.id} {trial.label}: {_state_of(records.get(trial.id))}")
+
+
+def _show_step_costs(plan: SweepPlan) -> None:
+    """A table of what steps take, as far as it was counted; the ratio does not matter to it."""
+    table = Table("data set", "method", "TFLOP a step", "GiB", title="a step of the last epoch")
+    for dataset, method, cost in dict.fromkeys(
+        (cell.dataset, cell.method, cost) for cell in plan.cells for cost in cell.step_costs
+    ):
+        numbers = ["–" if x is None else f"{x:.3g}" for x in (cost.tflop, cost.gib)]
+        table.add_row(dataset, method, *numbers)
+        if cost.reason:
+            console.print(f"a step of {method} is not counted: {cost.reason}", markup=False)
+    if table.row_count:
+        console.print(table)
+        console.print(
+            "counted without computing it: the whole batch in one process, kernels of a CPU, and without "
+            "what an allocator adds",
+            markup=False,
+        )
 
 
 def _state_of(record: TrialRecord | None) -> str:

@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list as broadcast_object_list
 from harness.config.resources import Resources
 
 
-def make_accelerator(precision: str, resources: Resources | None = None) -> Accelerator:
+def make_accelerator(precision: str, resources: Resources | None = None, *, cpu: bool = False) -> Accelerator:
     """Accelerate on whatever there is; `auto` is bf16 on a GPU that has it, else fp32.
 
     A worker process runs many trials, so the state of an earlier one is reset. Autocast caches no copies of
@@ -27,9 +27,10 @@ def make_accelerator(precision: str, resources: Resources | None = None) -> Acce
         precision: `fp32`, `bf16`, `fp64` or `auto`.
         resources: what the trial gets of the machine. A process may wait for another (which computes
             features, say) for `Resources.collective_timeout`, where this call starts the process group.
+        cpu: take the CPU also where there is a GPU.
     """
     resources = resources or Resources()
-    cuda = torch.cuda.is_available()
+    cuda = torch.cuda.is_available() and not cpu
     if cuda:
         make_deterministic()
         share_memory(resources.gpus)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import resource
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from harness.training.flops import FlopCounter
 
 PARTS = ("train", "method", "evaluation")
 """The parts of a trial: optimizer steps, the method's passes over the training pairs, ranking dev and test.
@@ -26,6 +30,8 @@ class CostMeter:
             ranked; each counts once for each network. Joules are those of this process's GPU.
         batch_pairs: pairs of the batches alone.
         forwards: pairs in all forward passes of a network within steps.
+        flops: of each step that was counted, on this process's device.
+        flops_at_rate, rate_seconds: FLOPs and time of the steps that followed a counted one in its pass.
     """
 
     def __init__(self) -> None:
@@ -34,7 +40,10 @@ class CostMeter:
         self.pairs = dict.fromkeys(PARTS, 0)
         self.batch_pairs = 0
         self.forwards = 0
+        self.flops: list[int] = []
+        self.flops_at_rate = self.rate_seconds = 0.0
         self._part = ""
+        self._counted: _Counted | None = None
 
     def clock(self, part: str) -> _Clock:
         """A block whose time and energy belong to a part."""
@@ -49,6 +58,40 @@ class CostMeter:
 
         network.register_forward_pre_hook(count)
 
+    @contextlib.contextmanager
+    def step(self, *, count: bool) -> Iterator[None]:
+        """An optimizer step.
+
+        Args:
+            count: count its FLOPs. A tiny step takes several times as long by that: in the time of `train` it
+                counts no more than the mean of the steps that follow it in its pass.
+        """
+        if not count:
+            yield
+            if self._counted:
+                self._counted.steps += 1
+            return
+        synchronize()
+        began, counter = time.perf_counter(), FlopCounter()
+        with counter:
+            yield
+        synchronize()
+        ended = time.perf_counter()
+        self._counted = _Counted(counter.total, ended - began, ended)
+        if counter.total is not None:
+            self.flops.append(counter.total)
+
+    def _end_count(self, ended: float) -> float:
+        """Seconds that counting has cost the pass that ends here; takes up the rate of its other steps."""
+        counted, self._counted = self._counted, None
+        if counted is None or not counted.steps:
+            return 0.0
+        seconds = ended - counted.ended
+        if counted.flops is not None:
+            self.flops_at_rate += counted.flops * counted.steps
+            self.rate_seconds += seconds
+        return max(0.0, counted.seconds - seconds / counted.steps)
+
     def state_dict(self) -> dict[str, Any]:
         """All counters."""
         return {k: v for k, v in vars(self).items() if not k.startswith("_")}
@@ -59,7 +102,8 @@ class CostMeter:
 
     def metrics(self) -> dict[str, float]:
         """`cost/...` for the record: seconds and pairs a second of each part, seconds of all, pairs trained
-        on a second without evaluation, forward passes a step (in batches), joules, peak memory.
+        on a second without evaluation, forward passes a step (in batches), TFLOP of a step, joules, peak
+        memory.
         """
         metrics = {f"cost/{part}_seconds": s for part, s in self.seconds.items()} | {
             "cost/seconds": sum(self.seconds.values())
@@ -74,11 +118,28 @@ class CostMeter:
                 self.seconds["train"] + self.seconds["method"]
             )
             metrics["cost/forward_passes"] = self.forwards / self.batch_pairs
+        if self.flops:
+            metrics["cost/tflop_per_step"] = sum(self.flops) / len(self.flops) / 1e12
         if torch.cuda.is_available():
             metrics["cost/peak_gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
         if any(self.joules.values()):
             metrics["cost/joules"] = sum(self.joules.values())
         return metrics | {"cost/peak_memory_mb": _peak_memory_mb()}
+
+    @property
+    def tflop_per_second(self) -> float | None:
+        """TFLOP a second of the steps after those that were counted; None where none was."""
+        return self.flops_at_rate / self.rate_seconds / 1e12 if self.rate_seconds else None
+
+
+@dataclass
+class _Counted:
+    """A step whose FLOPs were counted: FLOPs, its time, when it ended, and the steps after it."""
+
+    flops: int | None
+    seconds: float
+    ended: float
+    steps: int = 0
 
 
 class _Clock:
@@ -95,7 +156,8 @@ class _Clock:
     def __exit__(self, *error: object) -> None:
         synchronize()
         self.spent._part = ""
-        self.spent.seconds[self.part] += time.perf_counter() - self.started
+        ended = time.perf_counter()
+        self.spent.seconds[self.part] += ended - self.started - self.spent._end_count(ended)
         self.spent.joules[self.part] += _joules() - self.joules
 
 

@@ -14,6 +14,7 @@ import torch
 
 from harness import PROTOCOL_VERSION
 from harness.backbones import backbone_setup
+from harness.backbones.features import Inputs
 from harness.config.resources import Resources
 from harness.config.trial import Trial, method_class
 from harness.data import load_dataset
@@ -112,8 +113,12 @@ def build_trainer(
     directory: Path | None = None,
     workers: int = 0,
     heartbeat: Callable[[str], None] = lambda where: None,
+    inputs: Mapping[str, Inputs] | None = None,
 ) -> Trainer:
     """The method with its networks, and the loop around it.
+
+    Args:
+        inputs: what the networks take, by split; None: made by the backbone.
 
     Only a method that declares it gets the ground truth or the clean set.
 
@@ -124,8 +129,9 @@ def build_trainer(
     backbone = backbone_setup(trial.backbone)
     cls = method_class(trial.method)
     splits = ["train", "dev", "test"] + (["meta"] if cls.uses_clean_data else [])
-    with accelerator.main_process_first():
-        inputs = {s: backbone.inputs(data, s, device=accelerator.device) for s in splits}
+    if inputs is None:
+        with accelerator.main_process_first():
+            inputs = {s: backbone.inputs(data, s, device=accelerator.device) for s in splits}
     given: dict[str, Any] = {}
     if cls.uses_ground_truth:
         if noise.matched is None:

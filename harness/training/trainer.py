@@ -28,6 +28,7 @@ from harness.record.types import DataChanged, Diverged, EpochRecord, Outcome
 from harness.training.accelerator import Accelerator, broadcast_object_list
 from harness.training.checkpoint import Checkpoints, read
 from harness.training.cost import CostMeter, reset_peak_memory
+from harness.training.flops import utilization
 from harness.training.loading import Fetch, Plan, Pool, Request, load, on_device
 from harness.training.optimizers import Optimizers
 from harness.training.sampling import PoolTooNarrow, epoch_batches, scan_batches
@@ -163,11 +164,12 @@ class Trainer:
             plan = self.plan_pass(epoch, network)
             scale = self.method.batch_scale(epoch)
             self.method.train()
+            last = epoch + 1 == self.config.epochs  # after any warm-up that ends
             total: Report = {}
             for step, batch in enumerate(self._load(plan)):
                 self.heartbeat(f"epoch {epoch}, step {step + 1} of {len(plan.batches)}")
                 self.optimizers.at_step(epoch * self.steps + step * scale)
-                with self.accelerator.autocast():
+                with self.accelerator.autocast(), self.cost.step(count=last and step == 0):
                     step_report = self.method.step(batch, self.optimizers, network)
                 for net in self.method.networks:
                     net.constrain()  # type: ignore[operator]
@@ -389,6 +391,8 @@ class Trainer:
         metrics = {f"test/{k}": v for k, v in best.items()} | {f"last/{k}": v for k, v in last.items()}
         metrics |= {"dev/best_epoch": self.state.best_epoch, "dev/best_rsum": self.state.best_rsum}
         cost = {**self.cost.metrics(), "cost/networks_at_test": float(self.method.n_networks)}
+        if self.cost.tflop_per_second:
+            cost |= utilization(self.cost.tflop_per_second, self.accelerator.mixed_precision, self.dtype)
         return Outcome(metrics | cost, i2t, t2i, weights_digest(self.method))
 
     def _test_scores(self) -> tuple[dict[str, float], Ranking, Ranking]:

@@ -22,6 +22,7 @@ from harness.data import load_dataset
 from harness.noise.models import Derangement, make_noise
 from harness.record.store import Store
 from harness.report.__main__ import main as report_command
+from harness.sweep.estimate import estimate_step
 from tests import build, layouts, small
 from tests.sweep.running import records, run_sweep, write
 
@@ -499,6 +500,37 @@ def test_a_dry_run_starts_nothing(place, capfd):
     out = capfd.readouterr()
     assert all(t.id in out.out for t in load_sweep(file).trials)
     assert Store().client.experiment_id("dry") is None
+
+
+def test_the_cost_of_a_step_is_counted_once_and_shown_by_later_dry_runs(place, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    file = write(place, "clip", "zero_shot", name="costs")
+    assert run_sweep([file, "--dry-run"]) == 0
+    assert "TFLOP" not in capfd.readouterr().err
+    assert run_sweep([file, "--dry-run", "--cost"]) == 0
+    first = capfd.readouterr().err
+    assert "TFLOP" in first
+    assert "a step of zero_shot is not counted: does not train" in first
+
+    def fails(*arguments, **options):
+        raise AssertionError("counted again")
+
+    monkeypatch.setattr("harness.sweep.estimate.estimate_step", fails)
+    assert run_sweep([file, "--dry-run", "--cost"]) == 0
+    assert run_sweep([file, "--dry-run"]) == 0
+    assert "counted again" not in (later := capfd.readouterr().err)
+    assert later.count("TFLOP a") == 2 * first.count("TFLOP a") > 0
+
+
+def test_the_flops_of_a_dry_run_are_those_that_a_trial_counts():
+    trial = small.trial("npc", epochs=2)
+    counted = estimate_step(trial, small.load(), gpu=False)
+    trainer = build.trainer("clip", epochs=2)
+    trainer.fit()
+    of_clip = estimate_step(small.trial("clip", epochs=2), small.load(), gpu=False)
+    assert of_clip.tflop == trainer.cost.flops[0] / 1e12
+    assert counted.tflop > 2 * of_clip.tflop
+    assert counted.gib > of_clip.gib > 0
 
 
 def test_a_dry_run_makes_no_store(place, tmp_path, capfd):

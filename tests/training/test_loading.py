@@ -9,9 +9,9 @@ import torch
 
 from harness.data.pictures import BadPicture
 from harness.training import loading
+from harness.training.accelerator import make_accelerator
 from harness.training.loading import Fetch, Plan, Pool, Request, load, on_device, one_ahead
 from harness.training.run_trial import build_trainer
-from harness.training.trainer import make_accelerator
 from methods.base import Batch, Pairs
 from tests import small
 
