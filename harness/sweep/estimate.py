@@ -22,7 +22,7 @@ from harness.config.trial import Trial, method_class
 from harness.data.base import DataSet, Split
 from harness.training.accelerator import make_accelerator
 from harness.training.flops import FlopCounter
-from harness.training.loading import Plan
+from harness.training.loading import Plan, Pool
 from harness.training.optimizers import Optimizers
 from harness.training.run_trial import build_trainer
 from harness.training.trainer import Trainer
@@ -63,6 +63,7 @@ def estimate_step(trial: Trial, data: DataSet, *, gpu: bool) -> Estimate:
     inputs, one_pair = _sources(trial, data)
     trainer = build_trainer(trial, data, trial.noise_index(data), accelerator, inputs=inputs)
     trainer.inputs = {s: FakeInputs(source, mode, one_pair=one_pair) for s, source in inputs.items()}
+    trainer.pool = Pool(trainer.inputs)
     method = trainer.method
     _fake(method, mode)
     trainer.optimizers = Optimizers(
@@ -70,8 +71,7 @@ def estimate_step(trial: Trial, data: DataSet, *, gpu: bool) -> Estimate:
     )
     network, epoch = method.passes()[0], trial.epochs - 1
     method.eval()
-    with accelerator.autocast():
-        method.start_epoch(epoch, network, _random_scan(trainer))
+    method.start_epoch(epoch, network, _random_scan(trainer))
     batch = next(trainer.batches(epoch, network))
     method.train()
 
@@ -206,9 +206,11 @@ def _random_scan(trainer: Trainer) -> Any:
         index = torch.arange(min(len(pairs), trainer.config.batch_size))
         batch = trainer._fetch()[Plan(index, pairs[index])]
         generator = torch_generator(0, "estimate")
+        with trainer.accelerator.autocast():
+            embeddings = trainer.method.networks[network](batch)
         return {
             name: torch.rand(len(pairs), *values.shape[1:], generator=generator)
-            for name, values in trainer.method.networks[network](batch, then=function).items()
+            for name, values in function(*embeddings).items()
         }
 
     return scan
