@@ -45,17 +45,23 @@ class Pairs:
         images: int64 [N], indices of images in the split.
         captions: int64 [N], indices of captions in the split.
         split: `train`, or `meta` for the clean set.
+        index: int64 [N], position of each pair in the pairs that these are a part of.
     """
 
     images: Tensor
     captions: Tensor
     split: str = "train"
+    index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+    def __post_init__(self) -> None:
+        if len(self.index) != len(self.captions):
+            object.__setattr__(self, "index", torch.arange(len(self.captions)))
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def __getitem__(self, rows: Tensor) -> Pairs:
-        return Pairs(self.images[rows], self.captions[rows], self.split)
+        return Pairs(self.images[rows], self.captions[rows], self.split, self.index[rows])
 
     def some(self, count: int | None, generator: torch.Generator) -> Pairs:
         """Random pairs without replacement.
@@ -79,7 +85,8 @@ class Batch:
     """A global batch of B pairs; a process holds the inputs of all its rows or of a part of them.
 
     Attributes:
-        index: int64 [B], indices of the training pairs; for auxiliary pairs, rows of the request.
+        index: int64 [B], indices of the pairs in those that they were taken from: the training pairs, or the
+            clean set.
         images: images of this process [b, ...], as the backbone takes them.
         texts: texts of this process [b, ...], as the backbone takes them.
         start: row of the global batch at which `images` and `texts` begin.
@@ -186,14 +193,22 @@ class Optimizers(Protocol):
     def update(self, loss: Tensor, *groups: str) -> None:
         """Compute the gradients of `loss`, clip them and step the optimizers of the named groups."""
 
-    def look_ahead(self, loss: Tensor, group: str) -> dict[str, Tensor]:
-        """Parameters of a group after one optimizer step on `loss`, from the optimizer's current state.
+    def step(self, gradients: Mapping[str, Tensor], group: str) -> None:
+        """Clip given gradients and step the optimizer of a group; the tensors stay as they are."""
 
-        Parameters and state do not change, and the graph of `loss` stays usable.
+    def look_ahead(self, gradients: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+        """Parameters of a group after one `step` on the gradients, from the optimizer's current state.
+
+        Parameters and state do not change.
         """
 
-    def gradients(self, loss: Tensor, group: str, *, create_graph: bool = False) -> dict[str, Tensor]:
-        """Gradients of `loss` by parameter name of the group; differentiable with `create_graph`."""
+    def gradients(
+        self, loss: Tensor, group: str, *, create_graph: bool = False, retain_graph: bool = False
+    ) -> dict[str, Tensor]:
+        """Gradients of `loss` by parameter name of the group; differentiable with `create_graph`.
+
+        The graph of `loss` can be used again with `retain_graph`.
+        """
 
     def learning_rate(self, group: str) -> float:
         """Learning rate of a group in the current step."""

@@ -123,7 +123,11 @@ def hardest_triplet_of(network: Backbone, images: Tensor, texts: Tensor, margin:
 
 def _directional_margins(margin: Tensor | float, similarity: Tensor) -> tuple[Tensor, Tensor]:
     """Margins [B, B] of image k (row) over captions, and of caption k (row) over images."""
-    margin = torch.as_tensor(margin, dtype=similarity.dtype, device=similarity.device)
+    if not isinstance(margin, Tensor):
+        margin = similarity.new_full(
+            (), margin
+        )  # filled on the device; a copy of a number would be waited for
+    margin = margin.to(similarity.dtype)
     if margin.ndim == 2:
         return margin, margin.T
     pair_margin = margin.expand(len(similarity))[:, None].expand(similarity.shape)

@@ -89,11 +89,15 @@ class NPC(Method):
         self.register_buffer("entries", torch.zeros(2, n, dtype=torch.long))  # nearest image, nearest caption
         self.register_buffer("has_bank", torch.tensor(False))
         self.register_buffer("weight", torch.ones(n))
+        self.bank: Tensor | None = None  # `entries` on the CPU, from which batches are planned
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
         """After the warm-up: build the memory bank, `entries` [2, N], or keep a frozen one."""
         plain = not (self.weights or self.memory_loss)
-        if plain or epoch < self.warmup_epochs or (self.has_bank and not self.rebuild):
+        if plain or epoch < self.warmup_epochs:
+            return {}
+        if self.has_bank and not self.rebuild:
+            self.bank = self.entries.cpu()
             return {}
         net = self.networks[0]
 
@@ -113,6 +117,7 @@ class NPC(Method):
         self.entries[0] = self._nearest_images(image, clean).to(self.entries.device)
         self.entries[1] = clean[_nearest(text, text[clean])].to(self.entries.device)
         self.has_bank.fill_(True)
+        self.bank = self.entries.cpu()
         return {"bank_size": len(clean), "bank_fallback": float(fallback)}
 
     def _strict_clean_set(self, posterior: Tensor, losses: Tensor) -> tuple[Tensor, bool]:
@@ -136,42 +141,43 @@ class NPC(Method):
 
     def auxiliary_pairs(self, index: Tensor, seed: int) -> dict[str, Pairs]:
         """The distinct memory entries of the batch, as `bank`; equal entries are encoded once."""
-        if not self.has_bank:
-            return {}
-        entries = self.entries[:, index.to(self.entries.device)].unique().cpu()
-        return {"bank": self.pairs[entries]}
+        return {} if self.bank is None else {"bank": self.pairs[self.bank[:, index].unique()]}
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
         """Weight the pairs of the batch by the look-ahead, then train on them and on the memory entries."""
         net = self.networks[0]
         losses = pair_losses(net.logits(*net(batch)))
-        if not self.has_bank:
+        bank = batch.auxiliary.get("bank")
+        if bank is None:
             loss = losses.mean()
             optimizers.update(loss, "network0")
             return {"loss": loss.detach()}
 
-        bank = batch.auxiliary["bank"]
-        bank_rows = self.entries[:, batch.index].unique(return_inverse=True)[1]  # [2, B]
+        bank_rows = torch.searchsorted(bank.index, self.entries[:, batch.index])  # [2, B]
 
         def entry_losses(images: Tensor, texts: Tensor) -> Tensor:
             """Losses of the two entries of each pair, [2, B]; negatives are entries of the same kind."""
             return torch.stack([pair_losses(net.logits(images[rows], texts[rows])) for rows in bank_rows])
 
+        released, gradients = self.variant == "released", {}
+        if self.weights or released:
+            gradients = optimizers.gradients(losses.mean(), "network0", retain_graph=not released)
         with evaluation_mode(net):  # dropout noise would dominate the ratio
-            with torch.set_grad_enabled(self.memory_loss):
+            with torch.set_grad_enabled(self.memory_loss and not released):
                 before = net(bank, then=entry_losses)
             if self.weights:
-                sibling = optimizers.look_ahead(losses.mean(), "network0")
+                sibling = optimizers.look_ahead(gradients, "network0")
                 with torch.no_grad():
                     after = functional_call(net, sibling, (bank,), {"then": entry_losses})
                 self.weight[batch.index] = confidence_weight(before.detach(), after).to(self.weight.dtype)
         weight = self.weight[batch.index].to(losses.dtype)
         memory = before.sum(0).mean() if self.memory_loss else losses.new_zeros(())
-        if self.variant == "released":
-            loss = weight.mean() * losses.mean() + memory.detach()
+        if released:  # the memory loss is a constant, and the rest a multiple of the mean loss
+            loss = weight.mean() * losses.mean() + memory
+            optimizers.step({name: weight.mean() * g for name, g in gradients.items()}, "network0")
         else:
             loss = (weight * losses).mean() + memory
-        optimizers.update(loss, "network0")
+            optimizers.update(loss, "network0")
         return {"loss": loss.detach(), "memory_loss": memory.detach(), "mean_weight": weight.mean()}
 
     def confidence(self) -> Tensor | None:

@@ -60,34 +60,41 @@ class Optimizers:
         parameters = [p for name in groups for p in self.parameters[name].values()]
         gradients = iter(self._mean_gradients(loss, parameters))
         for name in groups:
-            weights = list(self.parameters[name].values())
-            self._step(self.adam[name], weights, [next(gradients) for _ in weights], self.learning_rate(name))
+            self._step_on([next(gradients) for _ in self.parameters[name]], name)
 
-    def look_ahead(self, loss: Tensor, group: str) -> dict[str, Tensor]:
-        """Parameters of a group after one step on `loss`, taken with a copy of its optimizer."""
-        weights = list(self.parameters[group].values())
-        gradients = self._mean_gradients(loss, weights, retain_graph=True)
+    def step(self, gradients: Mapping[str, Tensor], group: str) -> None:
+        """Take an optimizer step of a group on given gradients, which are left as they are."""
+        self._step_on([g.clone() for g in gradients.values()], group)  # clipping is in place
+
+    def look_ahead(self, gradients: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+        """Parameters of a group after one step on the gradients, taken with a copy of its optimizer."""
+        weights: list[Tensor] = list(self.parameters[group].values())
+        ours = self.adam[group].state
         sibling, adam = self._sibling(group)
         with torch.no_grad():
-            for theirs, ours in zip(sibling, weights, strict=True):
-                theirs.copy_(ours)
-                for key, value in self.adam[group].state[ours].items():
-                    state = adam.state[theirs]
-                    state[key] = state[key].copy_(value) if key in state else value.clone()
-                if not self.adam[group].state[ours]:
-                    adam.state[theirs].clear()
-        self._step(adam, sibling, gradients, self.learning_rate(group))
+            torch._foreach_copy_([*sibling], weights)
+            if not ours:
+                adam.state.clear()
+            elif not adam.state:
+                for copy, weight in zip(sibling, weights, strict=True):
+                    adam.state[copy] = {key: value.clone() for key, value in ours[weight].items()}
+            else:
+                for key in ours[weights[0]]:
+                    values = [ours[weight][key] for weight in weights]
+                    torch._foreach_copy_([adam.state[copy][key] for copy in sibling], values)
+        rate = self.learning_rate(group)
+        self._step(adam, sibling, [g.clone() for g in gradients.values()], rate)
         return dict(zip(self.parameters[group], (p.detach() for p in sibling), strict=True))
 
-    def gradients(self, loss: Tensor, group: str, *, create_graph: bool = False) -> dict[str, Tensor]:
+    def gradients(
+        self, loss: Tensor, group: str, *, create_graph: bool = False, retain_graph: bool = False
+    ) -> dict[str, Tensor]:
         """Gradients of `loss` by parameter name, averaged over processes."""
         weights = self.parameters[group]
-        # what was computed in full precision has such a gradient
-        with torch.autocast(loss.device.type, enabled=False):
-            gradients = torch.autograd.grad(
-                loss, list(weights.values()), create_graph=create_graph, materialize_grads=True
-            )
-        return dict(zip(weights, self._mean(gradients), strict=True))
+        gradients = self._mean_gradients(
+            loss, list(weights.values()), create_graph=create_graph, retain_graph=create_graph or retain_graph
+        )
+        return dict(zip(weights, gradients, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizers, by group."""
@@ -108,12 +115,18 @@ class Optimizers:
         return torch.optim.AdamW(parts, lr=0.0, betas=self.config.betas, eps=self.config.eps, fused=True)
 
     def _mean_gradients(
-        self, loss: Tensor, parameters: list[nn.Parameter], *, retain_graph: bool = False
+        self,
+        loss: Tensor,
+        parameters: list[nn.Parameter],
+        *,
+        create_graph: bool = False,
+        retain_graph: bool = False,
     ) -> list[Tensor]:
         """The gradient of the global loss: the mean over processes (`backbones/rows.py` says why)."""
+        # What was computed in full precision has such a gradient.
         with torch.autocast(loss.device.type, enabled=False):
             gradients = torch.autograd.grad(
-                loss, parameters, retain_graph=retain_graph, materialize_grads=True
+                loss, parameters, create_graph=create_graph, retain_graph=retain_graph, materialize_grads=True
             )
         return self._mean(gradients)
 
@@ -122,6 +135,10 @@ class Optimizers:
         if self.processes == 1:
             return list(gradients)
         return [total / self.processes for total in sums_over_processes(*gradients)]
+
+    def _step_on(self, gradients: Sequence[Tensor], group: str) -> None:
+        weights = list(self.parameters[group].values())
+        self._step(self.adam[group], weights, gradients, self.learning_rate(group))
 
     def _step(
         self,

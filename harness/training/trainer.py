@@ -249,8 +249,7 @@ class Trainer:
         for step, index in enumerate(map(torch.from_numpy, plan.batches)):
             seed = seed_of(self.config.seed, "step", plan.epoch, plan.network, step)
             auxiliary = {
-                name: (torch.arange(len(pairs)), pairs)
-                for name, pairs in self.method.auxiliary_pairs(index, seed).items()
+                name: (pairs.index, pairs) for name, pairs in self.method.auxiliary_pairs(index, seed).items()
             }
             auxiliary |= {name: drawn[step] for name, drawn in plan.pools.items()}
             yield Plan(index, self.method.pairs[index], seed, auxiliary)

@@ -103,6 +103,7 @@ def test_gradients_of_the_two_variants():
         trainer.optimizers.update = lambda loss, *groups, captured=captured, t=trainer: captured.update(
             t.optimizers.gradients(loss, *groups)
         )
+        trainer.optimizers.step = lambda given, group, captured=captured: captured.update(given)
         trainer.method.train()
         trainer.method.step(batch, trainer.optimizers, 0)
         gradients[variant] = captured

@@ -37,7 +37,10 @@ def test_a_look_ahead_is_the_step_that_would_have_been_taken():
     for step in range(4):  # from the first step on, with and without optimizer state
         optimizers.at_step(step)
         before = {k: v.detach().clone() for k, v in net.named_parameters()}
-        ahead = {k: v.clone() for k, v in optimizers.look_ahead(loss_of(net), "all").items()}
+        ahead = {
+            k: v.clone()
+            for k, v in optimizers.look_ahead(optimizers.gradients(loss_of(net), "all"), "all").items()
+        }
         assert all(torch.equal(before[k], v) for k, v in net.named_parameters())
         optimizers.update(loss_of(net), "all")
         for name, value in net.named_parameters():
@@ -55,9 +58,25 @@ def test_a_look_ahead_leaves_graph_and_state_usable():
             optimizers.at_step(step)
             loss = loss_of(net)
             if looks:
-                optimizers.look_ahead(loss, "all")
+                optimizers.look_ahead(optimizers.gradients(loss, "all", retain_graph=True), "all")
             optimizers.update(loss, "all")
     assert all(torch.equal(a, b) for a, b in zip(with_look.parameters(), without.parameters(), strict=True))
+
+
+def test_a_step_on_gradients_is_an_update_and_leaves_them():
+    torch.manual_seed(0)
+    one, other = nn.Linear(4, 2), nn.Linear(4, 2)
+    other.load_state_dict(one.state_dict())
+    with_update, with_step = make(one, clip_norm=1e-2), make(other, clip_norm=1e-2)
+    for step in range(3):
+        with_update.at_step(step)
+        with_step.at_step(step)
+        with_update.update(loss_of(one), "all")
+        gradients = with_step.gradients(loss_of(other), "all")
+        kept = {k: g.clone() for k, g in gradients.items()}
+        with_step.step(gradients, "all")
+        assert all(torch.equal(g, kept[k]) for k, g in gradients.items())
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_warm_up_and_cosine():
