@@ -402,13 +402,25 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
+def cudnn_switched(*, enabled: bool) -> AbstractContextManager[None]:
+    """Context in which cuDNN is on or off. Its other settings stay, which `cudnn.flags` resets by itself."""
+    cudnn = torch.backends.cudnn
+    context: AbstractContextManager[None] = cudnn.flags(
+        enabled=enabled,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=cudnn.allow_tf32,
+    )
+    return context
+
+
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Context in which forward passes can be differentiated twice.
 
     It disables cuDNN's recurrent layers and fused attention, which have no second derivative.
     """
-    with torch.backends.cudnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH):
+    with cudnn_switched(enabled=False), sdpa_kernel(SDPBackend.MATH):
         yield
 
 

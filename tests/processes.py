@@ -23,7 +23,11 @@ def main(out: Path, cases: list[tuple[str, str]]) -> None:
     """Train the (method, setting) cases one after another in one process group; a file for each."""
     torch.set_num_threads(1)
     for name, setting in cases:
-        trainer = build.trainer(name, precision="fp64", **small.SETTINGS[setting])
+        trainer = (
+            build.few_pairs(name)
+            if setting == "few pairs"
+            else build.trainer(name, precision="fp64", **small.SETTINGS[setting])
+        )
         records = []
         outcome = trainer.fit(records.append)
         few = few_embeddings(trainer)

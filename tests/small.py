@@ -38,6 +38,14 @@ def load() -> DataSet:
     return DataSet("small", splits, whole.fingerprint[:8] + "-small", distinct_groups=True)
 
 
+@lru_cache
+def few() -> DataSet:
+    """The same with eight training concepts."""
+    data = load()
+    splits = {**data.splits, "train": first_concepts(data["train"], 8)}
+    return replace(data, name="few", splits=splits, fingerprint=f"{data.fingerprint}-few")
+
+
 def literally(*, eval: str) -> DataSet:
     """The same, where its option arrives as it was written."""
     if eval != "1 + 1":
@@ -102,6 +110,16 @@ SETTINGS = {
     "SAF": {"backbone": {**SGRAF, "module": "SAF", "dropout": 0.0}, "epochs": 2, "lr": 2e-4},
 }
 """What every method is held to, beside the default: backbones with and without draws of their own."""
+
+
+_FEW = {"backbone": backbone(locked=False, head={"dropout": 0.3}), "epochs": 1, "batch_size": 6, "lr": 2e-4}
+FEW_PAIRS = {
+    "ncr": {**_FEW, "hyper": {"warmup_epochs": 0}},
+    "mscn": {**_FEW, "hyper": {"warmup_epochs": 0, "clean_pairs": 2}},
+}
+"""Batches of fewer pairs than eight processes, on whole towers that read pictures: uneven pools, and a clean
+set of two pairs.
+"""
 
 
 EVERY_SETTING = frozenset({"clip", "npc", "ncr", "mscn"})

@@ -173,15 +173,17 @@ def two_processes(request, tmp_path_factory, feature_cache):
     run("clip")  # the features are there before both ask
     tests = (item for item in request.session.items if "two_processes" in item.fixturenames)
     cases = [(test.callspec.params["name"], test.callspec.params["setting"]) for test in tests]
-    out = tmp_path_factory.mktemp("two")
+    return launch(2, cases, tmp_path_factory.mktemp("two"))
+
+
+def launch(processes: int, cases: list[tuple[str, str]], out: Path) -> Path:
+    """Train the cases on gloo processes, in one launch; the directory of what came out."""
     command = [
         sys.executable,
         "-m",
         "torch.distributed.run",
         "--nproc_per_node",
-        "2",
-        "--master_port",
-        "0",
+        str(processes),
         "--rdzv-backend",
         "c10d",
         "--rdzv-endpoint",
@@ -217,6 +219,26 @@ def test_two_processes_train_as_one(two_processes, name, setting):
         assert record.metrics["dev/rsum"] == pytest.approx(metrics["dev/rsum"])
     assert outcome.metrics["test/rsum"] == pytest.approx(told["test/rsum"])
     assert torch.allclose(few_embeddings(one), two["few"], atol=1e-6)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1800)
+def test_eight_processes_train_batches_of_fewer_pairs(tmp_path, feature_cache):
+    """Some processes have no rows: of a batch, of NCR's uneven pools, of a clean set of two pairs."""
+    cases = [(name, "few pairs") for name in small.FEW_PAIRS]
+    for name, _ in cases:  # pictures are stored before eight ask
+        build.few_pairs(name)
+    launch(8, cases, tmp_path)
+    for name, setting in cases:
+        one, records = build.few_pairs(name), []
+        one.fit(records.append)
+        eight = torch.load(tmp_path / f"{name}-{setting}.pt", weights_only=True)
+        assert eight["processes"] == 8
+        for key, value in weights(one).items():
+            assert torch.allclose(value, eight["weights"][key], atol=1e-6), (name, key)
+        for record, metrics in zip(records, json.loads(eight["metrics"])["epochs"], strict=True):
+            assert record.metrics["train/loss"] == pytest.approx(metrics["train/loss"], abs=1e-4)
+            assert record.metrics["dev/rsum"] == pytest.approx(metrics["dev/rsum"])
 
 
 @pytest.mark.parametrize(

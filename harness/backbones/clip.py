@@ -276,8 +276,10 @@ class ClipBackbone(Scaled):
             torch.set_grad_enabled(torch.is_grad_enabled() and not self.locked),
             torch.autocast(inputs.device.type, enabled=autocast),
         ):
-            features: Tensor = getattr(self.towers, name)(inputs)
-            return features
+            # A process without rows encodes one of zeros, which is dropped: some towers fail without any.
+            given = inputs if len(inputs) else inputs.new_zeros(1, *inputs.shape[1:])
+            features: Tensor = getattr(self.towers, name)(given)
+            return features[: len(inputs)]
 
     def pooled(self, embeddings: Tensor) -> Tensor:
         """The embeddings themselves, unit vectors [b, D]."""

@@ -38,7 +38,7 @@ from harness.backbones.rows import (
 from harness.data.base import DataError, DataSet
 from harness.data.vocabulary import Vocabulary
 from harness.lib.files import file_digest, is_file
-from methods.base import Batch
+from methods.base import Batch, cudnn_switched
 from methods.seeding import seed_of
 
 
@@ -354,9 +354,9 @@ class TextEncoder(nn.Module):
         packed = nn.utils.rnn.pack_padded_sequence(
             words, lengths.cpu(), batch_first=True, enforce_sorted=False
         )
-        states = nn.utils.rnn.pad_packed_sequence(
-            self.cap_rnn(packed)[0], batch_first=True, total_length=tokens.shape[1]
-        )[0]
+        with torch.autocast(tokens.device.type, enabled=False):  # under which cuDNN's GRU would run in fp16
+            output = self.cap_rnn(packed)[0]
+        states = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=tokens.shape[1])[0]
         forward, backward = states.chunk(2, -1)
         return (forward + backward) / 2
 
@@ -370,7 +370,7 @@ class _Gru(nn.GRU):
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         self._flat_weights = [getattr(self, name) for name in self._flat_weights_names]
         usable = torch.backends.cudnn.enabled and (self.training or not torch.is_grad_enabled())
-        with torch.backends.cudnn.flags(enabled=usable):  # cuDNN has no gradient in evaluation mode
+        with cudnn_switched(enabled=usable):  # cuDNN has no gradient in evaluation mode
             return super().forward(input, hx)
 
 

@@ -20,6 +20,8 @@ class Resources(StrictModel):
         at_once: the most trials that run at the same time; null: as many as fit.
         stall_minutes: a trial without a step for this long counts as hung: it is ended, and resumes from its
             last epoch.
+        checkpoint_minutes: the least time between two checkpoints, which are saved at the end of an epoch; an
+            interrupted trial repeats the epochs since the last one. 0: every epoch.
         deadline_hours: a trial that takes longer fails; a rerun resumes from its last epoch with the same
             deadline. Null: no limit.
     """
@@ -30,6 +32,7 @@ class Resources(StrictModel):
     workers: Annotated[int, Field(ge=0)] = 0
     at_once: Annotated[int, Field(ge=1)] | None = None
     stall_minutes: Annotated[float, Field(gt=0)] = 30
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 0
     deadline_hours: Annotated[float, Field(gt=0)] | None = None
 
     @property

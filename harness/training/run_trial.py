@@ -24,6 +24,7 @@ from harness.lib.watchdog import Watchdog
 from harness.noise.index import NoiseIndex
 from harness.record.types import DataChanged, EpochRecord, Outcome, Recorder, Setup
 from harness.training.accelerator import Accelerator, make_accelerator, release_memory
+from harness.training.checkpoint import Checkpoints
 from harness.training.trainer import Trainer
 from methods.base import Pairs
 
@@ -78,7 +79,7 @@ def run_trial(
             noise,
             accelerator,
             code=environment.get("code", ""),
-            directory=directory,
+            checkpoints=Checkpoints(directory, resources.checkpoint_minutes) if directory else None,
             workers=resources.workers,
             heartbeat=watchdog.heartbeat,
         )
@@ -110,7 +111,7 @@ def build_trainer(
     accelerator: Accelerator,
     *,
     code: str = "",
-    directory: Path | None = None,
+    checkpoints: Checkpoints | None = None,
     workers: int = 0,
     heartbeat: Callable[[str], None] = lambda where: None,
     inputs: Mapping[str, Inputs] | None = None,
@@ -159,7 +160,7 @@ def build_trainer(
         accelerator,
         backbone=backbone.identity(data),
         code=code,
-        directory=directory,
+        checkpoints=checkpoints,
         workers=workers,
         heartbeat=heartbeat,
     )

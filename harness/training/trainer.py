@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -86,7 +85,7 @@ class Trainer:
         config: the settings of the loop; a trial is one.
         backbone: identifies the files that the networks were made from.
         code: identifies the code that makes the numbers; a checkpoint is resumed by the same code only.
-        directory: where checkpoints are kept while the trial runs; None: none is kept.
+        checkpoints: kept while the trial runs; None: none is.
         workers: loader processes.
         heartbeat: called with the position of the trial at each step, scanned batch and ranked tile; may
             raise to end the trial.
@@ -103,7 +102,7 @@ class Trainer:
         *,
         backbone: str = "",
         code: str = "",
-        directory: Path | None = None,
+        checkpoints: Checkpoints | None = None,
         workers: int = 0,
         heartbeat: Callable[[str], None] = lambda where: None,
     ) -> None:
@@ -111,7 +110,7 @@ class Trainer:
         self.data, self.inputs, self.noise, self.config = data, inputs, noise, config
         self.accelerator, self.heartbeat = accelerator, heartbeat
         self.pool = Pool(inputs, workers)
-        self.checkpoints = Checkpoints(directory) if directory else None
+        self.checkpoints = checkpoints
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.method = method.to(accelerator.device, self.dtype)
         self.groups = data["train"].image_group[noise.image] if data.distinct_groups else None
@@ -403,7 +402,7 @@ class Trainer:
 
     def _save(self) -> None:
         """All processes hold the same state, so one writes it."""
-        if self.checkpoints is None or not self.accelerator.is_main_process:
+        if self.checkpoints is None or not self.accelerator.is_main_process or not self.checkpoints.due:
             return
         content = {
             "identity": self._identity(),

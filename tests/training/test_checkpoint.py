@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -41,6 +43,36 @@ def stopped_in_the_last_epoch(folder: Path, name: str = "npc", **changes):
     with pytest.raises(Stop):
         trainer.fit(stop)
     return sorted(folder.glob("epoch_*"))
+
+
+def test_a_name_has_the_digest_of_the_content(tmp_path):
+    for file in stopped_in_the_last_epoch(tmp_path):
+        assert file.name.split(".")[1] == hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+
+
+def test_checkpoints_are_some_minutes_apart(tmp_path, monkeypatch):
+    clock = iter(range(0, 6000, 60))  # a minute passes at each look
+    monkeypatch.setattr("harness.training.checkpoint.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    patient = Checkpoints(tmp_path, minutes=2.5)
+    assert [patient.due, patient.due, patient.due] == [False, False, True]
+    patient.save(1, {})
+    assert not patient.due
+    assert Checkpoints(tmp_path).due
+
+
+def test_an_interrupted_trial_repeats_the_epochs_since_its_checkpoint(tmp_path):
+    trainer = build.trainer("npc", folder=tmp_path)
+
+    def stop(record):
+        trainer.checkpoints.minutes = 60 * (record.epoch > 0)
+        if record.epoch == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        trainer.fit(stop)
+    again = build.trainer("npc", folder=tmp_path)
+    assert again.resume() == ["resumed from epoch 1"]
+    assert again.fit().weights == build.trainer("npc").fit().weights
 
 
 def truncate(file: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from harness.backbones.clip import ClipConfig, ClipSetup
 from harness.training.accelerator import make_accelerator
+from methods.base import twice_differentiable
 from tests import build, small
 from tests.backbones.test_clip import batch_of, network_of
 
@@ -92,3 +93,29 @@ def test_what_a_scan_computes_on_embeddings_is_in_full_precision():
     trainer.method.start_epoch = lambda epoch, network, scan: scan(compare) and {}
     trainer._train_pass(0, 0)
     assert seen["type"] == torch.float32
+
+
+def test_words_are_read_in_full_precision():
+    """cuDNN's GRU runs in fp16 under autocast, whatever the type that was asked for."""
+    net = build.trainer("clip", **small.SETTINGS["SAF"]).method.networks[0].eval()
+    tokens = torch.tensor([[3, 4, 5], [6, 7, 0]])
+    lengths = (tokens != 0).sum(1)
+    plain = net.txt_enc(tokens, lengths)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        states = net.txt_enc(tokens, lengths)
+    assert states.dtype == torch.float32
+    assert torch.equal(states, plain)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_switching_cudnn_keeps_its_other_settings(deterministic):
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.allow_tf32
+    cudnn.deterministic, cudnn.allow_tf32 = deterministic, not deterministic
+    try:
+        with twice_differentiable():
+            assert not cudnn.enabled
+            assert (cudnn.deterministic, cudnn.allow_tf32) == (deterministic, not deterministic)
+        assert cudnn.enabled
+    finally:
+        cudnn.deterministic, cudnn.allow_tf32 = before
