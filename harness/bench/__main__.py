@@ -4,6 +4,7 @@ run.
 `memory`: what activation checkpointing saves, counted without computing (`--model`). `sgraf`: what SGR's
 tiles gain over scoring caption by caption. `loader [DIRECTORY]`: whether reading and decoding pictures keeps
 a trainer busy. `sweep`: what a sweep costs besides its trials. `startup`: time and memory of each command.
+`ranking`: ranks of 5,000 x 25,000 similarities against a loop of argsorts.
 
 Absolute times belong to this machine; the ratios are what to quote.
 """
@@ -11,6 +12,7 @@ Absolute times belong to this machine; the ratios are what to quote.
 from __future__ import annotations
 
 import argparse
+import os
 
 from harness.lib.command import run
 
@@ -27,6 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
         from harness.bench.overhead import bench_sweep
 
         bench_sweep(options.trials)
+        return 0
+    if options.what == "ranking":
+        from harness.bench.ranking import bench_ranking
+
+        os.environ["OMP_NUM_THREADS"] = str(options.threads or os.cpu_count() or 1)
+        bench_ranking(options.steps or 3)
         return 0
     import logging
 
@@ -58,7 +66,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = ["methods", "memory", "sgraf", "loader", "sweep", "startup"]
+    kinds = ["methods", "memory", "sgraf", "loader", "sweep", "startup", "ranking"]
     parser.add_argument("what", nargs="?", choices=kinds, default="methods")
     parser.add_argument(
         "folder",
@@ -79,7 +87,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--steps",
         type=int,
-        help="measured steps of each (default: 30 of methods, 3 of sgraf, of loader's trainer and of "
+        help="measured steps of each (default: 30 of methods, 3 of sgraf, ranking, loader's trainer and "
         "startup)",
     )
     parser.add_argument(

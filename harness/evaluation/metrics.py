@@ -11,67 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.evaluation.ranking import Ranking as Ranking
+from harness.evaluation.ranking import rank_queries as rank_queries
+
 CUTOFFS = (1, 5, 10)
 """The k of R@k."""
 RECALLS = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in CUTOFFS)
 """The six recalls whose sum is rSum."""
 PERFECT = 600.0
 """The highest rSum."""
-_BLOCK = 1024  # queries ranked at a time
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Ranks and best candidates of Q queries in one direction of retrieval.
-
-    Attributes:
-        rank: int64 [Q], the rank of each query's best match, from 0. It is the number of candidates that do
-            not match and score at least as high, so ties count against the model.
-        top: int64 [Q, 5] (fewer columns if there are fewer candidates), indices of the best candidates, best
-            first.
-    """
-
-    rank: NDArray[np.int64]
-    top: NDArray[np.int64]
-
-
-def rank_queries(similarity: NDArray[np.floating], query_group: NDArray, candidate_group: NDArray) -> Ranking:
-    """Rank all candidates for each query.
-
-    Args:
-        similarity: [Q, C].
-        query_group: int64 [Q].
-        candidate_group: int64 [C].
-
-    Raises:
-        ValueError: a similarity is not finite (every comparison with NaN is false, so a diverged model would
-            have perfect recalls), or a query has no match among the candidates.
-    """
-    if not np.isfinite(similarity).all():
-        raise ValueError("similarities are not finite: the model has diverged")
-    unmatched = int((~np.isin(query_group, candidate_group)).sum())
-    if unmatched:
-        raise ValueError(f"{unmatched} queries have no match among the candidates")
-    blocks = [slice(start, start + _BLOCK) for start in range(0, len(similarity), _BLOCK)]
-    ranks, tops = zip(
-        *(_rank_block(similarity[b], query_group[b], candidate_group) for b in blocks), strict=True
-    )
-    return Ranking(np.concatenate(ranks), np.concatenate(tops))
-
-
-def _rank_block(
-    similarity: NDArray[np.floating], query_group: NDArray, candidate_group: NDArray
-) -> tuple[NDArray, NDArray]:
-    """Ranks and best candidates of a block of queries, which bounds the memory of temporary arrays."""
-    match = query_group[:, None] == candidate_group[None, :]
-    best = np.where(match, similarity, -np.inf).max(1, keepdims=True)
-    rank = ((similarity >= best) & ~match).sum(1)
-    width = min(5, similarity.shape[1])
-    head = np.argpartition(-similarity, width - 1, axis=1)[:, :width]
-    # Order within a tie: matches last, as for the rank; then by index.
-    keys = (head, np.take_along_axis(match, head, 1), -np.take_along_axis(similarity, head, 1))
-    order = np.lexsort(keys, axis=1)
-    return rank.astype(np.int64), np.take_along_axis(head, order, 1).astype(np.int64)
 
 
 def recalls(i2t: Ranking, t2i: Ranking) -> dict[str, float]:

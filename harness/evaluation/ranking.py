@@ -1,0 +1,168 @@
+"""Ranks and best candidates of many queries, in one pass over their similarities.
+
+A rank takes one comparison of each candidate with the query's best match. The best candidates are looked for
+in the runs of candidates with the largest maxima, so that nothing of the size of the matrix is sorted.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+TOP = 5
+"""Best candidates that are kept of each query."""
+_RUN = 32  # candidates of a run
+_BLOCK = 2**20  # similarities of the queries that are ranked at a time
+_COLUMNS = 2048  # queries at a time where they are columns in memory
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ranks and best candidates of Q queries in one direction of retrieval.
+
+    Attributes:
+        rank: int64 [Q], the rank of each query's best match, from 0. It is the number of candidates that do
+            not match and score at least as high, so ties count against the model.
+        top: int64 [Q, 5] (fewer columns if there are fewer candidates), indices of the best candidates, best
+            first; within a tie those that do not match come first, then the lower index.
+    """
+
+    rank: NDArray[np.int64]
+    top: NDArray[np.int64]
+
+
+def rank_queries(similarity: NDArray[np.floating], query_group: NDArray, candidate_group: NDArray) -> Ranking:
+    """Rank all candidates for each query, on as many threads as `OMP_NUM_THREADS` (default: all cores).
+
+    Args:
+        similarity: [Q, C]; a transposed view is read in the order of its memory.
+        query_group: int64 [Q].
+        candidate_group: int64 [C].
+
+    Raises:
+        ValueError: a similarity is not finite (every comparison with NaN is false, so a diverged model would
+            have perfect recalls), or a query has no match among the candidates.
+    """
+    matches = _Matches(query_group, candidate_group)
+    unmatched = int((matches.count == 0).sum())
+    if unmatched:
+        raise ValueError(f"{unmatched} queries have no match among the candidates")
+    count, candidates = similarity.shape
+    size = _COLUMNS if _in_columns(similarity) else max(1, _BLOCK // candidates)
+
+    def rank(start: int) -> tuple[NDArray, NDArray]:
+        queries = slice(start, start + size)
+        return _rank_block(similarity[queries], query_group[queries], candidate_group, matches.of(queries))
+
+    with ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)) as pool:
+        ranks, tops = zip(*pool.map(rank, range(0, count, size)), strict=True)
+    return Ranking(np.concatenate(ranks), np.concatenate(tops))
+
+
+class _Matches:
+    """The candidates of each query's group.
+
+    Attributes:
+        count: int64 [Q], matches of each query.
+    """
+
+    def __init__(self, query_group: NDArray, candidate_group: NDArray) -> None:
+        self.order = np.argsort(candidate_group, kind="stable")
+        groups = candidate_group[self.order]
+        self.start = np.searchsorted(groups, query_group, "left")
+        self.count = np.searchsorted(groups, query_group, "right") - self.start
+
+    def of(self, queries: slice) -> tuple[NDArray, NDArray]:
+        """Indices of matches [q, most], the last one repeated, and which of them are no repetition."""
+        count = self.count[queries, None]
+        place = np.arange(count.max())
+        return self.order[self.start[queries, None] + np.minimum(place, count - 1)], place < count
+
+
+def _in_columns(similarity: NDArray) -> bool:
+    """Whether the similarities of a query are a column in memory."""
+    return abs(similarity.strides[0]) < abs(similarity.strides[1])
+
+
+def _rank_block(
+    similarity: NDArray, query_group: NDArray, candidate_group: NDArray, matches: tuple[NDArray, NDArray]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ranks [q] and best candidates [q, TOP] of a block of queries."""
+    members, real = matches
+    scores = np.take_along_axis(similarity, members, 1)
+    best = scores.max(1)
+    scan = _scan_columns if _in_columns(similarity) else _scan_rows
+    at_least, maxima, lowest = scan(similarity, best)
+    if not (np.isfinite(maxima).all() and np.isfinite(lowest)):
+        raise ValueError("similarities are not finite: the model has diverged")
+    rank = at_least - ((scores >= best[:, None]) & real).sum(1)
+    return rank, _best_candidates(similarity, maxima, query_group, candidate_group)
+
+
+def _scan_rows(similarity: NDArray, best: NDArray) -> tuple[NDArray, NDArray, np.floating]:
+    """Of queries in rows: how many candidates score at least `best` [q], the maxima of runs [q, runs], and
+    the smallest similarity.
+    """
+    at_least = [np.count_nonzero(row >= bound) for row, bound in zip(similarity, best, strict=True)]
+    count, candidates = similarity.shape
+    row, column = similarity.strides
+    runs = candidates // _RUN
+    maxima = as_strided(similarity, (count, runs, _RUN), (row, column * _RUN, column)).max(2)
+    rest = similarity[:, runs * _RUN :]
+    if rest.size:
+        maxima = np.concatenate([maxima, rest.max(1, keepdims=True)], 1)
+    return np.array(at_least, np.int64), maxima, similarity.min()
+
+
+def _scan_columns(similarity: NDArray, best: NDArray) -> tuple[NDArray, NDArray, np.floating]:
+    """The same of queries in columns."""
+    at_least, maxima, lowest = np.zeros(len(best), np.int64), [], []
+    for start in range(0, similarity.shape[1], _RUN):
+        run = similarity[:, start : start + _RUN].T
+        at_least += (run >= best).view(np.uint8).sum(0, dtype=np.uint8)
+        maxima.append(run.max(0))
+        lowest.append(run.min())
+    return at_least, np.stack(maxima, 1), np.min(lowest)
+
+
+def _best_candidates(
+    similarity: NDArray, maxima: NDArray, query_group: NDArray, candidate_group: NDArray
+) -> NDArray[np.int64]:
+    """Indices of the best candidates [q, TOP]."""
+    count, candidates = similarity.shape
+    width = min(TOP, candidates)
+    if maxima.shape[1] < width:
+        index = np.broadcast_to(np.arange(candidates), similarity.shape)
+        values, many = similarity, np.zeros(count, bool)
+    else:
+        # The best candidates are in the runs with the largest maxima, if no other run ties with these.
+        chosen = np.argpartition(-maxima, width - 1, axis=1)[:, :width]
+        bound = np.take_along_axis(maxima, chosen, 1).min(1, keepdims=True)
+        many = (maxima >= bound).sum(1) > width
+        index = (chosen[:, :, None] * _RUN + np.arange(_RUN)).reshape(count, -1)
+        values = np.take_along_axis(similarity, np.minimum(index, candidates - 1), 1)
+        values[index >= candidates] = -np.inf
+    head = np.argpartition(-values, width - 1, axis=1)[:, :width]
+    bound = np.take_along_axis(values, head, 1).min(1, keepdims=True)
+    many |= (values >= bound).sum(1) > width
+    top = _in_order(np.take_along_axis(index, head, 1), similarity, query_group, candidate_group)
+    for query in np.flatnonzero(many):  # of candidates that tie for the last place, the order decides
+        row = similarity[query]
+        tied = np.flatnonzero(row >= np.partition(row, -width)[-width])
+        one = slice(query, query + 1)
+        top[query] = _in_order(tied[None], similarity[one], query_group[one], candidate_group)[0, :width]
+    return top
+
+
+def _in_order(
+    index: NDArray, similarity: NDArray, query_group: NDArray, candidate_group: NDArray
+) -> NDArray[np.int64]:
+    """Candidates [q, n] of each query, best first; within a tie matches last, then by index."""
+    match = candidate_group[index] == query_group[:, None]
+    order = np.lexsort((index, match, -np.take_along_axis(similarity, index, 1)), axis=1)
+    return np.take_along_axis(index, order, 1).astype(np.int64)

@@ -1,0 +1,73 @@
+"""Ranks and best candidates against the definition, one query at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.evaluation import ranking
+from harness.evaluation.metrics import rank_queries
+
+
+def by_definition(similarity, query_group, candidate_group):
+    ranks, tops = [], []
+    for row, group in zip(similarity, query_group, strict=True):
+        match = candidate_group == group
+        ranks.append(int(((row >= row[match].max()) & ~match).sum()))
+        tops.append(sorted(range(len(row)), key=lambda c: (-row[c], match[c], c))[:5])
+    return ranks, tops
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 40),
+    st.integers(0, 400),
+    st.integers(1, 12),
+    st.sampled_from([2, 5, 1000, None]),
+    st.sampled_from([np.float32, np.float64]),
+    st.booleans(),
+)
+def test_every_rank_and_order_is_by_definition(seed, queries, more, groups, levels, dtype, transposed):
+    draw = np.random.default_rng(seed)
+    candidate_group = np.concatenate([np.arange(groups), draw.integers(groups, size=more)])
+    draw.shuffle(candidate_group)
+    query_group = draw.integers(groups, size=queries)
+    similarity = draw.normal(size=(queries, len(candidate_group)))
+    if levels:  # ties
+        similarity = np.round(similarity * levels / 4) / levels
+    similarity = similarity.astype(dtype)
+    given_matrix = np.ascontiguousarray(similarity.T).T if transposed else similarity
+    found = rank_queries(given_matrix, query_group, candidate_group)
+    ranks, tops = by_definition(similarity, query_group, candidate_group)
+    assert found.rank.tolist() == ranks
+    assert found.top.tolist() == tops
+    assert found.rank.dtype == found.top.dtype == np.int64
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_blocks_of_queries_are_put_together(monkeypatch, transposed):
+    monkeypatch.setattr(ranking, "_BLOCK", 3 * 90)
+    monkeypatch.setattr(ranking, "_COLUMNS", 4)
+    draw = np.random.default_rng(0)
+    similarity, groups = draw.normal(size=(30, 90)), np.repeat(np.arange(30), 3)
+    matrix = np.ascontiguousarray(similarity.T).T if transposed else similarity
+    found = rank_queries(matrix, np.arange(30), groups)
+    ranks, tops = by_definition(similarity, np.arange(30), groups)
+    assert (found.rank.tolist(), found.top.tolist()) == (ranks, tops)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (3, 99), (39, 50)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_value_that_is_not_finite_is_found_anywhere(value, place, transposed):
+    similarity = np.random.default_rng(0).normal(size=(40, 100))
+    similarity[place] = value
+    groups = np.arange(100) % 40
+    with pytest.raises(ValueError, match="not finite"):
+        if transposed:
+            rank_queries(similarity.T, groups, np.arange(40))
+        else:
+            rank_queries(similarity, np.arange(40), groups)
