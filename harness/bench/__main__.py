@@ -4,7 +4,8 @@ run.
 `memory`: what activation checkpointing saves, counted without computing (`--model`). `sgraf`: what SGR's
 tiles gain over scoring caption by caption. `loader [DIRECTORY]`: whether reading and decoding pictures keeps
 a trainer busy. `sweep`: what a sweep costs besides its trials. `startup`: time and memory of each command.
-`ranking`: ranks of 5,000 x 25,000 similarities against a loop of argsorts.
+`ranking`: ranks of 5,000 x 25,000 similarities against a loop of argsorts. `npc`: a step of NPC on whole
+towers against one of clip (`--model`).
 
 Absolute times belong to this machine; the ratios are what to quote.
 """
@@ -54,9 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.what == "loader":
         return _loader(options)
+    if options.what == "npc":
+        from harness.bench.npc import bench_npc
+
+        bench_npc(model=options.model, batch_size=options.batch_size or 8, steps=options.steps or 5)
+        return 0
     from harness.bench.methods import bench_methods
 
-    bench_methods(batch_size=options.batch_size, hidden=options.hidden, steps=options.steps or 30)
+    bench_methods(batch_size=options.batch_size or 256, hidden=options.hidden, steps=options.steps or 30)
     return 0
 
 
@@ -66,7 +72,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = ["methods", "memory", "sgraf", "loader", "sweep", "startup", "ranking"]
+    kinds = ["methods", "memory", "sgraf", "loader", "sweep", "startup", "ranking", "npc"]
     parser.add_argument("what", nargs="?", choices=kinds, default="methods")
     parser.add_argument(
         "folder",
@@ -79,7 +85,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model",
         default="ViT-B-32",
-        help="loader, memory: the open_clip model that is trained (default: %(default)s)",
+        help="loader, memory, npc: the open_clip model that is trained (default: %(default)s)",
     )
     parser.add_argument(
         "--workers", type=int, default=0, help="loader: worker processes (default: %(default)s)"
@@ -87,13 +93,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--steps",
         type=int,
-        help="measured steps of each (default: 30 of methods, 3 of sgraf, ranking, loader's trainer and "
-        "startup)",
+        help="measured steps of each (default: 30 of methods, 5 of npc, 3 of sgraf, ranking, "
+        "loader's trainer and startup)",
     )
     parser.add_argument(
         "--trials", type=int, default=2000, help="sweep: number of trials (default: %(default)s)"
     )
-    parser.add_argument("--batch-size", type=int, default=256, help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, help="(default: 256; 8 of npc)")
     parser.add_argument(
         "--hidden", type=int, default=256, help="methods: width of heads (default: %(default)s)"
     )
@@ -121,7 +127,7 @@ def _loader(options: argparse.Namespace) -> int:
     bench_loader(
         data,
         model=options.model,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or 256,
         workers=options.workers,
         steps=options.steps or 3,
     )

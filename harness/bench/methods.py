@@ -36,7 +36,7 @@ def bench_methods(*, batch_size: int, hidden: int, steps: int) -> None:
         steps: measured steps of each method.
     """
     trainers = {name: _trainer(name, batch_size, hidden) for name in METHODS if method_class(name).trains}
-    seconds = _interleaved(trainers, steps)
+    seconds = interleaved(trainers, steps)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     cheapest = min(medians.values())
     device = next(iter(trainers.values())).accelerator.device
@@ -66,8 +66,8 @@ def _trainer(name: str, batch_size: int, hidden: int) -> Trainer:
     return trainer
 
 
-def _interleaved(trainers: dict[str, Trainer], steps: int) -> dict[str, list[float]]:
-    """Seconds of each measured step."""
+def interleaved(trainers: dict[str, Trainer], steps: int) -> dict[str, list[float]]:
+    """Seconds of each measured step, by name; the trainers take turns."""
     streams = {
         name: itertools.chain.from_iterable(map(trainer.batches, itertools.count(LATE)))
         for name, trainer in trainers.items()

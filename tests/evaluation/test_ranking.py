@@ -66,8 +66,6 @@ def test_a_value_that_is_not_finite_is_found_anywhere(value, place, transposed):
     similarity = np.random.default_rng(0).normal(size=(40, 100))
     similarity[place] = value
     groups = np.arange(100) % 40
+    arguments = (similarity.T, groups, np.arange(40)) if transposed else (similarity, np.arange(40), groups)
     with pytest.raises(ValueError, match="not finite"):
-        if transposed:
-            rank_queries(similarity.T, groups, np.arange(40))
-        else:
-            rank_queries(similarity, np.arange(40), groups)
+        rank_queries(*arguments)
