@@ -54,10 +54,10 @@ def literally(*, eval: str) -> DataSet:
 
 
 @lru_cache
-def regions() -> DataSet:
+def regions(concepts: int = 20) -> DataSet:
     """The same with region features: a picture is 9 patches of 8 x 8 coarse pixels."""
     data = load()
-    fewer = {name: first_concepts(split, 20) for name, split in data.splits.items()}
+    fewer = {name: first_concepts(split, concepts) for name, split in data.splits.items()}
     splits = {
         name: replace(split, images=Regions(_patches(split), np.arange(len(split.images))), kind="regions")
         for name, split in fewer.items()

@@ -66,8 +66,8 @@ def _environment(folder: Path) -> Mapping[str, str]:
     root = str(Path(__file__).parents[2])
     return {
         **os.environ,
-        "LD_PRELOAD": str(shim),
-        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+        "LD_PRELOAD": ":".join([str(shim), *filter(None, [os.environ.get("LD_PRELOAD")])]),
+        "PYTHONPATH": ":".join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
 
 
