@@ -1,7 +1,11 @@
-"""`python -m tests.pretended [SETTING [METHOD ...]]`: where the steps of methods wait for the device."""
+"""`python -m tests.pretended [SETTING [METHOD ...]]`: where the steps of methods wait for the device.
+
+A method is a registered one, or `package.module:Name`.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -21,6 +25,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"unknown setting {arguments[0]!r} (allowed: {', '.join(map(repr, SETTINGS))})")
     methods = arguments[1:] or list(METHODS)
     with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("HARNESS_CACHE", folder)
         for driven in drive([(s, m) for s in settings for m in methods], Path(folder)):
             print(f"{driven.setting} / {driven.method}: waits in each step: {[*map(len, driven.waits)]}")
             for wait, count in Counter(w for step in driven.waits for w in step).items():

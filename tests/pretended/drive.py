@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import json
 import sys
 import traceback
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.data.base import DataSet
 from harness.training.accelerator import make_deterministic
 from harness.training.run_trial import build_trainer
 from harness.training.trainer import Trainer
@@ -99,8 +101,19 @@ class _Stream:
 def make_trainer(setting: str, method: str) -> Trainer:
     """A trainer on the pretended device; the features of locked towers are computed on the CPU."""
     trial = small.trial(method, backbone=SETTINGS[setting], epochs=EPOCHS, batch_size=8)
-    data = small.regions(8) if trial.backbone["kind"] == "sgraf" else small.few()
+    data = _data(trial.backbone["kind"])
     return build_trainer(trial, data, trial.noise_index(data), Accelerator())  # type: ignore[arg-type]
+
+
+@functools.cache
+def _data(backbone: str) -> DataSet:
+    """Few concepts, and every third caption of theirs, for short scans."""
+    data = small.regions(8) if backbone == "sgraf" else small.few()
+    splits = {
+        name: dataclasses.replace(split, captions=split.captions[::3], owner=split.owner[::3])
+        for name, split in data.splits.items()
+    }
+    return dataclasses.replace(data, splits=splits, fingerprint=f"{data.fingerprint}-short")
 
 
 def drive(setting: str, method: str) -> list[list[str]]:
