@@ -99,7 +99,7 @@ class _Stream:
 
 
 def make_trainer(setting: str, method: str) -> Trainer:
-    """A trainer on the pretended device; the features of locked towers are computed on the CPU."""
+    """A trainer on the pretended device, where the features of locked towers are computed, too."""
     trial = small.trial(method, backbone=SETTINGS[setting], epochs=EPOCHS, batch_size=8)
     data = _data(trial.backbone["kind"])
     return build_trainer(trial, data, trial.noise_index(data), Accelerator())  # type: ignore[arg-type]
