@@ -47,9 +47,10 @@ def test_its_death_is_told():
 
 
 def test_an_interruption_ends_it(tmp_path):
+    # A shell that started the tests in the background has them, and so this script, ignore SIGINT.
     code = (
-        "import pathlib, sys; from harness.lib.processes import in_own_process; "
-        "from tests.lib.test_processes import sleep\n"
+        "import pathlib, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from harness.lib.processes import in_own_process; from tests.lib.test_processes import sleep\n"
         "if __name__ == '__main__': in_own_process(sleep, pathlib.Path(sys.argv[1]))"
     )
     script = tmp_path / "script.py"
@@ -63,5 +64,5 @@ def test_an_interruption_ends_it(tmp_path):
         time.sleep(0.05)
     child = int((tmp_path / "pid").read_text())
     parent.send_signal(signal.SIGINT)
-    parent.wait()
+    parent.wait(timeout=60)
     assert not psutil.pid_exists(child)
