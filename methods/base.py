@@ -94,6 +94,8 @@ class Batch:
         seed: seed of this batch, for dropout and for draws of the method.
         sharded: whether `images` and `texts` are a part of the rows; otherwise b = B.
         auxiliary: batches from `Method.auxiliary_pools` and `Method.auxiliary_pairs`, by name.
+        lengths: int64 [B], numbers of words of the global batch's captions, for backbones on word ids; None
+            for others. They stay on the CPU, where their values are read without waiting for the device.
     """
 
     index: Tensor
@@ -104,18 +106,17 @@ class Batch:
     seed: int
     sharded: bool = False
     auxiliary: dict[str, Batch] = field(default_factory=dict)
+    lengths: Tensor | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        """The batch and its auxiliary batches on `device`, with floating-point tensors in `dtype`."""
+        """The batch and its auxiliary batches on `device`, but for `lengths`; floating point in `dtype`."""
 
         def move(x: Tensor) -> Tensor:
             return x.to(device, dtype if x.is_floating_point() else None, non_blocking=True)
 
         auxiliary = {name: batch.to(device, dtype) for name, batch in self.auxiliary.items()}
-        images, texts = move(self.images), move(self.texts)
-        return Batch(
-            move(self.index), images, texts, self.start, self.total, self.seed, self.sharded, auxiliary
-        )
+        index, images, texts = map(move, (self.index, self.images, self.texts))
+        return replace(self, index=index, images=images, texts=texts, auxiliary=auxiliary)
 
     def pin_memory(self) -> Batch:
         """The batch in memory that a GPU reads without the CPU."""

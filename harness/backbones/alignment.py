@@ -10,7 +10,7 @@ diagonal": image k with caption k), a tile is one row of n pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,24 +34,23 @@ def unit(x: Tensor, dim: int = -1) -> Tensor:
     return x / (square.clamp(min=torch.finfo(x.dtype).tiny).sqrt() + 1e-8)
 
 
-def tiles(lengths: Tensor, images: int) -> Iterator[tuple[Tensor, int]]:
-    """Partition captions into tiles of similar length.
+def tiles(lengths: Sequence[int], images: int, device: torch.device) -> Iterator[tuple[slice, int]]:
+    """Partition captions, sorted by length, into tiles of similar length.
 
     Args:
-        lengths: int64 [n], words of each caption.
+        lengths: words of each caption, ascending.
         images: number of images that the captions are paired with.
+        device: where tiles are computed.
 
     Yields:
-        The indices of a tile's captions, int64 [t], and the length of its longest caption.
+        A tile's captions, and the length of its longest caption.
     """
-    budget = TILE_ROWS.get(lengths.device.type, TILE_ROWS["cuda"])
-    order = lengths.argsort(stable=True)
-    ascending = lengths[order].tolist()
+    budget = TILE_ROWS.get(device.type, TILE_ROWS["cuda"])
     start = 0
-    for stop in range(1, len(order) + 1):
-        full = stop < len(order) and (stop + 1 - start) * ascending[stop] * images > budget
-        if full or stop == len(order):
-            yield order[start:stop], int(ascending[stop - 1])
+    for stop in range(1, len(lengths) + 1):
+        full = stop < len(lengths) and (stop + 1 - start) * lengths[stop] * images > budget
+        if full or stop == len(lengths):
+            yield slice(start, stop), lengths[stop - 1]
             start = stop
 
 

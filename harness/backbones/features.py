@@ -24,6 +24,7 @@ class Inputs(Protocol):
 
     Two attributes guide loader workers. `chunk`: images may be loaded in parts, of at least so many, and put
     together. `at_hand`: the sides ("images", "texts") that are no work for them, such as rows of an array.
+    A method `lengths` gives batches the numbers of words of their captions (`methods.base.Batch.lengths`).
     """
 
     def images(self, index: Tensor) -> Tensor:
@@ -101,6 +102,7 @@ class RegionInputs:
         self.vocabulary = vocabulary
         distinct, self.rows = distinct_captions(split)
         self.tokens = vocabulary.encode(distinct)
+        self.words = (self.tokens != 0).sum(1)
 
     def images(self, index: Tensor) -> Tensor:
         """[b] -> region features [b, R, F]."""
@@ -110,7 +112,11 @@ class RegionInputs:
     def texts(self, index: Tensor) -> Tensor:
         """[b] -> word ids [b, L], L the length of the longest of these captions."""
         tokens = self.tokens[self.rows[index]]
-        return tokens[:, : int((tokens != 0).sum(1).max())] if len(tokens) else tokens
+        return tokens[:, : int(self.lengths(index).max())] if len(tokens) else tokens
+
+    def lengths(self, index: Tensor) -> Tensor:
+        """[b] -> numbers of words int64 [b]."""
+        return self.words[self.rows[index]]
 
 
 def distinct_captions(split: Split) -> tuple[list[str], Tensor]:

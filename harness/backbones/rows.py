@@ -88,35 +88,26 @@ def _in_place(x: Tensor, batch: Batch) -> Tensor:
     return torch.cat([x.new_zeros(before, *rest), x, x.new_zeros(after, *rest)])
 
 
-def columns_over_processes(
-    compute: Callable[[Tensor], tuple[Tensor, ...]], texts: Tensor
-) -> tuple[Tensor, ...]:
-    """Apply `compute` to captions, divided among processes.
+def columns_over_processes(compute: Callable[[slice], tuple[Tensor, ...]], count: int) -> tuple[Tensor, ...]:
+    """Compute tensors of captions, divided among processes.
 
     Args:
-        compute: maps captions [n, ...] to tensors with captions in dimension 1, [..., n, ...].
-        texts: [N, ...], the same on all processes.
+        compute: from n of the captions to tensors with captions in dimension 1, [..., n, ...].
+        count: number of captions, the same on all processes.
 
     Returns:
-        `compute(texts)` on every process, with gradient.
+        The tensors of all captions on every process, with gradient.
     """
     processes = dist.get_world_size() if dist.is_initialized() else 1
-    if processes == 1 or len(texts) < processes:
-        return compute(texts)
-    start, stop = (len(texts) * (dist.get_rank() + i) // processes for i in (0, 1))
+    if processes == 1 or count < processes:
+        return compute(slice(0, count))
+    start, stop = (count * (dist.get_rank() + i) // processes for i in (0, 1))
 
     def gather_columns(x: Tensor) -> Tensor:
-        before, after = (x.new_zeros(x.shape[0], n, *x.shape[2:]) for n in (start, len(texts) - stop))
+        before, after = (x.new_zeros(x.shape[0], n, *x.shape[2:]) for n in (start, count - stop))
         return sum_over_processes(torch.cat([before, x, after], 1))
 
-    return tuple(map(gather_columns, compute(texts[start:stop])))
-
-
-def largest_over_processes(number: int, device: torch.device) -> int:
-    """The maximum of a number over processes. Requires an initialised process group."""
-    maximum = torch.tensor(number, device=device)
-    dist.all_reduce(maximum, dist.ReduceOp.MAX)
-    return int(maximum)
+    return tuple(map(gather_columns, compute(slice(start, stop))))
 
 
 class Stream:

@@ -33,7 +33,6 @@ from harness.backbones.rows import (
     Stream,
     columns_over_processes,
     gather_pair,
-    largest_over_processes,
 )
 from harness.data.base import DataError, DataSet
 from harness.data.vocabulary import Vocabulary
@@ -202,14 +201,18 @@ class SgrafBackbone(Scaled):
         self.couples_pairs = config.module == "SAF"
 
     def forward(self, batch: Batch, then: Any = None) -> Any:
-        """Embeddings of the global batch, or `then` of them. See `methods.base.Backbone`."""
+        """Embeddings of the global batch, or `then` of them. See `methods.base.Backbone`.
+
+        A batch that is divided among processes needs `lengths`.
+        """
         self.stream.restart(batch)
-        longest = int((batch.texts != 0).sum(1).max()) if len(batch.texts) else 0
-        if batch.sharded:  # all processes pad to the same length
-            longest = largest_over_processes(longest, batch.texts.device)
+        lengths = count_words(batch.texts) if batch.lengths is None else batch.lengths
+        longest = int(lengths.max()) if len(lengths) else 0  # all processes pad to the same length
+        own = lengths[batch.start : batch.start + len(batch.texts)] if batch.sharded else lengths
         images = self.encode_image(batch.images)
-        texts = self.encode_text(F.pad(batch.texts, (0, longest - batch.texts.shape[1])))
+        texts = self.encode_text(F.pad(batch.texts, (0, longest - batch.texts.shape[1])), own)
         images, texts = gather_pair(images, texts, batch)
+        texts = with_lengths(texts, lengths)
         return then(images, texts) if then else (images, texts)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -218,12 +221,13 @@ class SgrafBackbone(Scaled):
         global_vector = self.sim_enc.v_global_w(regions)
         return torch.cat([global_vector[:, None], regions], 1)
 
-    def encode_text(self, texts: Tensor) -> Tensor:
-        """Word ids [b, L] -> [b, 1 + L, D]."""
+    def encode_text(self, texts: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Word ids [b, L], and numbers of words [b] on the CPU where they are known -> [b, 1 + L, D]."""
         mask = texts != 0
-        words = unit(self.txt_enc(texts, mask.sum(1)).to(self.dtype)) * mask[..., None]
+        lengths = count_words(texts) if lengths is None else lengths
+        words = unit(self.txt_enc(texts, lengths).to(self.dtype)) * mask[..., None]
         global_vector = self.sim_enc.t_global_w(words, mask)
-        return torch.cat([global_vector[:, None], words], 1)
+        return with_lengths(torch.cat([global_vector[:, None], words], 1), lengths)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -347,18 +351,49 @@ class TextEncoder(nn.Module):
         self.cap_rnn = _Gru(word, embed, batch_first=True, bidirectional=True)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Word ids [b, L] and numbers of words [b] -> states [b, L, D], not normalised."""
+        """Word ids [b, L] and numbers of words [b], on the CPU -> states [b, L, D], not normalised."""
         words: Tensor = self.dropout(self.embed(tokens))
         if not len(tokens):  # a process without a share of the batch
             return words.new_zeros(0, tokens.shape[1], self.cap_rnn.hidden_size)
-        packed = nn.utils.rnn.pack_padded_sequence(
-            words, lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
+        descending, order = lengths.sort(descending=True)  # PyTorch's own order would be read from the device
+        order = order.to(words.device, non_blocking=True)
+        packed = nn.utils.rnn.pack_padded_sequence(words[order], descending, batch_first=True)
         with torch.autocast(tokens.device.type, enabled=False):  # under which cuDNN's GRU would run in fp16
             output = self.cap_rnn(packed)[0]
         states = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=tokens.shape[1])[0]
-        forward, backward = states.chunk(2, -1)
+        forward, backward = states[order.argsort()].chunk(2, -1)
         return (forward + backward) / 2
+
+
+def count_words(texts: Tensor) -> Tensor:
+    """Numbers of words of captions: word ids [b, L] -> [b], on the CPU. Waits for the device."""
+    return (texts != 0).sum(1).cpu()
+
+
+def with_lengths(texts: Tensor, lengths: Tensor) -> Tensor:
+    """Caption embeddings [n, 1 + L, D] that carry their numbers of words, [n] on the CPU, as `lengths`.
+
+    Whatever is made from them, such as rows of them, does not.
+    """
+    texts.lengths = lengths  # type: ignore[attr-defined]
+    return texts
+
+
+def known_lengths(texts: Tensor, mask: Tensor) -> Tensor:
+    """Numbers of words by which captions are sorted and trimmed, [n] on the CPU; waits for no device.
+
+    Args:
+        texts: embeddings [n, 1 + L, D].
+        mask: bool [n, L], false at padding.
+
+    Returns:
+        The numbers that `texts` carries, else those of the mask on a CPU; on another device L for each
+        caption, which takes time but changes no result.
+    """
+    carried: Tensor | None = getattr(texts, "lengths", None)
+    if carried is not None:
+        return carried
+    return mask.sum(1) if mask.device.type == "cpu" else torch.full((len(mask),), mask.shape[1])
 
 
 class _Gru(nn.GRU):
@@ -410,18 +445,24 @@ class SimilarityEncoder(nn.Module):
         In training, captions are divided among processes, and SAF updates its running statistics.
         """
 
-        def compute(texts: Tensor) -> tuple[Tensor, ...]:
-            mask = (texts[:, 1:] != 0).any(-1)
-            results, order = [], []
-            for rows, longest in tiles(mask.sum(1), len(images)):
-                results.append(
-                    self._tile(images, texts[rows, : 1 + longest], mask[rows, :longest], pairs=False)
-                )
-                order.append(rows)
-            inverse = torch.cat(order).argsort()
+        mask = (texts[:, 1:] != 0).any(-1)
+        lengths = known_lengths(texts, mask)
+
+        def compute(part: slice) -> tuple[Tensor, ...]:
+            ascending, order = lengths[part].sort(stable=True)
+            order = order.to(texts.device, non_blocking=True)
+            captions, masks = texts[part][order], mask[part][order]
+            results = [
+                self._tile(images, captions[tile, : 1 + longest], masks[tile, :longest], pairs=False)
+                for tile, longest in tiles(ascending.tolist(), len(images), texts.device)
+            ]
+            inverse = order.argsort()
             return tuple(torch.cat(columns, 1)[:, inverse] for columns in zip(*results, strict=True))
 
-        vectors, *statistics = columns_over_processes(compute, texts) if self.training else compute(texts)
+        count = len(texts)
+        vectors, *statistics = (
+            columns_over_processes(compute, count) if self.training else compute(slice(0, count))
+        )
         self._keep(statistics)
         return vectors
 
@@ -431,7 +472,7 @@ class SimilarityEncoder(nn.Module):
         In training, SAF updates its running statistics.
         """
         mask = (texts[:, 1:] != 0).any(-1)
-        longest = int(mask.sum(1).max())
+        longest = int(known_lengths(texts, mask).max())
         vectors, *statistics = self._tile(images, texts[:, : 1 + longest], mask[:, :longest], pairs=True)
         self._keep(statistics)
         return vectors[0]

@@ -88,7 +88,11 @@ class Fetch:
     def _batch(self, index: Tensor, pairs: Pairs, seed: int, loaded: Iterator[Tensor]) -> Batch:
         start, _ = self._range(len(pairs))
         images, texts = next(loaded), next(loaded)
-        return Batch(index, images, texts, start, len(pairs), seed, sharded=self.processes > 1)
+        count_words = getattr(self.inputs[pairs.split], "lengths", None)
+        lengths = None if count_words is None else count_words(pairs.captions)
+        return Batch(
+            index, images, texts, start, len(pairs), seed, sharded=self.processes > 1, lengths=lengths
+        )
 
     def _range(self, total: int) -> tuple[int, int]:
         return total * self.process // self.processes, total * (self.process + 1) // self.processes

@@ -198,6 +198,22 @@ def test_more_padding_changes_nothing():
     assert (net.encode_text(padded)[:, 11:] == 0).all()
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("module", MODULES)
+def test_captions_of_unknown_length_get_the_same_similarities(module, training):
+    """As on a GPU, where embeddings that were selected do not carry their numbers of words."""
+    net = small_net(module).train(training)
+    images, texts = net(random_batch(net))
+    known = net.similarity(images, texts), net.pair_similarity(images, texts)
+    longest = torch.full((len(texts),), texts.shape[1] - 1)
+    assert (texts.lengths < longest).any()
+    texts.lengths = longest
+    for first, second in zip(
+        known, (net.similarity(images, texts), net.pair_similarity(images, texts)), strict=True
+    ):
+        assert close(first, second, 1e-12)
+
+
 def test_the_block_without_wide_tensors_is_twice_differentiable():
     generator = torch.Generator().manual_seed(0)
 
