@@ -48,10 +48,7 @@ def rank_queries(similarity: NDArray[np.floating], query_group: NDArray, candida
         ValueError: a similarity is not finite (every comparison with NaN is false, so a diverged model would
             have perfect recalls), or a query has no match among the candidates.
     """
-    matches = _Matches(query_group, candidate_group)
-    unmatched = int((matches.count == 0).sum())
-    if unmatched:
-        raise ValueError(f"{unmatched} queries have no match among the candidates")
+    matches = Matches(query_group, candidate_group)
     count, candidates = similarity.shape
     size = _COLUMNS if _in_columns(similarity) else max(1, _BLOCK // candidates)
 
@@ -64,11 +61,14 @@ def rank_queries(similarity: NDArray[np.floating], query_group: NDArray, candida
     return Ranking(np.concatenate(ranks), np.concatenate(tops))
 
 
-class _Matches:
+class Matches:
     """The candidates of each query's group.
 
     Attributes:
         count: int64 [Q], matches of each query.
+
+    Raises:
+        ValueError: a query has none.
     """
 
     def __init__(self, query_group: NDArray, candidate_group: NDArray) -> None:
@@ -76,6 +76,9 @@ class _Matches:
         groups = candidate_group[self.order]
         self.start = np.searchsorted(groups, query_group, "left")
         self.count = np.searchsorted(groups, query_group, "right") - self.start
+        unmatched = int((self.count == 0).sum())
+        if unmatched:
+            raise ValueError(f"{unmatched} queries have no match among the candidates")
 
     def of(self, queries: slice) -> tuple[NDArray, NDArray]:
         """Indices of matches [q, most], the last one repeated, and which of them are no repetition."""
@@ -150,19 +153,27 @@ def _best_candidates(
     head = np.argpartition(-values, width - 1, axis=1)[:, :width]
     bound = np.take_along_axis(values, head, 1).min(1, keepdims=True)
     many |= (values >= bound).sum(1) > width
-    top = _in_order(np.take_along_axis(index, head, 1), similarity, query_group, candidate_group)
+    index, values = (np.take_along_axis(x, head, 1) for x in (index, values))
+    top = in_order(index, values, query_group, candidate_group)
     for query in np.flatnonzero(many):  # of candidates that tie for the last place, the order decides
         row = similarity[query]
         tied = np.flatnonzero(row >= np.partition(row, -width)[-width])
         one = slice(query, query + 1)
-        top[query] = _in_order(tied[None], similarity[one], query_group[one], candidate_group)[0, :width]
+        top[query] = in_order(tied[None], row[None, tied], query_group[one], candidate_group)[0, :width]
     return top
 
 
-def _in_order(
-    index: NDArray, similarity: NDArray, query_group: NDArray, candidate_group: NDArray
+def in_order(
+    index: NDArray, values: NDArray, query_group: NDArray, candidate_group: NDArray
 ) -> NDArray[np.int64]:
-    """Candidates [q, n] of each query, best first; within a tie matches last, then by index."""
+    """Candidates [q, n] of each query, best first; within a tie matches last, then by index.
+
+    Args:
+        index: int64 [q, n], candidates in any order.
+        values: [q, n], their similarities to the query.
+        query_group: int64 [q].
+        candidate_group: int64 [C].
+    """
     match = candidate_group[index] == query_group[:, None]
-    order = np.lexsort((index, match, -np.take_along_axis(similarity, index, 1)), axis=1)
+    order = np.lexsort((index, match, -values), axis=1)
     return np.take_along_axis(index, order, 1).astype(np.int64)

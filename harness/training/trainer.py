@@ -21,6 +21,7 @@ from harness.backbones.features import Inputs
 from harness.config.trial import TrainingConfig
 from harness.data.base import DataSet, Split
 from harness.evaluation.coco import coco_metrics
+from harness.evaluation.device_ranking import rank_on_device
 from harness.evaluation.metrics import Ranking, detection, rank_queries, recalls
 from harness.noise.index import NoiseIndex
 from harness.record.types import DataChanged, Diverged, EpochRecord, Outcome
@@ -316,11 +317,11 @@ class Trainer:
         return {f"dev/{k}": v for k, v in metrics.items()}
 
     @torch.no_grad()
-    def similarities(self, split: str) -> np.ndarray:
-        """Similarities that the method ranks a split by: [images, captions]."""
+    def similarities(self, split: str) -> Tensor:
+        """Similarities that the method ranks a split by, on the device: [images, captions]."""
         self.method.eval()
-        pairs = self.data[split]
-        scores = torch.zeros(len(pairs.images), len(pairs.captions), dtype=self.dtype)
+        pairs, device = self.data[split], self.accelerator.device
+        scores = torch.zeros(len(pairs.images), len(pairs.captions), dtype=self.dtype, device=device)
         self.cost.pairs["evaluation"] += len(pairs.captions) * self.method.n_networks
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         images = self._encode_images(split, len(pairs.images))
@@ -330,12 +331,10 @@ class Trainer:
             self.heartbeat(f"ranking {split}")
             for number, net in enumerate(self.method.networks):
                 texts = self._encode(net.encode_text, inputs)  # type: ignore[union-attr]
-                for rows in torch.arange(len(pairs.images)).split(CHUNK):
-                    tile = self.method.score(number, images[number][rows], texts)
-                    scores[rows[:, None], at] += tile.cpu() / self.method.n_networks
-        if processes > 1:
-            scores = self._sum(scores.to(self.accelerator.device)).cpu()
-        return scores.numpy()
+                columns = scores[:, int(at[0]) : int(at[-1]) + 1]
+                for some, tile in zip(images[number].split(CHUNK), columns.split(CHUNK), strict=True):
+                    tile += self.method.score(number, some, texts) / self.method.n_networks
+        return self._sum(scores) if processes > 1 else scores
 
     def evaluate(self, split: str) -> tuple[Ranking, Ranking]:
         """Image-to-text and text-to-image rankings of a split, ties against the model."""
@@ -396,7 +395,7 @@ class Trainer:
     def _test_scores(self) -> tuple[dict[str, float], Ranking, Ranking]:
         scores = self.similarities("test")
         i2t, t2i = rank_both(scores, self.data["test"])
-        return recalls(i2t, t2i) | coco_metrics(scores, self.data), i2t, t2i
+        return recalls(i2t, t2i) | coco_metrics(scores.cpu().numpy(), self.data), i2t, t2i
 
     # Checkpoints ------------------------------------------------------------------------------
 
@@ -478,13 +477,16 @@ def weights_digest(module: torch.nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def rank_both(scores: np.ndarray, split: Split) -> tuple[Ranking, Ranking]:
-    """Both directions from a similarity matrix [images, captions].
+def rank_both(scores: Tensor, split: Split) -> tuple[Ranking, Ranking]:
+    """Both directions from similarities [images, captions], computed where these are.
 
     Raises:
         Diverged: a similarity is not finite.
     """
-    if not np.isfinite(scores).all():
+    if not scores.isfinite().all():
         raise Diverged("similarities are not finite")
     images, captions = split.image_group, split.caption_group
-    return rank_queries(scores, images, captions), rank_queries(scores.T, captions, images)
+    if scores.device.type == "cpu":
+        matrix = scores.numpy()
+        return rank_queries(matrix, images, captions), rank_queries(matrix.T, captions, images)
+    return rank_on_device(scores, images, captions), rank_on_device(scores.T, captions, images)

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.evaluation import ranking
+from harness.evaluation import device_ranking, ranking
+from harness.evaluation.device_ranking import rank_on_device
 from harness.evaluation.metrics import rank_queries
+
+
+def from_tensor(similarity, query_group, candidate_group):
+    """As it is on a device."""
+    return rank_on_device(torch.as_tensor(similarity), query_group, candidate_group)
+
+
+everywhere = pytest.mark.parametrize("rank", [rank_queries, from_tensor], ids=["host", "device"])
 
 
 def by_definition(similarity, query_group, candidate_group):
@@ -20,6 +30,7 @@ def by_definition(similarity, query_group, candidate_group):
     return ranks, tops
 
 
+@everywhere
 @settings(max_examples=150, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
@@ -30,7 +41,7 @@ def by_definition(similarity, query_group, candidate_group):
     st.sampled_from([np.float32, np.float64]),
     st.booleans(),
 )
-def test_every_rank_and_order_is_by_definition(seed, queries, more, groups, levels, dtype, transposed):
+def test_every_rank_and_order_is_by_definition(rank, seed, queries, more, groups, levels, dtype, transposed):
     draw = np.random.default_rng(seed)
     candidate_group = np.concatenate([np.arange(groups), draw.integers(groups, size=more)])
     draw.shuffle(candidate_group)
@@ -40,32 +51,35 @@ def test_every_rank_and_order_is_by_definition(seed, queries, more, groups, leve
         similarity = np.round(similarity * levels / 4) / levels
     similarity = similarity.astype(dtype)
     given_matrix = np.ascontiguousarray(similarity.T).T if transposed else similarity
-    found = rank_queries(given_matrix, query_group, candidate_group)
+    found = rank(given_matrix, query_group, candidate_group)
     ranks, tops = by_definition(similarity, query_group, candidate_group)
     assert found.rank.tolist() == ranks
     assert found.top.tolist() == tops
     assert found.rank.dtype == found.top.dtype == np.int64
 
 
+@everywhere
 @pytest.mark.parametrize("transposed", [False, True])
-def test_blocks_of_queries_are_put_together(monkeypatch, transposed):
+def test_blocks_of_queries_are_put_together(monkeypatch, rank, transposed):
+    monkeypatch.setattr(device_ranking, "_BLOCK", 3 * 90)
     monkeypatch.setattr(ranking, "_BLOCK", 3 * 90)
     monkeypatch.setattr(ranking, "_COLUMNS", 4)
     draw = np.random.default_rng(0)
     similarity, groups = draw.normal(size=(30, 90)), np.repeat(np.arange(30), 3)
     matrix = np.ascontiguousarray(similarity.T).T if transposed else similarity
-    found = rank_queries(matrix, np.arange(30), groups)
+    found = rank(matrix, np.arange(30), groups)
     ranks, tops = by_definition(similarity, np.arange(30), groups)
     assert (found.rank.tolist(), found.top.tolist()) == (ranks, tops)
 
 
+@everywhere
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [(0, 0), (3, 99), (39, 50)])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_value_that_is_not_finite_is_found_anywhere(value, place, transposed):
+def test_a_value_that_is_not_finite_is_found_anywhere(rank, value, place, transposed):
     similarity = np.random.default_rng(0).normal(size=(40, 100))
     similarity[place] = value
     groups = np.arange(100) % 40
     arguments = (similarity.T, groups, np.arange(40)) if transposed else (similarity, np.arange(40), groups)
     with pytest.raises(ValueError, match="not finite"):
-        rank_queries(*arguments)
+        rank(*arguments)

@@ -201,7 +201,7 @@ def test_evaluation_decodes_once_for_all_networks():
             / 2
             for k, net in enumerate(trainer.method.networks)
         )
-    assert torch.equal(torch.from_numpy(scores), alone)
+    assert torch.equal(scores, alone)
 
 
 # To the device -------------------------------------------------------------------------------------
