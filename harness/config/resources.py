@@ -1,4 +1,6 @@
-"""What a trial gets of the machine. None of it enters a trial's id: it changes no number."""
+"""What a trial gets of the machine. None of it enters a trial's id: it changes no number by more
+than rounding, which `processes` does.
+"""
 
 from __future__ import annotations
 

@@ -34,6 +34,10 @@ _METRICS = (
     "cost/seconds",
 )
 _COMPARED = ("test/", "last/", "dev/")
+_ROUNDING = (
+    "Sums may be rounded differently there, and a method that selects pairs by a threshold then trains on "
+    "others"
+)
 
 
 class Differs(RuntimeError):
@@ -157,7 +161,9 @@ class Comparison:
         if digest != outcome.weights:
             self.differences.append(f"the weights are {digest} on record, {outcome.weights} now")
         if self.differences:
-            where = f" (it was recorded elsewhere: {'; '.join(self.moved)})" if self.moved else ""
+            where = (
+                f" (it was recorded elsewhere: {'; '.join(self.moved)}. {_ROUNDING})" if self.moved else ""
+            )
             raise Differs(
                 f"{'; '.join(self.differences[:6])}{' and more' if len(self.differences) > 6 else ''}{where}"
             )

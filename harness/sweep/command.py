@@ -22,7 +22,7 @@ from harness.record.store import Store, is_missing, require
 from harness.record.types import StoreError, SweepHandle, TrialRecord
 from harness.sweep.attempt import Ending, StoreGone, Task
 from harness.sweep.launcher import Launcher, LaunchError
-from harness.sweep.plan import make_plan, show_plan, warmup_notes
+from harness.sweep.plan import gpu_notes, make_plan, show_plan, warmup_notes
 from harness.sweep.preflight import (
     check_address,
     check_devices,
@@ -64,7 +64,8 @@ def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
         fingerprints = {t.id: t.fingerprint(data[data_key(t)]) for t in sweep.trials}
         known = store.find_records(sweep.name, sweep.trials) if store else {}
         _refuse(check_same_data(sweep.trials, known, fingerprints))
-        for note in warmup_notes(sweep.trials, data) if options.verify is None else ():
+        notes = [*warmup_notes(sweep.trials, data), *gpu_notes(sweep.trials, sweep.file.resources)]
+        for note in notes if options.verify is None else ():
             console.print(f"note: {note}", markup=False)
         if options.dry_run:
             gpu = sweep.file.resources.gpus > 0

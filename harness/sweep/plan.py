@@ -8,6 +8,7 @@ from statistics import median
 
 from rich.table import Table
 
+from harness.config.resources import Resources
 from harness.config.sweep_file import Sweep
 from harness.config.trial import Trial, method_class
 from harness.data.base import DataSet
@@ -15,6 +16,9 @@ from harness.lib.console import console, duration
 from harness.record.types import Speed, TrialRecord
 from harness.sweep.preflight import data_key
 from harness.sweep.step_cost import StepCost
+
+PAIRS_OF_A_GPU = 128
+"""Pairs of which a step of ViT-B/32 computes for about as long as its kernels take to launch (estimated)."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,19 @@ def warmup_notes(trials: Iterable[Trial], data: Mapping[str, DataSet]) -> list[s
         f"warmup_steps = {warmup}, and a network has {steps} optimizer steps in a trial of "
         f"{', '.join(methods)} on {dataset}: the learning rate still rises when training ends"
         for (dataset, steps, warmup), methods in short.items()
+    ]
+
+
+def gpu_notes(trials: Iterable[Trial], resources: Resources) -> list[str]:
+    """Batches that are too small for the GPUs that share each of them, as a note for each batch size."""
+    if not resources.gpus or resources.processes == 1:
+        return []
+    sizes = sorted({t.batch_size for t in trials if t.batch_size < PAIRS_OF_A_GPU * resources.processes})
+    return [
+        f"each of {resources.processes} GPUs gets {size / resources.processes:g} pairs of a batch of {size}; "
+        f"with fewer than some {PAIRS_OF_A_GPU} it launches kernels for longer than it computes (estimated, "
+        f"ViT-B/32): trials side by side use them better (resources: {{gpus: 1, processes: 1}})"
+        for size in sizes
     ]
 
 

@@ -17,12 +17,14 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from harness.config.resources import Resources
 from harness.config.sweep_file import load_sweep
 from harness.data import load_dataset
 from harness.noise.models import Derangement, make_noise
 from harness.record.store import Store
 from harness.report.__main__ import main as report_command
 from harness.sweep.estimate import estimate_step
+from harness.sweep.plan import gpu_notes
 from tests import build, layouts, small
 from tests.sweep.running import records, run_sweep, write
 
@@ -297,6 +299,7 @@ def test_verify_runs_a_sample_again_and_finds_what_is_not_whole(place, capfd):
     store, found = Store(), list(records("verified").values())
     MlflowClient(store.uri).log_metric(found[0].run_id, "test/rsum", 599.0, step=1)
     store.client.set_tag(found[1].run_id, "weights_digest", "0" * 16)
+    store.client.set_tag(found[1].run_id, "processes", "2")
     artifacts = Path(
         MlflowClient(store.uri).get_run(found[2].run_id).info.artifact_uri.removeprefix("file://")
     )
@@ -309,7 +312,11 @@ def test_verify_runs_a_sample_again_and_finds_what_is_not_whole(place, capfd):
     told = " ".join(capfd.readouterr().err.split())
     assert "test/rsum is 599.0, and its rankings give" in told
     assert re.search(r"NOT THE SAME: \S+ tests.small:load .*?: Differs: test/rsum is 599.0 on record", told)
-    assert re.search(r"NOT THE SAME: .*the weights are 0000000000000000 on record, [0-9a-f]{16} now", told)
+    assert re.search(
+        r"NOT THE SAME: .*the weights are 0000000000000000 on record, [0-9a-f]{16} now \(it was recorded "
+        r"elsewhere: processes 2 then, 1 now. Sums may be rounded differently there, and a method",
+        told,
+    )
     assert f"run {found[2].run_id} has no artifact noise_index.npz" in told
     assert "epochs on record are [0, 2], and the trial has 3" in told
     assert "1 of their records are complete; 4 were run again, 2 gave the same numbers" in told
@@ -480,6 +487,16 @@ def test_a_warmup_that_takes_all_steps_is_noted(place, capfd, left):
     note = f"warmup_steps = {steps}, and a network has {steps} optimizer steps in a trial of triplet, ncr on"
     assert told.count("the learning rate still rises") == (not left)
     assert (note in told) == (not left)
+
+
+@pytest.mark.parametrize(
+    ("resources", "noted"),
+    [({"gpus": 1, "processes": 8}, True), ({"gpus": 1}, False), ({"processes": 8}, False)],
+)
+def test_a_batch_that_is_small_for_its_gpus_is_noted(resources, noted):
+    trials = [small.trial("clip", batch_size=size) for size in (1024, 512, 512)]
+    notes = gpu_notes(trials, Resources(**resources))
+    assert [n.partition(";")[0] for n in notes] == noted * ["each of 8 GPUs gets 64 pairs of a batch of 512"]
 
 
 def test_a_dry_run_lists_every_trial_with_its_state(failed, place, capfd):
