@@ -20,7 +20,7 @@ from harness.record.store import Store
 from harness.report.publish import publish_curves, publish_report
 from harness.report.write import write_report
 from tests import recorded, small
-from tests.sweep.test_scale import free_port
+from tests.sweep.paced import free_port
 
 pytestmark = pytest.mark.cluster
 METHODS = ("clip", "triplet", "small_loss", "npc", "mscn", "oracle")

@@ -22,7 +22,7 @@ from harness.record.store import Store
 from harness.record.types import EpochRecord, Outcome
 from harness.training.run_trial import describe
 from tests import build, small
-from tests.sweep.test_faults import SOON, until
+from tests.sweep.paced import SOON, free_port, until
 
 pytestmark = pytest.mark.cluster
 POSTGRES = next(
@@ -30,12 +30,6 @@ POSTGRES = next(
     Path(shutil.which("initdb") or "/nowhere/initdb").parent,
 )
 AT_ONCE, EPOCHS, METRICS = 64, 5, 20
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

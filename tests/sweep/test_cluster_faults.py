@@ -1,0 +1,268 @@
+"""A cluster that fails, with the real parts: the sweep command as a process, Ray on several nodes, an MLflow
+server, a full disk.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from harness.config.sweep_file import load_sweep
+from harness.lib.locks import acquire
+from harness.record.store import Store
+from harness.record.verify import errors_of
+from tests import build
+from tests.sweep.paced import ROOT, SOON, Running, Server, records, until, whole, write
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    made = Server(tmp_path_factory.mktemp("server"))
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(feature_cache):
+    """Three nodes on this machine: a head that runs no trial, and two that run one each."""
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(ROOT)
+    build.trainer("clip")  # features are there before several processes ask
+    quick = {
+        "health_check_initial_delay_ms": 1000,
+        "health_check_period_ms": 500,
+        "health_check_timeout_ms": 5000,
+        "health_check_failure_threshold": 3,
+    }
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 0,
+            "resources": {"trial_slot": 2},
+            "include_dashboard": False,
+            "_system_config": quick,
+        },
+    )
+    made.add_node(num_cpus=1)
+    made.add_node(num_cpus=1)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+    os.environ.pop("PYTHONPATH") if path is None else os.environ.update(PYTHONPATH=path)
+
+
+def test_a_worker_process_that_dies_is_started_again(cluster, server, tmp_path, alone):
+    running = Running(tmp_path, write(tmp_path), "--address", cluster.address, "--tracking-uri", server.uri)
+    os.kill(running.reaches("0.1.0"), signal.SIGKILL)
+    assert running.ends() == 0, running.said()
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert found[0].tags["attempts"] == "2"
+    assert found[0].tags["history"].splitlines()[1] == "resumed from epoch 1"
+    assert found[1].tags["attempts"] == "1"
+    assert "2 done, 0 running, 0 failed of 2" in running.said()
+
+
+def test_a_node_that_goes_takes_its_trial_to_another(cluster, server, tmp_path, alone):
+    running = Running(tmp_path, write(tmp_path), "--address", cluster.address, "--tracking-uri", server.uri)
+    for seed in (0, 1):
+        running.reaches(f"{seed}.0.0")
+    (tmp_path / "paced" / "pause").write_text("20")  # or a worker may end its trial before it notices
+    pids = [running.reaches(f"{seed}.1.0") for seed in (0, 1)]
+    node = next(iter(cluster.worker_nodes))
+    cluster.remove_node(node, allow_graceful=False)
+    (tmp_path / "paced" / "pause").write_text("0.5")
+    until(lambda: not all(psutil.pid_exists(p) for p in pids), SOON)
+    assert running.ends() == 0, running.said()
+    cluster.add_node(num_cpus=1)
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert sorted(r.tags["attempts"] for r in found.values()) == ["1", "2"]
+
+
+def test_one_of_two_processes_that_dies(cluster, server, tmp_path):
+    """The other waits for it in a collective operation, and raises too: the cause is the death."""
+    file = write(tmp_path, seeds=1, resources={"processes": 2}, fixed={"precision": "fp64"})
+    running = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri)
+    os.kill(running.reaches("0.1.1"), signal.SIGKILL)
+    assert running.ends() == 0, running.said()
+    store, found = records(tmp_path, server)
+    assert found[0].done
+    assert errors_of(store, found[0]) == []
+    assert (found[0].tags["attempts"], found[0].tags["processes"]) == ("2", "2")
+    assert "resumed from epoch 1" in found[0].tags["history"]
+    assert found[0].metrics["test/rsum"] == pytest.approx(
+        build.trainer("clip", precision="fp64").fit().metrics["test/rsum"]
+    )
+
+
+def test_a_server_that_is_away_for_half_a_minute(cluster, server, tmp_path, alone):
+    running = Running(tmp_path, write(tmp_path), "--address", cluster.address, "--tracking-uri", server.uri)
+    running.reaches("0.1.0")
+    server.stop()
+    time.sleep(30)
+    server.start()
+    assert running.ends() == 0, running.said()
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert {r.tags["attempts"] for r in found.values()} == {"1"}
+
+
+def test_a_server_that_is_away_for_good(cluster, server, tmp_path, alone):
+    """What was recorded stays; what was not goes on from its checkpoint once the server is back."""
+    file = write(tmp_path, seeds=3, resources={"at_once": 1})
+    impatient = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+    running = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri, **impatient)
+    running.reaches("1.1.0")
+    server.stop()
+    try:
+        assert running.ends() == 1, running.said()
+    finally:
+        server.start()
+    assert "does not take results any more" in running.said()
+    assert "Traceback" not in running.said()
+    store, before = records(tmp_path, server)
+    assert {seed for seed, r in before.items() if r.done} == {0}
+    again = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri)
+    assert again.ends() == 0, again.said()
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert found[0].run_id == before[0].run_id
+    assert "resumed from epoch 1" in found[1].tags["history"]
+
+
+def test_a_disk_that_is_full(cluster, server, tmp_path, alone):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+    ).returncode:
+        pytest.skip("a file system of its own cannot be mounted here (needs root)")
+    try:
+        arguments = ("--address", cluster.address, "--tracking-uri", server.uri, "--storage", str(disk))
+        file = write(tmp_path, seeds=1)
+        running = Running(tmp_path, file, *arguments)
+        assert running.ends() == 1, running.said()
+        (record,) = records(tmp_path, server)[1].values()
+        assert record.status == "FAILED"
+        assert re.search(
+            r"OSError: the checkpoint of epoch \d cannot be written to .* No space left on device",
+            record.tags["failure"],
+        )
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        again = Running(tmp_path, file, *arguments)
+        assert again.ends() == 0, again.said()
+        store, found = records(tmp_path, server)
+        assert whole(store, found, alone)
+        assert "cannot be written" in found[0].tags["history"]
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_two_sweeps_of_one_file_at_once(cluster, server, tmp_path, alone):
+    file = write(tmp_path, seeds=3)
+    both = [
+        Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri) for _ in range(2)
+    ]
+    assert [r.ends() for r in both] == [0, 0], both[0].said() + both[1].said()
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert {r.tags["attempts"] for r in found.values()} == {"1"}
+
+
+def test_a_trial_that_another_process_holds_is_waited_for(cluster, server, tmp_path, alone):
+    """And run, once that process has let go of it and not done it."""
+    file = write(tmp_path, seeds=2)
+    sweep = load_sweep(file)
+    opened = Store(server.uri).open_sweep(sweep)
+    with acquire(opened.directory(tmp_path / ".harness" / "trials", sweep.trials[0])):
+        running = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri)
+        until(lambda: "waiting for them" in running.said(), SOON)
+        assert f"1 trials are being run by another sweep (process {os.getpid()} on " in running.said()
+    assert running.ends() == 0, running.said()
+    assert whole(*records(tmp_path, server), alone)
+
+
+def test_a_trial_that_hangs_is_ended_and_goes_on(cluster, server, tmp_path, alone):
+    file = write(tmp_path, seeds=1, resources={"stall_minutes": 0.05})
+    (tmp_path / "paced" / "hang").touch()
+    running = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri)
+    assert running.ends() == 0, running.said()
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert re.search(
+        r"hung: no step for \d s \(resources.stall_minutes\) at ranking dev", found[0].tags["history"]
+    )
+    assert "in start_epoch" in store.client.read(found[0].run_id, "termination_report.txt").decode()
+
+
+def test_a_deadline(cluster, server, tmp_path, alone):
+    arguments = ("--address", cluster.address, "--tracking-uri", server.uri)
+    file = write(tmp_path, seeds=1, resources={"deadline_hours": 0.9, "stall_minutes": 600})
+    (tmp_path / "paced" / "late").touch()
+    running = Running(tmp_path, file, *arguments)
+    assert running.ends() == 1, running.said()
+    (record,) = records(tmp_path, server)[1].values()
+    assert (record.status, record.tags["failure"][:22]) == ("FAILED", "OutOfTime: the deadlin")
+    assert Running(tmp_path, write(tmp_path, seeds=1), *arguments).ends() == 0
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert "at epoch 1, step 1 of" in found[0].tags["history"]
+    assert "resumed from epoch 1" in found[0].tags["history"]
+
+
+def test_storage_that_a_node_does_not_share_is_told_before_anything_starts(cluster, server, tmp_path):
+    """A fourth node in a mount namespace of its own, where another disk lies at the storage's place."""
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("a node with another file system cannot be made here (needs root)")
+    join = (
+        f"mount -t tmpfs none {storage} && exec {sys.executable} -m ray.scripts.scripts start "
+        f"--address={cluster.address} --num-cpus=0 --block"
+    )
+    with open(tmp_path / "node.log", "w") as log:
+        node = subprocess.Popen(
+            ["unshare", "-m", "bash", "-c", join], stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        until(lambda: "Ray runtime started" in (tmp_path / "node.log").read_text(), SOON)
+        file = write(tmp_path)
+        running = Running(
+            tmp_path,
+            file,
+            "--address",
+            cluster.address,
+            "--tracking-uri",
+            server.uri,
+            "--storage",
+            str(storage),
+        )
+        assert running.ends() == 2, running.said()
+        told = " ".join(running.said().split())
+        assert "1 error, nothing was started" in told
+        assert (
+            f"does not share the directory {storage} with this machine (No such file or directory): name one "
+            f"on storage that all nodes see with --storage" in told
+        )
+        assert Store(server.uri).find_sweep(tmp_path.name) is None
+    finally:
+        os.killpg(node.pid, signal.SIGKILL)
+
+
+def test_a_database_file_is_no_store_for_several_nodes(cluster, tmp_path):
+    running = Running(tmp_path, write(tmp_path), "--address", cluster.address)
+    assert running.ends() == 2
+    assert "is a file on this machine, and the cluster has" in running.said()
+    assert "--tracking-uri http://HOST:5000" in running.said()
