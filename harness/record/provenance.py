@@ -18,6 +18,7 @@ import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from pathlib import Path
 
@@ -190,15 +191,31 @@ def _closure(modules: Iterable[str]) -> dict[str, Path]:
 
 def _own_source(module: str) -> Path | None:
     """The file of a module of this project or of the user's; None for an installed or built-in one."""
-    try:
-        origin = getattr(importlib.util.find_spec(module), "origin", None)
-    except (ImportError, AttributeError, ValueError):  # `a.b` where b is no module
+    package = module.partition(".")[0]
+    if package != "methods" and _is_installed(package):  # which may be installed itself
         return None
-    if origin is None or not origin.endswith(".py"):
-        return None
+    origin = getattr(_find(module), "origin", None) or ""
+    return Path(origin) if origin.endswith(".py") else None
+
+
+def _is_installed(package: str) -> bool:
+    spec = _find(package)
+    places = [spec.origin or "", *(spec.submodule_search_locations or ())] if spec else []
     installed = [*site.getsitepackages(), sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
-    own = module.partition(".")[0] == "methods"  # which may be installed itself
-    return Path(origin) if own or not any(Path(origin).is_relative_to(p) for p in installed) else None
+    return any(Path(place).is_relative_to(folder) for place in places for folder in installed)
+
+
+def _find(module: str) -> ModuleSpec | None:
+    """Where a module is, if it is one. Imports the packages that it is in, and no module (PyTorch, which a
+    method imports, takes seconds).
+    """
+    package = module.rpartition(".")[0]
+    if package and getattr(_find(package), "submodule_search_locations", None) is None:
+        return None
+    try:
+        return importlib.util.find_spec(module)
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 @lru_cache

@@ -14,11 +14,20 @@ from harness.record.provenance import code_digest, imported_modules, numeric_mod
 from tests import small
 
 ROOT = Path(__file__).parents[2]
-PRINT = """
+# Imports what takes seconds once; each answer is a fork's, which has read no file of the checkout's yet.
+ANSWER = """
+import importlib, os, sys
 from harness.config.trial import Trial
 from harness.record.provenance import code_digest
-for method in ("clip", "npc", "mine:Mine", "own.mine:Mine"):
-    print(code_digest(Trial(method=method, dataset="emoji", noise_ratio=0, seed=0, noise_seed=0)))
+for line in sys.stdin:
+    if not os.fork():
+        importlib.invalidate_caches()
+        for method in ("clip", "npc", "mine:Mine", "own.mine:Mine"):
+            trial = Trial(method=method, dataset="emoji", noise_ratio=0, seed=0, noise_seed=0)
+            print(code_digest(trial), end=" ")
+        print("torch" in sys.modules, flush=True)
+        os._exit(0)
+    os.wait()
 """
 MINE = '''
 from {helper} import SHARE
@@ -48,27 +57,42 @@ def checkout(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
 def digests(checkout):
-    run = subprocess.run(
-        [sys.executable, "-c", PRINT], cwd=checkout, capture_output=True, text=True, check=True
-    )
-    return run.stdout.split()
+    """The digests of four methods as the checkout is now."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ANSWER], cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def ask():
+            print(file=process.stdin, flush=True)
+            *found, torch = process.stdout.readline().split()
+            assert torch == "False", "it takes seconds to load, and nothing needs it to read a file"
+            return found
+
+        yield ask
+        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
-def before(checkout):
-    return digests(checkout)
+def before(digests):
+    return digests()
 
 
-def edited(checkout, file, change):
+@pytest.fixture
+def edited(checkout, digests):
     """The digests after an edit of a file, which is undone."""
-    path = checkout / file
-    text = path.read_text() if path.exists() else None
-    try:
-        path.write_text(change(text or ""))
-        return digests(checkout)
-    finally:
-        path.write_text(text) if text is not None else path.unlink()
+
+    def edit(file, change):
+        path = checkout / file
+        text = path.read_text()
+        try:
+            path.write_text(change(text))
+            return digests()
+        finally:
+            path.write_text(text)
+
+    return edit
 
 
 NO_NUMBER = {
@@ -99,7 +123,7 @@ NO_NUMBER = {
 }
 
 
-def test_what_makes_no_number_of_a_trial_lets_it_resume(checkout, before):
+def test_what_makes_no_number_of_a_trial_lets_it_resume(checkout, digests, before):
     """Comments, docstrings, status, reports, scheduling, the record, another method and a new one, all at
     once.
     """
@@ -109,7 +133,7 @@ def test_what_makes_no_number_of_a_trial_lets_it_resume(checkout, before):
             changed = change(texts[file] or "")
             assert changed != texts[file], file
             (checkout / file).write_text(changed)
-        assert digests(checkout) == before
+        assert digests() == before
     finally:
         for file, text in texts.items():
             (checkout / file).write_text(text) if text is not None else (checkout / file).unlink()
@@ -131,12 +155,12 @@ def test_what_makes_no_number_of_a_trial_lets_it_resume(checkout, before):
         "methods/losses.py",
     ],
 )
-def test_what_makes_numbers_restarts_all(checkout, before, file):
-    assert not set(edited(checkout, file, lambda s: s + "\nX = 1\n")) & set(before)
+def test_what_makes_numbers_restarts_all(edited, before, file):
+    assert not set(edited(file, lambda s: s + "\nX = 1\n")) & set(before)
 
 
-def test_a_method_restarts_its_own_trials_only(checkout, before):
-    clip, npc, *mine = edited(checkout, "methods/npc.py", lambda s: s + "\nX = 1\n")
+def test_a_method_restarts_its_own_trials_only(edited, before):
+    clip, npc, *mine = edited("methods/npc.py", lambda s: s + "\nX = 1\n")
     assert [clip, *mine] == [before[0], *before[2:]]
     assert npc != before[1]
 
@@ -151,8 +175,8 @@ def test_a_method_restarts_its_own_trials_only(checkout, before):
         ("own/__init__.py", 3),  # which Python runs before the method's own file
     ],
 )
-def test_what_a_users_method_imports_is_part_of_it(checkout, before, file, changed):
-    after = edited(checkout, file, lambda s: s.replace("0.3", "0.4") + "\nX = 1\n")
+def test_what_a_users_method_imports_is_part_of_it(edited, before, file, changed):
+    after = edited(file, lambda s: s.replace("0.3", "0.4") + "\nX = 1\n")
     assert [i for i, digest in enumerate(after) if digest != before[i]] == [changed]
 
 
