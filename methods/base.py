@@ -280,7 +280,8 @@ class Method(nn.Module):
     """Whether the method trains; otherwise its networks are evaluated as they are."""
     differentiates_twice: ClassVar[bool] = False
     """Whether a step differentiates a gradient, or a forward pass under replaced parameters
-    (`torch.func.functional_call`). Such a method cannot have `backbone.checkpointing`.
+    (`torch.func.functional_call`). Such a method cannot have `backbone.checkpointing`
+    or `backbone.compile`.
     """
     id_neutral_defaults: ClassVar[Mapping[str, Any]] = {}
     """Hyper-parameters that were added after the first records of the method, at the value that equals the

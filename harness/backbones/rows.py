@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -162,21 +162,40 @@ class PairDropout(nn.Module):
         return x * kept / (1 - self.p)
 
 
-def checkpoint_blocks(module: nn.Module, stream: Stream) -> None:
-    """Keep no activations inside the blocks of a module: the backward pass computes them again, in place.
-
-    Blocks are the items of its outermost lists of equal modules (the layers of a transformer, the stages of a
-    convolutional network). Results are the same to the last bit: a block sees the modes and the dropout
-    masks of its first pass again. A block must not be differentiated through replaced parameters
-    (`torch.func.functional_call`), which the backward pass would not see.
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The items of the outermost lists of equal modules in a module: the layers of a transformer, the stages
+    of a convolutional network.
     """
     for child in module.children():
         listed = isinstance(child, nn.ModuleList) or (isinstance(child, nn.Sequential) and len(child) > 1)
-        if listed and len({type(block) for block in child.children()}) == 1:
-            for block in child.children():
-                block.forward = functools.partial(_checkpointed, block, block.forward, stream)
-        else:
-            checkpoint_blocks(child, stream)
+        alike = listed and len({type(block) for block in child.children()}) == 1
+        yield from child.children() if alike else blocks(child)
+
+
+def checkpoint_blocks(module: nn.Module, stream: Stream) -> None:
+    """Keep no activations inside the blocks of a module: the backward pass computes them again, in place.
+
+    Results are the same to the last bit: a block sees the modes and the dropout masks of its first pass
+    again. A block must not be differentiated through replaced parameters (`torch.func.functional_call`),
+    which the backward pass would not see.
+    """
+    for block in blocks(module):
+        block.forward = functools.partial(_checkpointed, block, block.forward, stream)
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Compile the blocks of a module as they are first used. Results are the same up to rounding; dropout,
+    whose masks belong to pairs, is not compiled.
+    """
+    for part in module.modules():
+        if isinstance(part, PairDropout):
+            part.forward = torch.compiler.disable(part.forward)  # type: ignore[method-assign]
+    # A method may ask for two gradients of a graph, so a backward pass must not reuse what the graph keeps.
+    import torch._functorch.config as functorch_config  # takes a second
+
+    functorch_config.donated_buffer = False
+    for block in blocks(module):
+        block.compile()
 
 
 def _checkpointed(

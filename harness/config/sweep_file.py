@@ -36,6 +36,12 @@ _AXES_OF_ALL = ("method", "dataset", "noise", "noise_ratio", "noise_granularity"
 """What all methods of a grid share: comparisons are paired by them (`docs/protocol.md`)."""
 _NOISE_FIELDS = {m.model_fields["model"].default: m.model_fields for m in get_args(get_args(NoiseModel)[0])}
 _OTHER_NAMES = {"learning_rate": "lr"}
+# Settings of backbones that a method which differentiates twice cannot have, and why.
+_DIFFERENTIATED_ONCE = {
+    "checkpointing": "differentiates through replaced parameters, which a backward pass that computes "
+    "activations again misses",
+    "compile": "differentiates through a gradient, and what is compiled can be differentiated once",
+}
 _OF_ALL = "is an axis of the whole grid, not of one method (grid may be a list of grids)"
 
 Value = TypeVar("Value")
@@ -283,11 +289,9 @@ def _trial(values: Mapping[str, Any], errors: _Errors) -> Trial | None:
         errors += [_describe(e, {}, f"{name}.") for e in error.errors()]
     fields.setdefault("noise_seed", fields.get("seed"))
     fields["backbone"] = _backbone(fields.get("backbone", {}), errors)
-    if cls.differentiates_twice and fields["backbone"].get("checkpointing"):
-        errors.append(
-            f"backbone.checkpointing = True: {name} differentiates through replaced parameters, which a "
-            f"backward pass that computes activations again misses ({name}.backbone sets another for it)"
-        )
+    for option, reason in _DIFFERENTIATED_ONCE.items() if cls.differentiates_twice else ():
+        if fields["backbone"].get(option):
+            errors.append(f"backbone.{option} = True: {name} {reason} ({name}.backbone sets another for it)")
     try:
         trial = Trial.model_validate(fields)
     except ValidationError as error:

@@ -1,8 +1,13 @@
-"""Checkpointed towers: the same numbers to the last bit, and less memory."""
+"""Checkpointed towers: the same numbers to the last bit, and less memory. Compiled ones: the same up to
+rounding.
+"""
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -52,18 +57,51 @@ def drop_in_towers(monkeypatch):
     monkeypatch.setattr(clip, "build_towers", build_towers)
 
 
-def test_it_is_refused_where_a_method_differentiates_through_replaced_parameters():
-    content = small.content(
-        "clip", "mscn", fixed={"backbone": small.backbone(locked=False, checkpointing=True)}
+@pytest.mark.cluster  # compiles for a minute
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here: apt install g++")
+def test_compiled_towers_train_as_others_do(monkeypatch):
+    """Also in the look-ahead of `npc`, whose parameters are replaced."""
+    drop_in_towers(monkeypatch)
+    plain, compiled = (
+        build.trainer(
+            "npc", precision="fp64", backbone=small.backbone(locked=False, compile=on, head={"dropout": 0.3})
+        )
+        for on in (False, True)
     )
-    with pytest.raises(BadInput, match="mscn differentiates through replaced parameters"):
+    for trainer in (plain, compiled):
+        trainer.fit()
+    frames = torch._dynamo.utils.counters["stats"]["calls_captured"]
+    assert frames, "nothing was compiled"
+    expected = plain.method.state_dict()
+    found = compiled.method.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [("checkpointing", "through replaced parameters"), ("compile", "through a gradient")],
+)
+def test_it_is_refused_where_a_method_differentiates_twice(option, reason):
+    content = small.content(
+        "clip", "mscn", fixed={"backbone": small.backbone(locked=False, **{option: True})}
+    )
+    with pytest.raises(BadInput, match=f"{option} = True: mscn differentiates {reason}"):
         parse_sweep(content)
 
 
-def test_the_id_is_that_of_before_where_it_is_off():
+def test_checkpointing_and_compiled_towers_exclude_each_other():
+    backbone = small.backbone(locked=False, checkpointing=True, compile=True)
+    with pytest.raises(BadInput, match="compile and checkpointing exclude each other"):
+        parse_sweep(small.content("clip", fixed={"backbone": backbone}))
+
+
+@pytest.mark.parametrize("option", ["checkpointing", "compile"])
+def test_the_id_is_that_of_before_where_it_is_off(option):
     plain, off, on = (
         small.trial("clip", backbone=small.backbone(locked=False, **changes))
-        for changes in ({}, {"checkpointing": False}, {"checkpointing": True})
+        for changes in ({}, {option: False}, {option: True})
     )
     assert plain.id == off.id != on.id
-    assert "checkpointing" not in plain.backbone
+    assert option not in plain.backbone
