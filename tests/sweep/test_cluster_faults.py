@@ -121,7 +121,7 @@ def test_a_server_that_is_away_for_half_a_minute(cluster, server, tmp_path, alon
 
 def test_a_server_that_is_away_for_good(cluster, server, tmp_path, alone):
     """What was recorded stays; what was not goes on from its checkpoint once the server is back."""
-    file = write(tmp_path, seeds=3, resources={"at_once": 1})
+    file = write(tmp_path, resources={"at_once": 1})
     impatient = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
     running = Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri, **impatient)
     running.reaches("1.1.0")
@@ -171,7 +171,7 @@ def test_a_disk_that_is_full(cluster, server, tmp_path, alone):
 
 
 def test_two_sweeps_of_one_file_at_once(cluster, server, tmp_path, alone):
-    file = write(tmp_path, seeds=3)
+    file = write(tmp_path)
     both = [
         Running(tmp_path, file, "--address", cluster.address, "--tracking-uri", server.uri) for _ in range(2)
     ]

@@ -14,10 +14,8 @@ from tests.sweep.paced import SOON, Running, records, until, whole, write
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
-def test_a_machine_whose_memory_runs_out(tmp_path, alone):
-    """Ray ends the worker each time, so the trial fails; the sweep ends as it should, and with memory so does
-    the trial.
-    """
+def test_a_machine_whose_memory_runs_out(tmp_path):
+    """Ray ends the worker each time, so the trial fails, and the sweep ends as it should."""
     file = write(tmp_path, seeds=1)
     running = Running(tmp_path, file, RAY_memory_usage_threshold="0.01", RAY_memory_monitor_refresh_ms="200")
     assert running.ends() == 1, running.said()
@@ -28,9 +26,6 @@ def test_a_machine_whose_memory_runs_out(tmp_path, alone):
         r"memory",
         record.tags["failure"],
     )
-    again = Running(tmp_path, file)
-    assert again.ends() == 0, again.said()
-    assert whole(*records(tmp_path), alone)
 
 
 def test_a_sweep_that_is_killed_goes_on(tmp_path, alone):
@@ -62,9 +57,7 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path, alone):
     assert {s: r.tags["attempts"] for s, r in found.items()} == {0: "1", 1: "2", 2: "1"}
 
 
-@pytest.mark.parametrize(
-    ("sign", "background"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
-)
+@pytest.mark.parametrize(("sign", "background"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
 def test_a_sweep_that_is_stopped(tmp_path, alone, sign, background):
     """Also one that a shell started in the background, which ignores Ctrl-C."""
     file = write(tmp_path, seeds=2, resources={"at_once": 1})
