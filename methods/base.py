@@ -43,7 +43,7 @@ class Pairs:
 
     Attributes:
         images: int64 [N], indices of images in the split.
-        captions: int64 [N], indices of captions in the split.
+        captions: int64 [N], indices of captions in the split. Equal captions have one index, the first.
         split: `train`, or `meta` for the clean set.
         index: int64 [N], position of each pair in the pairs that these are a part of.
     """
@@ -156,8 +156,14 @@ class Backbone(Protocol):
     def encode_image(self, images: Tensor) -> Tensor:
         """Embeddings of images: [M, ...] -> [M, ...]."""
 
-    def encode_text(self, texts: Tensor) -> Tensor:
-        """Embeddings of texts: [T, ...] -> [T, ...]."""
+    def encode_text(self, texts: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Embeddings of texts: [T, ...] -> [T, ...].
+
+        Args:
+            texts: as the backbone takes them.
+            lengths: numbers of words, int64 [T] on the CPU, where `texts` are word ids [T, L]. Embeddings are
+                then [T, k + L, D] with zeros at padding.
+        """
 
     def similarity(self, images: Tensor, texts: Tensor) -> Tensor:
         """Similarities of all pairs, in [-1, 1]: embeddings [M, ...], [T, ...] -> [M, T]."""

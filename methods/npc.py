@@ -114,8 +114,8 @@ class NPC(Method):
         )
         clean, fallback = self._strict_clean_set(posterior, outputs["loss"])
         image, text = (outputs[side].to(self.entries.device) for side in ("image", "text"))
-        self.entries[0] = self._nearest_images(image, clean).to(self.entries.device)
-        self.entries[1] = clean[_nearest(text, text[clean])].to(self.entries.device)
+        for row, embeddings, index in ((0, image, self.pairs.images), (1, text, self.pairs.captions)):
+            self.entries[row] = _nearest_pairs(embeddings, index, clean).to(self.entries.device)
         self.has_bank.fill_(True)
         self.bank = self.entries.cpu()
         return {"bank_size": len(clean), "bank_fallback": float(fallback)}
@@ -128,16 +128,6 @@ class NPC(Method):
             return clean, False
         by_loss = losses.argsort(stable=True)
         return by_loss[posterior[by_loss].argsort(descending=True, stable=True)][:least].sort().values, True
-
-    def _nearest_images(self, embeddings: Tensor, clean: Tensor) -> Tensor:
-        """The clean pair with the nearest image for each pair: image embeddings [N, D], [C] -> [N].
-
-        Each distinct image is compared once.
-        """
-        queries, query_of_pair = _first_of_each(self.pairs.images)
-        candidates, _ = _first_of_each(self.pairs.images[clean])
-        nearest = _nearest(embeddings[queries], embeddings[clean[candidates]])
-        return clean[candidates[nearest]][query_of_pair]
 
     def auxiliary_pairs(self, index: Tensor, seed: int) -> dict[str, Pairs]:
         """The distinct memory entries of the batch, as `bank`; equal entries are encoded once."""
@@ -199,6 +189,20 @@ def confidence_weight(before: Tensor, after: Tensor) -> Tensor:
     """
     ratio = (before / after.clamp(min=torch.finfo(after.dtype).tiny)).mean(0)
     return torch.where(ratio < 1, ratio.tanh(), torch.ones_like(ratio))
+
+
+def _nearest_pairs(embeddings: Tensor, index: Tensor, clean: Tensor) -> Tensor:
+    """The clean pair with the nearest image (or caption) for each pair: [N, D], [N], [C] -> [N].
+
+    Args:
+        embeddings: unit vectors of the pairs' images.
+        index: the image of each pair; a distinct image is compared once.
+        clean: the pairs that are searched.
+    """
+    queries, query_of_pair = _first_of_each(index)
+    candidates, _ = _first_of_each(index[clean])
+    nearest = _nearest(embeddings[queries], embeddings[clean[candidates]])
+    return clean[candidates[nearest]][query_of_pair]
 
 
 def _nearest(queries: Tensor, candidates: Tensor, *, chunk: int = 4096, tie: float = 1e-6) -> Tensor:

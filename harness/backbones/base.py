@@ -161,6 +161,15 @@ def full_precision(function: Any) -> Any:
     return inner
 
 
+def with_lengths(texts: Tensor, lengths: Tensor) -> Tensor:
+    """Caption embeddings [n, 1 + L, D] that carry their numbers of words, [n] on the CPU, as `lengths`.
+
+    Whatever is made from them, such as rows of them, does not.
+    """
+    texts.lengths = lengths  # type: ignore[attr-defined]
+    return texts
+
+
 class Scaled(nn.Module):
     """Base class of networks: a learned temperature, `logits` = exp(`logit_scale`) * `similarity`.
 

@@ -279,8 +279,8 @@ class ClipBackbone(Scaled):
         """Cached features [b, F] or pixels [b, 3, H, W] (see `Towers.transform`) -> unit vectors [b, D]."""
         return F.normalize(full(self.image_head(self._tower("encode_image", images))), dim=-1)
 
-    def encode_text(self, texts: Tensor) -> Tensor:
-        """Cached features [b, F] or tokens [b, L] -> unit vectors [b, D]."""
+    def encode_text(self, texts: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Cached features [b, F] or tokens [b, L] -> unit vectors [b, D]. `lengths` are of no use here."""
         return F.normalize(full(self.text_head(self._tower("encode_text", texts))), dim=-1)
 
     def _tower(self, name: str, inputs: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,6 @@ class Inputs(Protocol):
 
     Two attributes guide loader workers. `chunk`: images may be loaded in parts, of at least so many, and put
     together. `at_hand`: the sides ("images", "texts") that are no work for them, such as rows of an array.
-    A method `lengths` gives batches the numbers of words of their captions (`methods.base.Batch.lengths`).
     """
 
     def images(self, index: Tensor) -> Tensor:
@@ -32,6 +31,9 @@ class Inputs(Protocol):
 
     def texts(self, index: Tensor) -> Tensor:
         """Inputs of captions: indices int64 [b] -> [b, ...], on the CPU."""
+
+    def lengths(self, index: Tensor) -> Tensor | None:
+        """Numbers of words of captions, int64 [b], for networks on word ids; None for others."""
 
 
 class CachedInputs:
@@ -55,6 +57,9 @@ class CachedInputs:
     def texts(self, index: Tensor) -> Tensor:
         """[b] -> [b, Ft]."""
         return self.text_features[self.rows[index]]
+
+    def lengths(self, index: Tensor) -> None:
+        """None: features have one size."""
 
 
 class LiveInputs:
@@ -85,6 +90,9 @@ class LiveInputs:
     def texts(self, index: Tensor) -> Tensor:
         """[b] -> token ids [b, L]."""
         return self.tokenize([self.captions[i] for i in index.tolist() or [0]])[: len(index)]
+
+    def lengths(self, index: Tensor) -> None:
+        """None: tokens are padded to one length."""
 
 
 class RegionInputs:
@@ -117,6 +125,12 @@ class RegionInputs:
     def lengths(self, index: Tensor) -> Tensor:
         """[b] -> numbers of words int64 [b]."""
         return self.words[self.rows[index]]
+
+
+def first_of_equal(captions: Sequence[str]) -> Tensor:
+    """The index of the first caption that is equal to each: C captions -> int64 [C]."""
+    first: dict[str, int] = {}
+    return torch.tensor([first.setdefault(caption, i) for i, caption in enumerate(captions)])
 
 
 def distinct_captions(split: Split) -> tuple[list[str], Tensor]:

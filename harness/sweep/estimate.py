@@ -55,7 +55,7 @@ def estimate_step(trial: Trial, data: DataSet, *, gpu: bool) -> Estimate:
         gpu: whether the trial will run on a GPU, where the precision `auto` is bf16.
 
     Raises:
-        Exception: whatever the step raises on fake tensors, e.g. for a packed sequence (sgraf).
+        Exception: whatever the step raises on fake tensors, e.g. where it reads a number from the device.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     precision = "bf16" if trial.precision == "auto" and gpu else trial.precision
@@ -144,6 +144,10 @@ class FakeInputs:
         if self.text.is_floating_point():
             return self._like(self.text, len(index))
         return self.source.texts(torch.zeros_like(index) if self.one_pair else index)
+
+    def lengths(self, index: Tensor) -> Tensor | None:
+        """[b] -> [b], or None."""
+        return self.source.lengths(torch.zeros_like(index) if self.one_pair else index)
 
     def _like(self, one: Tensor, count: int) -> Tensor:
         with self.mode:

@@ -88,8 +88,7 @@ class Fetch:
     def _batch(self, index: Tensor, pairs: Pairs, seed: int, loaded: Iterator[Tensor]) -> Batch:
         start, _ = self._range(len(pairs))
         images, texts = next(loaded), next(loaded)
-        count_words = getattr(self.inputs[pairs.split], "lengths", None)
-        lengths = None if count_words is None else count_words(pairs.captions)
+        lengths = self.inputs[pairs.split].lengths(pairs.captions)
         return Batch(
             index, images, texts, start, len(pairs), seed, sharded=self.processes > 1, lengths=lengths
         )

@@ -14,7 +14,7 @@ import torch
 
 from harness import PROTOCOL_VERSION
 from harness.backbones import backbone_setup
-from harness.backbones.features import Inputs
+from harness.backbones.features import Inputs, first_of_equal
 from harness.config.resources import Resources
 from harness.config.trial import Trial, method_class
 from harness.data import load_dataset
@@ -142,10 +142,10 @@ def build_trainer(
         given["ground_truth"] = torch.from_numpy(noise.matched)
     if cls.uses_clean_data:
         meta = data["meta"]
-        given["clean"] = Pairs(torch.from_numpy(meta.owner), torch.arange(len(meta.captions)), "meta")
+        given["clean"] = Pairs(torch.from_numpy(meta.owner), first_of_equal(meta.captions), "meta")
     method = cls(
         make_backbone=lambda network: backbone.make(network, trial.seed, inputs["train"]),
-        pairs=Pairs(torch.from_numpy(noise.image), torch.arange(len(noise.image))),
+        pairs=Pairs(torch.from_numpy(noise.image), first_of_equal(data["train"].captions)),
         batch_size=trial.batch_size,
         seed=trial.seed,
         **given,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,14 +28,13 @@ from harness.record.types import DataChanged, Diverged, EpochRecord, Outcome
 from harness.training.accelerator import Accelerator, broadcast_object_list
 from harness.training.checkpoint import Checkpoints, read
 from harness.training.cost import CostMeter, reset_peak_memory
+from harness.training.encoding import CHUNK, Encoder
 from harness.training.flops import utilization
 from harness.training.loading import Fetch, Plan, Pool, Request, load, on_device
 from harness.training.optimizers import Optimizers
 from harness.training.sampling import PoolTooNarrow, epoch_batches, scan_batches
 from methods.base import Batch, Method, Pairs, Report
 from methods.seeding import seed_of
-
-CHUNK = 512  # images or captions encoded at a time, and rows of a similarity tile
 
 
 @dataclass
@@ -113,6 +112,7 @@ class Trainer:
         self.pool = Pool(inputs, workers)
         self.checkpoints = checkpoints
         self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self.encoder = Encoder(inputs, self.pool, accelerator, self.dtype, heartbeat)
         self.method = method.to(accelerator.device, self.dtype)
         self.groups = data["train"].image_group[noise.image] if data.distinct_groups else None
         self.shards = None if data.shard is None else data.shard[noise.image]
@@ -255,10 +255,13 @@ class Trainer:
             yield Plan(index, self.method.pairs[index], seed, auxiliary)
 
     def _fetch(self) -> Fetch:
-        """Methods reach the training pairs and, if they declare it, the clean set: no other split."""
-        allowed = {"train", "meta"} if self.method.uses_clean_data else {"train"}
-        inputs = {name: source for name, source in self.inputs.items() if name in allowed}
+        inputs = {name: source for name, source in self.inputs.items() if name in self._allowed}
         return Fetch(inputs, process=self.accelerator.process_index, processes=self.accelerator.num_processes)
+
+    @property
+    def _allowed(self) -> set[str]:
+        """Methods reach the training pairs and, if they declare it, the clean set: no other split."""
+        return {"train", "meta"} if self.method.uses_clean_data else {"train"}
 
     # Passes over the training pairs -----------------------------------------------------------
 
@@ -272,32 +275,32 @@ class Trainer:
     ) -> dict[str, Tensor]:
         """See `methods.base.Scan`. A batch is computed by one process, so in-batch losses do not depend on
         their number.
+
+        Raises:
+            KeyError: the pairs are of a split that the method may not see.
         """
         size, seed = self.config.batch_size, self.config.seed
         groups, shards = (self.groups, self.shards) if pairs is None else (None, None)
         pairs = self.method.pairs if pairs is None else pairs
+        if pairs.split not in self._allowed:
+            raise KeyError(pairs.split)
         self.cost.pairs["method"] += len(pairs)
         indices = [
             torch.from_numpy(b) for b in scan_batches(len(pairs), groups, size=size, seed=seed, shards=shards)
         ]
         mine = indices[self.accelerator.process_index :: self.accelerator.num_processes]
         # More processes than batches: an idle one computes a batch for the shapes, which does not count.
-        idle = not mine
-        fetch = Fetch(self._fetch().inputs)
-        net = self.method.networks[network]
+        idle, mine = not mine, mine or indices[:1]
         out: dict[str, Tensor] = {}
-        for batch in self._on_device(
-            load((Plan(i, pairs[i]) for i in mine or indices[:1]), fetch, self.pool)
-        ):
+        embeddings = self.encoder.pairs(self.method.networks[network], pairs, mine)
+        for index, (images, texts) in zip(mine, embeddings, strict=True):
             self.heartbeat("pass over the training pairs")
-            with self.accelerator.autocast():
-                images, texts = net(batch)
             # What compares pairs (losses, scores, vectors for neighbours) is in full precision.
             for name, values in function(images, texts).items():
                 if name not in out:
                     out[name] = values.new_zeros(len(pairs), *values.shape[1:], dtype=self.dtype)
                 if not idle:
-                    out[name][batch.index] = values.to(self.dtype)
+                    out[name][index.to(values.device, non_blocking=True)] = values.to(self.dtype)
         return {name: self._sum(values).cpu() for name, values in out.items()}
 
     def _sum(self, x: Tensor) -> Tensor:
@@ -324,49 +327,22 @@ class Trainer:
         scores = torch.zeros(len(pairs.images), len(pairs.captions), dtype=self.dtype, device=device)
         self.cost.pairs["evaluation"] += len(pairs.captions) * self.method.n_networks
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        images = self._encode_images(split, len(pairs.images))
+        numbers = torch.arange(len(pairs.images))
+        images = self.encoder.all(self.method.networks, split, "images", numbers) or []
         # Captions are encoded when they are needed: a caption of `sgraf` has an embedding for each word.
         chunks = torch.arange(len(pairs.captions)).split(CHUNK)[rank::processes]
-        for at, inputs in zip(chunks, self._inputs(split, "texts", chunks), strict=True):
+        for request, inputs in self.encoder.load([Request(split, "texts", chunk) for chunk in chunks]):
             self.heartbeat(f"ranking {split}")
+            columns = scores[:, int(request.index[0]) : int(request.index[-1]) + 1]
             for number, net in enumerate(self.method.networks):
-                texts = self._encode(net.encode_text, inputs)  # type: ignore[union-attr]
-                columns = scores[:, int(at[0]) : int(at[-1]) + 1]
-                for some, tile in zip(images[number].split(CHUNK), columns.split(CHUNK), strict=True):
+                texts = self.encoder.encode(net, request, inputs)
+                for some, tile in zip(images[number].rows.split(CHUNK), columns.split(CHUNK), strict=True):
                     tile += self.method.score(number, some, texts) / self.method.n_networks
         return self._sum(scores) if processes > 1 else scores
 
     def evaluate(self, split: str) -> tuple[Ranking, Ranking]:
         """Image-to-text and text-to-image rankings of a split, ties against the model."""
         return rank_both(self.similarities(split), self.data[split])
-
-    def _encode_images(self, split: str, count: int) -> list[Tensor]:
-        """Embeddings [count, ...] by each network. Images are loaded once for all of them; chunks are shared
-        out over processes.
-        """
-        chunks = torch.arange(count).split(CHUNK)
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        # More processes than chunks: an idle one encodes a chunk for the shape, which does not count.
-        mine = chunks[rank::processes] or chunks[:1]
-        out: list[Tensor] = []
-        for at, images in zip(mine, self._inputs(split, "images", mine), strict=True):
-            parts = [self._encode(net.encode_image, images) for net in self.method.networks]  # type: ignore[union-attr]
-            out = out or [part.new_zeros(count, *part.shape[1:]) for part in parts]
-            for whole, part in zip(out if rank < len(chunks) else (), parts, strict=False):
-                whole[at] = part
-        return [self._sum(whole) for whole in out] if processes > 1 else out
-
-    def _inputs(
-        self, split: str, side: Literal["images", "texts"], chunks: Sequence[Tensor]
-    ) -> Iterator[Tensor]:
-        """The inputs of each chunk of indices, on the device."""
-        device = self.accelerator.device
-        loaded = self.pool.load(Request(split, side, index) for index in chunks)
-        return on_device(loaded, lambda x: x.to(device, non_blocking=True), device)
-
-    def _encode(self, encode: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
-        with self.accelerator.autocast():
-            return encode(given.to(self.dtype) if given.is_floating_point() else given).to(self.dtype)
 
     def _confidence(self, metrics: dict[str, float]) -> np.ndarray | None:
         confidence = self.method.confidence()

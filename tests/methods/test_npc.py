@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from methods.losses import pair_losses
-from methods.npc import _nearest, confidence_weight
+from methods.npc import _nearest, _nearest_pairs, confidence_weight
 from tests import build
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "npc_weights.npz"
@@ -46,10 +46,11 @@ def test_nearest_is_by_cosine():
 
 
 def test_comparing_distinct_images_once_gives_the_same_entries():
-    npc = build.method("npc")
-    distinct = torch.nn.functional.normalize(torch.randn(int(npc.pairs.images.max()) + 1, 8), dim=1)
-    embeddings, clean = distinct[npc.pairs.images], torch.arange(3, len(npc.pairs), 2)
-    assert torch.equal(npc._nearest_images(embeddings, clean), clean[_nearest(embeddings, embeddings[clean])])
+    images = build.method("npc").pairs.images
+    distinct = torch.nn.functional.normalize(torch.randn(int(images.max()) + 1, 8), dim=1)
+    embeddings, clean = distinct[images], torch.arange(3, len(images), 2)
+    expected = clean[_nearest(embeddings, embeddings[clean])]
+    assert torch.equal(_nearest_pairs(embeddings, images, clean), expected)
 
 
 def test_an_empty_strict_clean_set_falls_back_and_reports_it():

@@ -122,6 +122,7 @@ def drive(setting: str, method: str) -> list[list[str]]:
     with device.Pretending():
         trainer = make_trainer(setting, method)
         net, few = trainer.method.networks[0], trainer.method.pairs[torch.arange(12)]
+        trainer.method.eval()
         trainer.scan(lambda images, texts: {"score": net.pair_similarity(images, texts)}, pairs=few)
         if trainer.method.trains:
             _take_two_steps(trainer, found)

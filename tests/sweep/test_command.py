@@ -550,6 +550,15 @@ def test_the_flops_of_a_dry_run_are_those_that_a_trial_counts():
     assert counted.gib > of_clip.gib > 0
 
 
+@pytest.mark.parametrize("module", ["SGR", "SAF"])
+def test_so_are_those_of_captions_of_different_lengths(module):
+    backbone = {**small.SGRAF, "module": module}
+    counted = estimate_step(small.trial("clip", backbone=backbone, epochs=2), small.regions(), gpu=False)
+    trainer = build.trainer("clip", backbone=backbone, epochs=2)
+    trainer.fit()
+    assert counted.tflop == trainer.cost.flops[0] / 1e12
+
+
 def test_a_dry_run_makes_no_store(place, tmp_path, capfd):
     uri = f"sqlite:///{tmp_path / 'new.db'}"
     assert run_sweep([write(place, "clip", name="dry"), "--dry-run", "--tracking-uri", uri]) == 0

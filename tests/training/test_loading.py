@@ -34,6 +34,9 @@ class Source:
     def texts(self, index):
         return index[:, None] + 100
 
+    def lengths(self, index):
+        return None
+
 
 def plans_of(images, count=3, drawn=None):
     """`count` plans of the same images, each with an auxiliary batch of two pairs of `meta`."""
