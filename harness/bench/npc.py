@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from harness.bench.methods import interleaved
+from harness.bench.methods import interleaved, late_batches
 from harness.config.sweep_file import parse_sweep
 from harness.data import load_dataset
 from harness.lib.console import console
@@ -37,7 +37,8 @@ def bench_npc(*, model: str, batch_size: int, steps: int) -> None:
         steps: measured steps of each.
     """
     trainers = {name: _trainer(version, model, batch_size) for name, version in VERSIONS.items()}
-    seconds = interleaved(trainers, steps)
+    streams = {name: late_batches(trainer) for name, trainer in trainers.items()}
+    seconds = interleaved(trainers, streams, steps)
     base = statistics.median(seconds["clip"])
     table = Table("", "s a step", "ratio to clip", title=f"{model}, batch {batch_size}")
     for name, values in seconds.items():
