@@ -113,18 +113,17 @@ def _step(trainer: Trainer, batch: Batch, step: int) -> None:
 def overhead(trainer: Trainer, batches: Iterator[Batch], steps: int) -> float:
     """Share of the time of `steps` steps, with the loading of their batches, in which no kernel computes.
 
-    The time is taken without the profiler, and that of kernels with it, over as many further steps.
+    The time is the median of three runs without the profiler; that of kernels is taken with it.
     """
 
-    def run() -> None:
+    def run() -> float:
+        began = time.perf_counter()
         for step, batch in enumerate(itertools.islice(batches, steps)):
             _step(trainer, batch, step)
         synchronize()
+        return time.perf_counter() - began
 
-    run()
-    began = time.perf_counter()
-    run()
-    seconds = time.perf_counter() - began
+    seconds = statistics.median(run() for _ in range(3))
     with profile() as profiled:
         run()
     return 1 - _seconds_of_kernels(profiled) / seconds
