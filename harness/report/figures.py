@@ -125,7 +125,7 @@ def scatter(
             of the axes x and y.
         log: whether the x axis is logarithmic.
     """
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     with _figure(target, 6.4, 4.2) as axes:
         for row, (colour, marker) in styles(frame).items():
@@ -151,10 +151,11 @@ def scatter(
                 )
         if log:
             axes.set_xscale("log")
+            low, high = axes.get_xlim()
+            steps = (1, 1.5, 2, 3, 5, 7) if high < 10 * low else (1, 2, 5)
+            axes.xaxis.set_major_locator(LogLocator(subs=steps))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-            axes.xaxis.set_minor_formatter(
-                FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
-            )
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.set(xlabel=points.attrs["x"], ylabel=points.attrs["y"], title=title)
         _legend(axes)
 
