@@ -20,7 +20,7 @@ from methods.base import Pairs
 CHUNK = 512
 """Images or captions encoded at a time."""
 KEPT_BYTES = 2**33
-"""Largest size of the embeddings of images, and of captions, that a pass over pairs keeps."""
+"""Largest size of the embeddings that a pass over pairs keeps, of images and captions together."""
 
 Side = Literal["images", "texts"]
 SIDES: tuple[Side, Side] = ("images", "texts")
@@ -109,8 +109,7 @@ class Encoder:
                 embeddings: Tensor = net.encode_image(given)
             else:
                 embeddings = net.encode_text(given, self.inputs[request.split].lengths(request.index))
-        # A conversion that changes nothing would still drop what captions carry with them.
-        return embeddings if embeddings.dtype == self.dtype else embeddings.to(self.dtype)
+        return embeddings.to(self.dtype)
 
     def all(
         self, nets: Sequence[Any], split: str, side: Side, index: Tensor, *, room: float = float("inf")
@@ -158,13 +157,15 @@ class Encoder:
             batches: numbers of the pairs in each batch of this process, int64 [b].
         """
         kept: dict[Side, tuple[Embeddings, Tensor]] = {}
+        room = KEPT_BYTES
         index: dict[Side, Tensor] = {"images": pairs.images, "texts": pairs.captions}
         for side in SIDES:
             distinct, row = index[side].unique(return_inverse=True)
             if len(distinct) < len(pairs):
-                embeddings = self.all([net], pairs.split, side, distinct, room=KEPT_BYTES)
+                embeddings = self.all([net], pairs.split, side, distinct, room=room)
                 if embeddings:
                     kept[side] = embeddings[0], row
+                    room -= embeddings[0].bytes
         rest = [side for side in SIDES if side not in kept]
         loaded = self.load([Request(pairs.split, side, index[side][b]) for b in batches for side in rest])
         for batch in batches:
