@@ -1,4 +1,8 @@
-"""The embedded data set `emoji`: images of 1,633 concepts by up to three vendors, five captions per concept.
+"""The embedded data set `emoji`: images of 1,633 concepts by up to three vendors, five captions per training
+concept.
+
+Second version: dev has 300 concepts (150 before, so train has 1,009 of 1,159: 3,001 images and 15,005 pairs of
+3,447 and 17,235), and captions of dev and test whose string belongs to several concepts are left out.
 
 It is an emoji retrieval benchmark and no substitute for Flickr30K or MS-COCO. It is built by
 `harness/data_tools/build_emoji.py`; licences and attribution are in `emoji/NOTICE.md`.
@@ -24,7 +28,8 @@ def load(*, file: str | None = None) -> DataSet:
     """Read the shipped file.
 
     In `train` and `meta` every image has the five captions of its concept. In `dev` and `test` the captions
-    of a concept occur once, owned by its first image; an image and a caption match if their concepts do.
+    of a concept (2 to 5) occur once, owned by its first image; an image and a caption match if their concepts
+    do.
 
     Args:
         file: another Parquet file with the same columns.

@@ -34,7 +34,7 @@ PACKAGES = {
 VENDORS = ("noto", "twemoji", "fluent")
 PIXELS = 128
 CAPTIONS = 5
-SPLIT_SIZES = {"test": 300, "dev": 150, "meta": 24}
+SPLIT_SIZES = {"test": 300, "dev": 300, "meta": 24}
 """Concepts per split; the remaining ones are train."""
 SPLIT_SEED = 0
 
@@ -127,6 +127,7 @@ def build(target: Path, work: Path) -> dict[str, int]:
             concept.images[vendor] = _webp(picture)
     concepts = [c for c in concepts if len(c.images) >= 2 and len(c.captions) == CAPTIONS]
     split_of = _split_by_family(concepts)
+    _leave_out_ambiguous(concepts, split_of)
     _write(target, concepts, split_of)
     return dict(Counter(split_of.values()))
 
@@ -256,6 +257,16 @@ def _split_by_family(concepts: list[Concept]) -> dict[tuple[int, ...], str]:
             free[split] -= len(members)
         split_of.update({c.code: split for c in members})
     return split_of
+
+
+def _leave_out_ambiguous(concepts: list[Concept], split_of: dict[tuple[int, ...], str]) -> None:
+    """Remove the captions of dev and test whose string belongs to several concepts: a retrieved picture of
+    another one of these would be right, and count as wrong.
+    """
+    concepts_of = Counter(caption for concept in concepts for caption in concept.captions)
+    for concept in concepts:
+        if split_of[concept.code] in ("dev", "test"):
+            concept.captions = [c for c in concept.captions if concepts_of[c] == 1]
 
 
 def _families(concepts: list[Concept]) -> list[str]:

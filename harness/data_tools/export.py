@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +54,8 @@ def export_scan(
         granularity: one of `harness.noise.GRANULARITIES`.
 
     Raises:
-        DataError: the directory exists, the data set has no pictures, or images own neither one caption each
-            nor at least five.
+        DataError: the directory exists, the data set has no pictures, or training images own neither one
+            caption each nor at least five.
     """
     if folder.exists():
         raise DataError(f"{folder} exists already: remove it, or choose another --out")
@@ -84,28 +85,27 @@ def export_scan(
 
 
 def _captions_each(data: DataSet) -> int:
-    """Captions per exported image, 1 or 5. Raises DataError if an image with captions has too few."""
-    lowest, highest = [], []
-    for split in data.splits.values():
-        counts = np.bincount(split.owner)
-        lowest.append(int(counts[counts > 0].min()))
-        highest.append(int(counts.max()))
-    if max(highest) == 1:
+    """Captions per exported image, 1 or 5. Raises DataError if a training image with captions has too few."""
+    if max(int(np.bincount(split.owner).max()) for split in data.splits.values()) == 1:
         return 1
-    if min(lowest) < CAPTIONS:
+    counts = np.bincount(data["train"].owner)
+    fewest = int(counts[counts > 0].min())
+    if fewest < CAPTIONS:
         raise DataError(
-            f"data set {data.name!r}: an image owns {min(lowest)} captions (allowed: one for every image, or "
-            f"at least {CAPTIONS} for every image)"
+            f"data set {data.name!r}: a training image owns {fewest} captions (allowed: one for every image, "
+            f"or at least {CAPTIONS} for every image)"
         )
     return CAPTIONS
 
 
 def _write_captions(folder: Path, name: str, split: Split, owners: NDArray[np.int64], each: int) -> list[str]:
-    """Write the first `each` captions of each image, and return them."""
+    """Write the first `each` captions of each image, and return them. The layout has no room for fewer: an
+    image of dev or test with fewer has its own repeated in turn.
+    """
     by_image: dict[int, list[str]] = {int(i): [] for i in owners}
     for caption, image in zip(split.captions, split.owner.tolist(), strict=True):
         by_image[image].append(" ".join(caption.split()))
-    written = [caption for image in owners.tolist() for caption in by_image[image][:each]]
+    written = [c for image in owners.tolist() for c in islice(cycle(by_image[image]), each)]
     if each == 1:
         with open(folder / f"{name}_caps.tsv", "w", encoding="utf-8", newline="") as stream:
             csv.writer(stream, delimiter="\t", lineterminator="\n").writerows(
