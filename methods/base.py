@@ -96,6 +96,7 @@ class Batch:
         auxiliary: batches from `Method.auxiliary_pools` and `Method.auxiliary_pairs`, by name.
         lengths: int64 [B], numbers of words of the global batch's captions, for backbones on word ids; None
             for others. They stay on the CPU, where their values are read without waiting for the device.
+        network: index of the network that is trained on the batch.
     """
 
     index: Tensor
@@ -107,6 +108,7 @@ class Batch:
     sharded: bool = False
     auxiliary: dict[str, Batch] = field(default_factory=dict)
     lengths: Tensor | None = None
+    network: int = 0
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The batch and its auxiliary batches on `device`, but for `lengths`; floating point in `dtype`."""
@@ -379,7 +381,7 @@ class Method(nn.Module):
         return {}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
-        """The training loss of a global batch (a scalar), and scalars to record.
+        """The training loss of `batch.network` on a global batch (a scalar), and scalars to record.
 
         Raises:
             NotImplementedError: the method overrides neither `loss` nor `step`.
@@ -391,7 +393,7 @@ class Method(nn.Module):
 
         Default: one optimizer step on `loss`. Override it if an update is not one loss and one step.
         """
-        loss, report = self.loss(batch)
+        loss, report = self.loss(replace(batch, network=network))
         optimizers.update(loss, f"network{network}")
         return {"loss": loss.detach(), **report}
 
@@ -403,6 +405,19 @@ class Method(nn.Module):
     def confidence(self) -> Tensor | None:
         """Confidence that each training pair matches, [N] in [0, 1]; None: the method has none."""
         return None
+
+    def training_weight(self, network: int) -> Tensor | None:
+        """How much each training pair counted in a network's last pass, [N] in [0, 1]; None: all alike.
+
+        The harness records the size and the purity of what a network trains on from `selected` and this.
+        """
+        return None
+
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        """Further values of each training pair by name, [N], larger for pairs that the method takes for
+        matched. The record keeps them beside the confidence, with how well they separate the pairs.
+        """
+        return {}
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

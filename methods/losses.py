@@ -33,6 +33,12 @@ def pair_losses(logits: Tensor) -> Tensor:
     return (by_image + by_text) / 2
 
 
+def weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:
+    """Mean of losses [B] with weights [B] of at least 0; 0 where all weights are."""
+    weight = weight.to(losses.dtype)
+    return (weight * losses).sum() / weight.sum().clamp(min=1e-6)
+
+
 def hinges(similarity: Tensor, margin: Tensor | float) -> tuple[Tensor, Tensor]:
     """The hinge [margin + negative - positive]_+ of every negative, with a diagonal of zeros.
 

@@ -80,6 +80,7 @@ class MSCN(CoTeaching):
             from both kinds.
         purify: if false, train on all pairs, without mixture and confidence (ablation).
         adaptive_margin: if false, the margin is alpha for every pair (ablation).
+        hardest: if false, the training loss after the warm-up is averaged over negatives too (ablation).
         common: the arguments of `CoTeaching` and `Method`.
 
     Raises:
@@ -99,6 +100,7 @@ class MSCN(CoTeaching):
         "meta": "both",
         "purify": True,
         "adaptive_margin": True,
+        "hardest": True,
     }
 
     heads: Sequence[ScoreHead]
@@ -116,6 +118,7 @@ class MSCN(CoTeaching):
         meta: Literal["both", "positives"] = "both",
         purify: bool = True,
         adaptive_margin: bool = True,
+        hardest: bool = True,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -123,6 +126,7 @@ class MSCN(CoTeaching):
         if len(self.clean) < 2:
             raise ValueError("the clean set has one pair; mscn needs at least two")
         self.meta, self.purify, self.adaptive_margin = meta, purify, adaptive_margin
+        self.hardest = hardest
         self.margin = margin
         self.meta_lr = meta_lr
         self.meta_batch_size = meta_batch_size
@@ -206,7 +210,7 @@ class MSCN(CoTeaching):
 
         with twice_differentiable():
             images, texts = net(batch)
-        with torch.set_grad_enabled(net.couples_pairs):
+        with torch.set_grad_enabled(self._all_pairs(net)):
             vectors = net.vectors(images, texts)
         train_loss = self._main_loss(net, head, vectors, images, texts)
         gradients = optimizers.gradients(train_loss, group, create_graph=True)
@@ -221,22 +225,29 @@ class MSCN(CoTeaching):
         optimizers.update(loss, group)
         return {"loss": loss.detach(), "meta_loss": meta_loss.detach()}
 
+    def _all_pairs(self, net: Backbone) -> bool:
+        """Whether the training loss is differentiated through the scores of all pairs of a batch, not of the
+        few that are hardest.
+        """
+        return net.couples_pairs or not self.hardest
+
     def _main_loss(
         self, net: Backbone, head: ScoreHead, vectors: Vectors, images: Tensor, texts: Tensor
     ) -> Tensor:
-        """Training loss L(w, theta): hardest-negative hinges with soft margins, summed over the batch.
+        """Training loss L(w, theta): hinges with soft margins, of the hardest negative or averaged over
+        negatives, summed over the batch.
 
         Source: eqs. (7) and (8).
 
         Args:
             net: the network w.
             head: its head V.
-            vectors: similarity vectors [B, B, V]. They have a gradient only if `net.couples_pairs`; otherwise
-                they only select the hardest negatives.
+            vectors: similarity vectors [B, B, V]. They have a gradient only if `_all_pairs`; otherwise they
+                only select the hardest negatives.
             images: embeddings [B, ...].
             texts: embeddings [B, ...].
         """
-        with torch.set_grad_enabled(net.couples_pairs):
+        with torch.set_grad_enabled(self._all_pairs(net)):
             scores = head(vectors)
         positive = scores.diagonal().detach()
         margin = (
@@ -246,6 +257,8 @@ class MSCN(CoTeaching):
         )
         if self.margin_of == "column":
             margin = margin.expand(scores.shape)
+        if not self.hardest:
+            return mean_triplet(scores, margin).sum()
         if net.couples_pairs:
             return hardest_triplet(scores, margin).sum()
         return hardest_triplet_of_few(

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from methods.base import Batch, Count, Method, Optimizers, Pairs, Report, Scan, Share, evaluation_mode
+from methods.base import (
+    Batch,
+    Count,
+    Method,
+    Optimizers,
+    Pairs,
+    Positive,
+    Report,
+    Scan,
+    Share,
+    evaluation_mode,
+    trainable,
+)
 from methods.losses import pair_losses
 from methods.mixtures import low_loss_posterior
 from methods.seeding import seed_of
@@ -41,10 +54,11 @@ class NPC(Method):
             code in these two: one weight for the batch, the mean, and a memory loss that is a constant. The
             sibling starts from the model's optimizer state in both variants (released code: it has Adam
             moments of its own, and its gradient is doubled).
-        bank_threshold: tau, a posterior. Default: 0.99 for `paper` (from the paper, not confirmed), 0.9 for
-            `released` (released code).
-        bank: `epoch` rebuilds the memory bank before each epoch (method section of the paper; default for
-            `paper`); `frozen` builds it once, after the warm-up (released code; default for `released`).
+        bank_threshold: tau, a posterior. Default: 0.99 for `paper` (no source that we could check confirms
+            it), 0.9 for `released` (released code).
+        bank: `epoch` rebuilds the memory bank before each epoch (default for `paper`: ours); `frozen` builds
+            it once, after the warm-up (released code, whose README says that this is what the paper reports;
+            default for `released`).
         warmup_epochs: number of first epochs with plain InfoNCE, for a backbone that is not aligned (paper:
             0, it starts from CLIP).
         least_bank: smallest strict clean set, as a share of the training pairs. If fewer pass the threshold
@@ -53,16 +67,28 @@ class NPC(Method):
         weights: if false, all weights are 1, without look-ahead and confidence (ablation).
         memory_loss: if false, the memory loss is 0 (ablation). If `weights` is false too, the method is plain
             InfoNCE without a bank.
+        sibling: the sibling's step. `adam`: a step of the model's optimizer from its state, whose momentum
+            hides the batch (in `paper` it holds the memory loss too). Ours, ablations: `sgd`, a plain step on
+            the mean loss of the batch; `pair`, for each pair a plain step on its own loss, at the cost of a
+            pass over the entries for every pair.
+        sibling_lr: size of the plain steps of `sgd` and `pair` (ours; a step of the sweep's learning rate
+            changes a loss by less than rounding).
         common: the arguments of `Method`.
     """
 
     paper = "NPC (AAAI 2024)"
     published = ("NPC",)
-    id_neutral_defaults: ClassVar = {"weights": True, "memory_loss": True}
+    id_neutral_defaults: ClassVar = {
+        "weights": True,
+        "memory_loss": True,
+        "sibling": "adam",
+        "sibling_lr": 0.1,
+    }
 
     entries: Tensor
     has_bank: Tensor
     weight: Tensor
+    ratio: Tensor
 
     def __init__(
         self,
@@ -74,6 +100,8 @@ class NPC(Method):
         least_bank: Share = 0.05,
         weights: bool = True,
         memory_loss: bool = True,
+        sibling: Literal["adam", "sgd", "pair"] = "adam",
+        sibling_lr: Positive = 0.1,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -85,10 +113,12 @@ class NPC(Method):
         self.warmup_epochs = warmup_epochs
         self.least_bank = least_bank
         self.weights, self.memory_loss = weights, memory_loss
+        self.sibling, self.sibling_lr = sibling, sibling_lr
         n = len(self.pairs)
         self.register_buffer("entries", torch.zeros(2, n, dtype=torch.long))  # nearest image, nearest caption
         self.register_buffer("has_bank", torch.tensor(False))
         self.register_buffer("weight", torch.ones(n))
+        self.register_buffer("ratio", torch.ones(n))
         self.bank: Tensor | None = None  # `entries` on the CPU, from which batches are planned
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
@@ -151,15 +181,15 @@ class NPC(Method):
 
         released, gradients = self.variant == "released", {}
         if self.weights or released:
-            gradients = optimizers.gradients(losses.mean(), "network0", retain_graph=not released)
+            gradients = optimizers.gradients(losses.mean(), "network0", retain_graph=self._keeps_graph)
         with evaluation_mode(net):  # dropout noise would dominate the ratio
             with torch.set_grad_enabled(self.memory_loss and not released):
                 before = net(bank, then=entry_losses)
             if self.weights:
-                sibling = optimizers.look_ahead(gradients, "network0")
-                with torch.no_grad():
-                    after = functional_call(net, sibling, (bank,), {"then": entry_losses})
-                self.weight[batch.index] = confidence_weight(before.detach(), after).to(self.weight.dtype)
+                after = self._losses_after(optimizers, losses, gradients, bank, entry_losses)
+                rows, before_step = batch.index, before.detach()
+                self.ratio[rows] = loss_ratio(before_step, after).to(self.ratio.dtype)
+                self.weight[rows] = confidence_weight(before_step, after).to(self.weight.dtype)
         weight = self.weight[batch.index].to(losses.dtype)
         memory = before.sum(0).mean() if self.memory_loss else losses.new_zeros(())
         if released:  # the memory loss is a constant, and the rest a multiple of the mean loss
@@ -170,24 +200,86 @@ class NPC(Method):
             optimizers.update(loss, "network0")
         return {"loss": loss.detach(), "memory_loss": memory.detach(), "mean_weight": weight.mean()}
 
+    @property
+    def _keeps_graph(self) -> bool:
+        """Whether the batch is differentiated again after the gradient of its mean loss."""
+        return self.variant == "paper" or self.sibling == "pair"
+
+    @torch.no_grad()
+    def _losses_after(
+        self,
+        optimizers: Optimizers,
+        losses: Tensor,
+        gradients: Mapping[str, Tensor],
+        bank: Batch,
+        entry_losses: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """Losses of the entries of each pair after the sibling's step, [2, B].
+
+        Args:
+            losses: of the batch, [B], with their graph.
+            gradients: of the mean of `losses`, by parameter.
+            bank: the entries.
+            entry_losses: from embeddings of the entries to their losses, [2, B].
+        """
+        net = self.networks[0]
+
+        def after(sibling: Mapping[str, Tensor]) -> Tensor:
+            found: Tensor = functional_call(net, dict(sibling), (bank,), {"then": entry_losses})
+            return found
+
+        def plain_step(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: p - self.sibling_lr * gradients[name] for name, p in trainable(net).items()}
+
+        if self.sibling == "adam":
+            return after(optimizers.look_ahead(gradients, "network0"))
+        if self.sibling == "sgd":
+            return after(plain_step(gradients))
+        columns = []
+        for k, loss in enumerate(losses):
+            with torch.enable_grad():
+                own = optimizers.gradients(loss, "network0", retain_graph=True)
+            columns.append(after(plain_step(own))[:, k])
+        return torch.stack(columns, 1)
+
     def confidence(self) -> Tensor | None:
         """The latest weight of each pair, [N] in [0, 1]; None without a bank or without weights."""
         return self.weight if self.has_bank and self.weights else None
 
+    def training_weight(self, network: int) -> Tensor | None:
+        """The latest weight of each pair."""
+        return self.weight
 
-def confidence_weight(before: Tensor, after: Tensor) -> Tensor:
-    """Weight w_k of each pair from the losses of its memory entries: [2, B], [2, B] -> [B] in [0, 1].
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        """The latest r_k of each pair, as `ratio`: what the weight is made from."""
+        return {"ratio": self.ratio} if self.has_bank and self.weights else {}
 
-    r_k is the mean of the ratio before / after over the two entries. If the look-ahead did harm (r_k < 1),
-    w_k = tanh(r_k), else 1. The jump from 0.76 to 1 at r_k = 1 is as published.
 
-    Source: NPC eqs. (6) and (7).
+def loss_ratio(before: Tensor, after: Tensor) -> Tensor:
+    """r_k of each pair, the mean over its two entries of the ratio before / after: [2, B], [2, B] -> [B].
+
+    Source: NPC eq. (6).
 
     Args:
         before: losses of the entries before the sibling's step.
         after: losses of the entries after it.
     """
-    ratio = (before / after.clamp(min=torch.finfo(after.dtype).tiny)).mean(0)
+    return (before / after.clamp(min=torch.finfo(after.dtype).tiny)).mean(0)
+
+
+def confidence_weight(before: Tensor, after: Tensor) -> Tensor:
+    """Weight w_k of each pair: tanh(r_k) where the look-ahead did harm (r_k < 1), else 1: [2, B], [2, B] ->
+    [B].
+
+    The jump from 0.76 to 1 at r_k = 1 is as published: near it, where most pairs are, the weight has two
+    values.
+
+    Source: NPC eq. (7).
+
+    Args:
+        before, after: as `loss_ratio` takes them.
+    """
+    ratio = loss_ratio(before, after)
     return torch.where(ratio < 1, ratio.tanh(), torch.ones_like(ratio))
 
 

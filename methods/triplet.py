@@ -41,7 +41,7 @@ class Triplet(Method):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
         """The mean over the batch of `mean_triplet` in the warm-up, and of `hardest_triplet` after it."""
-        (network,) = self.networks
+        network = self.networks[batch.network]
         images, texts = network(batch)
         if self.warming_up:
             return mean_triplet(network.similarity(images, texts), self.margin).mean(), {}

@@ -104,7 +104,7 @@ def source(name: str) -> Source:
     record = SweepRecord(
         name,
         planned.file.description,
-        planned.file.select,
+        planned.file.chooses,
         planned.trials,
         records,
         {t.method: MethodFacts.of(t.method) for t in planned.trials},

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.config.trial import Trial
 
-_NOT_A_SETTING = ("noise_ratio", "seed", "noise_seed")
+_NOT_A_SETTING = ("noise_ratio", "seed", "noise_seed", "perturbed")
 _OF_THE_DATA = ("dataset", "dataset.", "noise", "noise.", "noise_granularity")
 
 

@@ -2,7 +2,8 @@
 
 A sweep names its grid (or several, as a list), fixed settings, overrides for single methods, and the
 resources of a trial. A key is a field of a trial (`lr`, `noise_ratio`, ...), or `METHOD.KEY` for a field or a
-hyper-parameter of one method. All errors of a file are reported before anything starts.
+hyper-parameter of one method. A `search` block adds the settings of its tries (`harness.config.search`), and
+`settings_from` those that another search has found. All errors of a file are reported before anything starts.
 """
 
 from __future__ import annotations
@@ -10,21 +11,31 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
+from harness import PROTOCOL_VERSION
 from harness.backbones import BACKBONES, DEFAULT, backbone_setup
 from harness.config.base import StrictModel
 from harness.config.hyper import admits_bool, hyper_model
 from harness.config.plain_yaml import MOST_BYTES, read_yaml
 from harness.config.resources import Resources
+from harness.config.search import (
+    Search,
+    SearchResult,
+    Settings,
+    never_begins,
+    read_result,
+    shared_settings,
+)
 from harness.config.trial import Trial, method_class
 from harness.lib.registry import UnknownName, resolve, suggest
 from harness.noise.models import MODELS, NoiseModel
+from methods import METHODS
 
 MOST_TRIALS = 100_000
 """The most trials of a sweep: more is a mistake or an attack."""
@@ -74,8 +85,10 @@ class SweepFile(StrictModel):
         grid: one grid, or a list of grids whose trials are put together; a trial in several of them counts
             once.
         reference: the method that the report compares the others with (default: `clip`, or the first).
-        select: whether the sweep is a search: its report then names the setting with the best dev rSum of
-            each method, and leaves test out.
+        select: whether the grid is one of settings to choose from: the report then names the best of each
+            method on dev, and leaves test out.
+        search: the same, with settings drawn from a space, equally many for each method.
+        settings_from: a search whose best settings the methods have.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
@@ -86,11 +99,18 @@ class SweepFile(StrictModel):
     resources: Resources = Resources()
     reference: str | None = None
     select: bool = False
+    search: Search | None = None
+    settings_from: str | None = None
 
     @field_validator("grid", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return [value] if isinstance(value, Mapping) else value
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the sweep chooses settings, on dev."""
+        return self.select or self.search is not None
 
     @property
     def methods(self) -> list[Any]:
@@ -100,11 +120,16 @@ class SweepFile(StrictModel):
 
 
 class Sweep(StrictModel):
-    """A validated sweep: its file, its trials in the order of the grid, and the text of the file."""
+    """A validated sweep: its file, its trials in the order of the grid, and the text of the file.
+
+    Attributes:
+        found: what the search found that its settings are from.
+    """
 
     file: SweepFile
     trials: tuple[Trial, ...]
     text: str
+    found: SearchResult | None = None
 
     @property
     def name(self) -> str:
@@ -112,14 +137,18 @@ class Sweep(StrictModel):
         return self.file.name
 
 
-def load_sweep(path: str | Path) -> Sweep:
+Told = Mapping[str, Sequence[tuple[Settings, float | None]]]
+"""Of a search by Optuna, the tries of each method so far with their objectives (None: failed)."""
+
+
+def load_sweep(path: str | Path, told: Told | None = None) -> Sweep:
     """Read and expand a sweep file.
 
     Raises:
         BadInput: with all errors of the file, each naming the field, the value and what is allowed.
     """
     content, text = read_sweep_file(path)
-    return parse_sweep(content, text=text)
+    return parse_sweep(content, text=text, told=told)
 
 
 def read_sweep_file(path: str | Path) -> tuple[dict[str, Any], str]:
@@ -144,8 +173,12 @@ def read_sweep_file(path: str | Path) -> tuple[dict[str, Any], str]:
     return {"name": path.stem, **content}, text
 
 
-def parse_sweep(content: Mapping[str, Any], *, text: str = "") -> Sweep:
+def parse_sweep(content: Mapping[str, Any], *, text: str = "", told: Told | None = None) -> Sweep:
     """Expand a sweep given as a mapping.
+
+    Args:
+        text: the text of its file.
+        told: see `Told`.
 
     Raises:
         BadInput: as `load_sweep` does.
@@ -158,14 +191,16 @@ def parse_sweep(content: Mapping[str, Any], *, text: str = "") -> Sweep:
         raise BadInput([t.replace("grid.0.", "grid.", 1) if single else t for t in texts]) from None
     errors = _Errors()
     _check_file(file, errors)
+    found = _found(file, errors)
     trials: dict[str, Trial] = {}
-    for values in _points(file, errors) if not errors else ():
+    for values in _points(file, found, told or {}, errors) if not errors else ():
         trial = _trial(values, errors)
         if trial is not None:
             trials.setdefault(trial.id, trial)
+    _check_searched(file, found, tuple(trials.values()), errors)
     if errors:
         raise BadInput(errors)
-    return Sweep(file=file, trials=tuple(trials.values()), text=text)
+    return Sweep(file=file, trials=tuple(trials.values()), text=text, found=found)
 
 
 def _methods(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any]) -> list[Any]:
@@ -187,6 +222,8 @@ def _check_file(file: SweepFile, errors: _Errors) -> None:
     for name in file.methods:
         errors.collect(lambda name=name: method_class(name))  # type: ignore[misc]
     _check_keys(file, errors)
+    if file.search:
+        _check_search(file, file.search, errors)
     if file.reference is not None and file.reference not in file.methods:
         near = suggest(file.reference, [str(m) for m in file.methods])
         errors.append(f"reference = {file.reference!r}: no such method in the grid{near}")
@@ -211,7 +248,8 @@ def _check_grid(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any], where: 
 def _check_keys(file: SweepFile, errors: _Errors) -> None:
     """Keys of grids, of `fixed` and of `overrides`: a known field, or a field of a method of the grid."""
     methods = [str(m) for m in file.methods]
-    for key in [*(k for grid in file.grid for k in grid), *file.fixed]:
+    searched = file.search.space if file.search else {}
+    for key in [*(k for grid in file.grid for k in grid), *file.fixed, *searched]:
         method, name = _split_key(key)
         if method and method not in methods:
             errors.append(f"key {key!r}: no method {method!r} in the grid{suggest(method, methods)}")
@@ -228,6 +266,114 @@ def _check_keys(file: SweepFile, errors: _Errors) -> None:
         errors += [f"overrides {method!r}: {name} {_OF_ALL}" for name in _AXES_OF_ALL if name in settings]
 
 
+def _check_search(file: SweepFile, search: Search, errors: _Errors) -> None:
+    """What is wrong with a search: keys that are set elsewhere too, methods that do not train."""
+    if file.settings_from:
+        errors.append("settings_from: a search cannot have the settings of another one")
+    for method in map(str, file.methods):
+        ranges = search.ranges(method)
+        if not ranges:
+            errors.append(f"search.space: it has no key for {method}")
+        if method in METHODS and not method_class(method).trains:
+            errors.append(f"search: {method} does not train, so there is nothing to search")
+        errors += [
+            f"{method}.{key} is set both in search.space and {where}"
+            for where, key in _set_keys(file, method)
+            if key in ranges
+        ]
+    errors += [
+        f"search.space.{k}: it is an axis of the whole grid" for k in search.space if k in _AXES_OF_ALL
+    ]
+    if search.asha and file.resources.processes > 1:
+        errors.append(
+            f"search.asha stops trials of one process only, and resources.processes = "
+            f"{file.resources.processes}"
+        )
+
+
+def _set_keys(file: SweepFile, method: str, *, axes: bool = True) -> list[tuple[str, str]]:
+    """Where a file sets keys for a method: (place, key); with `axes` those of its grids too."""
+    places: list[tuple[str, Iterable[str]]] = [("in fixed", file.fixed)]
+    places += [("in the grid", grid) for grid in file.grid if axes]
+    found = [
+        (where, name)
+        for where, keys in places
+        for owner, name in map(_split_key, keys)
+        if owner in ("", method)
+    ]
+    return found + [("in overrides", key) for key in file.overrides.get(method, {})]
+
+
+def _found(file: SweepFile, errors: _Errors) -> SearchResult | None:
+    """The search that `settings_from` names, if it can be taken from; errors are collected."""
+    if file.settings_from is None:
+        return None
+    try:
+        found = read_result(file.settings_from)
+    except ValueError as error:
+        errors.append(str(error))
+        return None
+    where = f"settings_from = {found.name!r}"
+    if found.protocol_version != PROTOCOL_VERSION:
+        errors.append(
+            f"{where}: it is of protocol version {found.protocol_version}, and this is {PROTOCOL_VERSION}"
+        )
+    missing = ", ".join(f"{count} of {method}" for method, count in found.missing.items() if count)
+    if missing:
+        errors.append(
+            f"{where}: the search is incomplete; of {found.tries} tries each there are missing: {missing}"
+        )
+    for method in map(str, file.methods):
+        if method not in found.winners:
+            if not (method in METHODS and not method_class(method).trains):
+                errors.append(f"{where}: it has no settings of {method} (it has: {', '.join(found.winners)})")
+            continue
+        winner = found.winners[method]
+        if "lr" in winner.at_edge:
+            errors.append(
+                f"{where}: the best lr of {method}, {winner.settings['lr']:g}, lies at an edge of its range "
+                f"({found.space['lr']}): widen it, and search again"
+            )
+        errors += [
+            f"{where}: {method}.{key} is set {place} too, and the search has chosen it"
+            for place, key in _set_keys(file, method, axes=False)
+            if key in winner.settings
+        ]
+    return found
+
+
+def _check_searched(
+    file: SweepFile, found: SearchResult | None, trials: Sequence[Trial], errors: _Errors
+) -> None:
+    """Trials of a search whose own stage never begins, and what trials do not share with the search that
+    their settings are from.
+    """
+    for trial in trials if file.search else ():
+        if never_begins(trial):
+            errors.append(
+                f"{trial.method}.warmup_epochs = {trial.hyper['warmup_epochs']}: of {trial.epochs} epochs "
+                "none is left for the method's own stage, so the try would be one of its warm-up"
+            )
+    if found is None:
+        return
+    seeds = sorted({t.seed for t in trials} | {t.noise_seed for t in trials})
+    if shared := sorted(set(seeds) & set(found.seeds)):
+        errors.append(
+            f"settings_from = {found.name!r}: it has chosen on seeds {', '.join(map(str, shared))}, which "
+            "the sweep has too"
+        )
+    for trial in {(t.method, t.cell_id): t for t in trials if t.method in found.winners}.values():
+        axes = [name for grid in file.grid for _, name in map(_split_key, grid)]
+        ours = shared_settings(trial, found.space_of(trial.method), axes)
+        theirs = found.winners[trial.method].others
+        errors += [
+            f"settings_from = {found.name!r}: {trial.method} was searched with {key} = "
+            f"{theirs.get(key, 'the default')}, and has {value} here"
+            for key, value in ours.items()
+            if theirs.get(key, value) != value
+        ]
+
+
 def _split_key(key: str) -> tuple[str, str]:
     """`METHOD.KEY` as method and key; a key of all methods has no method."""
     method, _, name = key.rpartition(".")
@@ -237,10 +383,13 @@ def _split_key(key: str) -> tuple[str, str]:
 # From the file to points of the grid ---------------------------------------------------------------
 
 
-def _points(file: SweepFile, errors: _Errors) -> Iterator[dict[str, Any]]:
-    """All combinations of each grid, method by method.
+def _points(
+    file: SweepFile, found: SearchResult | None, told: Told, errors: _Errors
+) -> Iterator[dict[str, Any]]:
+    """All combinations of each grid, method by method; of a search, try by try.
 
-    Settings of one method (its axes, `METHOD.KEY`, overrides) win over settings of all methods.
+    Settings of one method (its axes, `METHOD.KEY`, overrides) win over settings of all methods, and axes over
+    those that a search has found.
     """
     for grid in file.grid:
         for method in _methods(grid, file.fixed):
@@ -251,8 +400,22 @@ def _points(file: SweepFile, errors: _Errors) -> Iterator[dict[str, Any]]:
                 errors.append(f"{method}.{clash} is set both in the grid and in the settings of {method}")
             axes = {**shared_axes, **method_axes}
             axes = {k: v for k, v in axes.items() if k != "method" and k not in own}
-            for values in itertools.product(*axes.values()):
-                yield {**shared, **own, **dict(zip(axes, values, strict=True)), "method": method}
+            chosen = found.winners[method].settings if found and method in found.winners else {}
+            for settings in _tries(file, method, told, errors):
+                for values in itertools.product(*axes.values()):
+                    point = dict(zip(axes, values, strict=True))
+                    yield {**shared, **own, **chosen, **settings, **point, "method": method}
+
+
+def _tries(file: SweepFile, method: Any, told: Told, errors: _Errors) -> list[Settings]:
+    """The settings that a search draws for a method; one that is empty where there is no search."""
+    if file.search is None:
+        return [{}]
+    try:
+        return file.search.settings(str(method), told.get(str(method), ()))
+    except ValueError as error:
+        errors.append(str(error))
+        return []
 
 
 def _settings_of(keys: Mapping[str, Any], method: Any) -> tuple[dict[str, Any], dict[str, Any]]:

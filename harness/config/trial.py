@@ -28,7 +28,7 @@ from methods import METHODS
 if TYPE_CHECKING:  # a method is a torch module
     from methods.base import Method
 
-_ID_NEUTRAL_FIELDS = ("decay_epochs", "evaluate_every", "noise")
+_ID_NEUTRAL_FIELDS = ("decay_epochs", "evaluate_every", "noise", "perturbed")
 """Fields that came after the first records: at their default they stay out of a trial's id."""
 
 
@@ -50,6 +50,9 @@ class TrainingConfig(StrictModel):
         precision: auto (bf16 where a GPU has it), fp32, bf16 or fp64.
         decay_epochs: null for a cosine to zero; or the epochs at which the rate falls to a tenth.
         evaluate_every: epochs between evaluations on dev; the last epoch is always evaluated.
+        perturbed: 0, or the number of a draw by which each trained initial weight is multiplied by 1 + 1e-6
+            z, z standard normal: what such trials of one seed differ in is how far a result moves by
+            rounding.
     """
 
     seed: Annotated[int, Field(ge=0, strict=True)]
@@ -64,6 +67,7 @@ class TrainingConfig(StrictModel):
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     decay_epochs: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     evaluate_every: Annotated[int, Field(ge=1)] = 1
+    perturbed: Annotated[int, Field(ge=0, strict=True)] = 0
 
 
 class Trial(TrainingConfig):
@@ -73,7 +77,8 @@ class Trial(TrainingConfig):
         method, dataset: registered names, or `package.module:Name`.
         dataset_options: arguments of the data set.
         noise_ratio: the share of pairs that is asked to mismatch, in [0, 1).
-        noise_granularity: whether single captions or whole images are shuffled.
+        noise_granularity: what moves to another image: single captions, all captions of an image together,
+            or all copies of a caption's text together.
         noise_seed: seed of the noise index; the trial's seed unless the sweep varies it.
         noise: the noise model: a name of `harness.noise.models.MODELS`, or a mapping with `model` and its
             settings.
@@ -85,7 +90,7 @@ class Trial(TrainingConfig):
     dataset: str
     dataset_options: dict[str, Any] = Field(default_factory=dict)
     noise_ratio: Annotated[float, Field(ge=0, lt=1)]
-    noise_granularity: Literal["caption", "image"] = "caption"
+    noise_granularity: Literal["caption", "image", "text"] = "caption"
     noise_seed: Annotated[int, Field(ge=0, strict=True)]
     backbone: dict[str, Any] = Field(default_factory=lambda: {"kind": "clip"})
     noise: NoiseModel = Shuffle()

@@ -73,7 +73,10 @@ def export_scan(
             if len(np.unique(groups)) < len(groups):
                 np.save(part / f"{name}_groups.npy", groups)
         Vocabulary.build(captions["train"]).write(part / f"{folder.name}_vocab.json")
-        _write_noise(part / "noise", len(captions["train"]), each, ratios, seeds, granularity)
+        groups = data["train"].image_group[owners["train"]]
+        owner = np.repeat(np.arange(len(groups)), each)
+        train = Split(range(len(groups)), captions["train"], owner, groups)
+        _write_noise(part / "noise", train, ratios, seeds, granularity)
         weights = weights_identity(model="effnet_minilm", pretrained="packages")
         source = {
             "data set": data.name,
@@ -139,11 +142,9 @@ def _write_features(
 
 
 def _write_noise(
-    folder: Path, captions: int, each: int, ratios: Sequence[float], seeds: Sequence[int], granularity: str
+    folder: Path, split: Split, ratios: Sequence[float], seeds: Sequence[int], granularity: str
 ) -> None:
-    """Write a noise index for each ratio and seed, as drawn for a split with `each` captions per image."""
-    images = captions // each
-    split = Split(range(images), [""] * captions, np.arange(captions) // each, np.arange(images))
+    """Write a noise index of the exported training split for each ratio and seed."""
     for ratio in ratios:
         for seed in seeds:
             folder.mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from harness.evaluation.ranking import TOP, Matches, Ranking, in_order, rank_queries
+from harness.evaluation.ranking import ROUNDING, TOP, Matches, Ranking, in_order, rank_queries
 
 _BLOCK = 2**25  # similarities of the queries that are ranked at a time
 
@@ -25,27 +25,30 @@ def rank_on_device(similarity: Tensor, query_group: NDArray, candidate_group: ND
         _rank_block(similarity[start : start + size], *matches.of(slice(start, start + size)))
         for start in range(0, len(similarity), size)
     ]
-    rank, index, values, tied, finite = (
+    rank, tied, matched, index, values, shared, finite = (
         torch.cat(parts).cpu().numpy() for parts in zip(*blocks, strict=True)
     )
     if not finite.all():
         raise ValueError("similarities are not finite: the model has diverged")
     top = in_order(index, values, query_group, candidate_group)
-    if tied.any():
-        rows = torch.from_numpy(np.flatnonzero(tied)).to(similarity.device)
-        top[tied] = rank_queries(similarity[rows].cpu().numpy(), query_group[tied], candidate_group).top
-    return Ranking(rank, top)
+    if shared.any():
+        rows = torch.from_numpy(np.flatnonzero(shared)).to(similarity.device)
+        top[shared] = rank_queries(similarity[rows].cpu().numpy(), query_group[shared], candidate_group).top
+    return Ranking(rank, tied, matched, top)
 
 
 def _rank_block(similarity: Tensor, members: NDArray, real: NDArray) -> tuple[Tensor, ...]:
-    """Of each query of a block: its rank, its best candidates [q, TOP], their similarities, whether others
-    tie with the last of them, and whether all its similarities are finite.
+    """Of each query of a block: its rank, tied mismatches and matches (see `Ranking`), its best candidates
+    [q, TOP], their similarities, whether others tie with the last of them, and whether all its similarities
+    are finite.
     """
     device = similarity.device
     scores = similarity.gather(1, torch.from_numpy(members).to(device))
     best = scores.amax(1, keepdim=True)
-    matched = ((scores >= best) & torch.from_numpy(real).to(device)).sum(1)
-    rank = (similarity >= best).sum(1) - matched
+    width = ROUNDING * best.abs().clamp(min=1)
+    matched = ((scores >= best - width) & torch.from_numpy(real).to(device)).sum(1)
+    higher = (similarity > best + width).sum(1)
+    tied = (similarity >= best - width).sum(1) - higher - matched
     values, index = similarity.topk(min(TOP, similarity.shape[1]))
-    tied = (similarity >= values[:, -1:]).sum(1) > values.shape[1]
-    return rank, index, values, tied, similarity.isfinite().all(1)
+    shared = (similarity >= values[:, -1:]).sum(1) > values.shape[1]
+    return higher, tied, matched, index, values, shared, similarity.isfinite().all(1)

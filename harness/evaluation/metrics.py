@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.evaluation.ranking import Ranking as Ranking
+from harness.evaluation.ranking import missed
 from harness.evaluation.ranking import rank_queries as rank_queries
 
 CUTOFFS = (1, 5, 10)
@@ -30,14 +31,15 @@ def recalls(i2t: Ranking, t2i: Ranking) -> dict[str, float]:
         t2i: captions as queries, images as candidates.
 
     Returns:
-        `i2t_r1`, ..., `t2i_r10`: percent of queries with a match among the first k. `rsum`: their sum.
-        `i2t_median_rank`, `i2t_mean_rank` and those of `t2i`: ranks of the best match, from 1.
+        `i2t_r1`, ..., `t2i_r10`: percent of queries with a match among the first k, in expectation over
+        random orders of ties. `rsum`: their sum. `i2t_median_rank`, `i2t_mean_rank` and those of `t2i`:
+        expected ranks of the best match, from 1.
     """
     metrics: dict[str, float] = {}
     for name, ranking in (("i2t", i2t), ("t2i", t2i)):
-        metrics |= {f"{name}_r{k}": 100 * float((ranking.rank < k).mean()) for k in CUTOFFS}
-        metrics[f"{name}_median_rank"] = float(np.floor(np.median(ranking.rank)) + 1)
-        metrics[f"{name}_mean_rank"] = float(ranking.rank.mean() + 1)
+        metrics |= {f"{name}_r{k}": 100 * float(ranking.hits(k).mean()) for k in CUTOFFS}
+        metrics[f"{name}_median_rank"] = float(np.floor(np.median(ranking.expected)) + 1)
+        metrics[f"{name}_mean_rank"] = float(ranking.expected.mean() + 1)
     return metrics | {"rsum": sum(metrics[name] for name in RECALLS)}
 
 
@@ -52,13 +54,9 @@ def chance_rsum(image_group: NDArray, caption_group: NDArray) -> float:
     for queries, candidates in ((image_group, caption_group), (caption_group, image_group)):
         groups, sizes = np.unique(candidates, return_counts=True)
         matches = sizes[np.searchsorted(groups, queries)]
-        others = len(candidates) - matches
         for k in CUTOFFS:
-            # P(no match among the first k) = product of (others - i) / (candidates - i) over i < k.
-            missed = np.prod(
-                [np.clip(others - i, 0, None) / max(len(candidates) - i, 1) for i in range(k)], axis=0
-            )
-            total += 100 * float((1 - missed).mean())
+            first = missed(len(candidates) - matches, matches, np.full(len(queries), k))
+            total += 100 * float((1 - first).mean())
     return total
 
 
@@ -132,13 +130,27 @@ def detection(confidence: NDArray[np.floating], matched: NDArray[np.bool_]) -> d
         its confidence is below 0.5. They are left out if all pairs match or none does. `ece`: expected
         calibration error of the confidence, in [0, 1].
     """
-    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+    from sklearn.metrics import average_precision_score, f1_score
 
-    scores = {"ece": calibration(confidence, matched).error}
+    scores = {"ece": calibration(confidence, matched).error, **separation(confidence, matched)}
     if matched.all() or not matched.any():
         return scores
     return scores | {
-        "auroc": float(roc_auc_score(matched, confidence)),
         "average_precision": float(average_precision_score(~matched, -confidence)),
         "f1": float(f1_score(~matched, confidence < 0.5, zero_division=0)),
     }
+
+
+def separation(values: NDArray[np.floating], matched: NDArray[np.bool_]) -> dict[str, float]:
+    """`auroc`, in [0, 1]: how well values, larger for matched pairs, separate them from mismatched ones.
+    Empty if all pairs match or none does.
+
+    Args:
+        values: [P], of any scale.
+        matched: bool [P], the ground truth.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    if matched.all() or not matched.any():
+        return {}
+    return {"auroc": float(roc_auc_score(matched, values))}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 STORAGE = Path(".harness") / "trials"
+RESULTS = Path("results")
 """Where checkpoints are kept while trials run, unless the user names another directory: relative to where a
 command is run."""
 

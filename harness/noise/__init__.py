@@ -1,6 +1,7 @@
 """Noise: models that mismatch training pairs, and published noise-index files."""
 
-GRANULARITIES = ("caption", "image")
-"""What moves to another image: single captions, or all captions of an image together."""
+GRANULARITIES = ("caption", "image", "text")
+"""What moves to another image: single captions, all captions of an image together, or all copies of a
+caption's text together."""
 FORMS = ("caption", "image", "text")
 """Forms of published noise-index files; see `harness.noise.files`."""

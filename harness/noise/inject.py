@@ -55,6 +55,45 @@ def moved(
     return new_image[image]
 
 
+def moved_texts(split: Split, *, ratio: float, seed: int) -> NDArray[np.int64]:
+    """Draw strings until their copies make up int(ratio * C) captions; each string draws another group, and
+    its copies train with that group's images, in turn.
+
+    Where images of a group share their captions, moving a single caption leaves copies of it that still match
+    their images. A string that stands for several groups draws one that is none of them; one that stands for
+    all stays.
+
+    Args:
+        split: the training split, C captions of N images.
+        ratio: share of the captions that mismatch; reached within the copies of one string.
+        seed: the noise seed.
+
+    Returns:
+        int64 [C], the image that each caption is trained with.
+    """
+    draw = numpy_generator("noise", "text", seed)
+    copies: dict[str, list[int]] = {}
+    for caption, text in enumerate(split.captions):
+        copies.setdefault(text, []).append(caption)
+    texts, groups = list(copies), np.unique(split.image_group)
+    by_group = np.argsort(split.image_group, kind="stable")
+    start = np.searchsorted(split.image_group[by_group], groups)
+    images_of = dict(zip(groups.tolist(), np.split(by_group, start[1:]), strict=True))
+    image, wanted, moved_captions = split.owner.copy(), int(ratio * len(split.owner)), 0
+    for number in draw.permutation(len(texts)).tolist():
+        members = copies[texts[number]]
+        # The last string may overshoot: it is taken where that comes closer to the ratio.
+        if moved_captions + len(members) / 2 > wanted:
+            break
+        others = np.setdiff1d(groups, split.caption_group[members])
+        if not len(others):
+            continue
+        images = images_of[int(draw.choice(others))]
+        image[members] = np.resize(draw.permutation(images), len(members))
+        moved_captions += len(members)
+    return image
+
+
 def derange(
     chosen: NDArray[np.int64], group: NDArray[np.int64], *, draw: np.random.Generator
 ) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ from harness.data.base import DataError, Split
 from harness.noise import GRANULARITIES
 from harness.noise.files import read_index
 from harness.noise.index import NoiseIndex
-from harness.noise.inject import hard, moved, partial
+from harness.noise.inject import hard, moved, moved_texts, partial
 
 TOLERANCE = 0.02
 """Largest difference between the realised ratio of an index file and a trial's noise ratio, in excess of five
@@ -74,7 +74,9 @@ class Shuffle(_Model):
 
     Granularity `caption` draws int(ratio * C) captions (NCR, MSCN and NPC, released code). Granularity
     `image` draws int(ratio * N) images, and all captions of a noisy image go to one wrong image (DECL and
-    RCL, released code). Each image keeps its number of captions.
+    RCL, released code). Each image keeps its number of captions. Granularity `text` (ours) draws strings,
+    whose copies go together to another group: it has no fixed points, and changes how many captions an image
+    has.
     """
 
     model: Literal["shuffle"] = "shuffle"
@@ -83,7 +85,10 @@ class Shuffle(_Model):
 
     def inject(self, split: Split, *, ratio: float, granularity: str, seed: int) -> NoiseIndex:
         """Permute what is drawn; see the base class."""
-        image = moved(split, ratio=ratio, granularity=granularity, seed=seed, fixed_points=True)
+        if granularity == "text":
+            image = moved_texts(split, ratio=ratio, seed=seed)
+        else:
+            image = moved(split, ratio=ratio, granularity=granularity, seed=seed, fixed_points=True)
         return _index(self.model, image, split, ratio=ratio, granularity=granularity, seed=seed)
 
     def label(self, granularity: str) -> str:
@@ -94,14 +99,17 @@ class Shuffle(_Model):
 class Derangement(_Model):
     """`Shuffle` without fixed points: everything drawn mismatches, so that the realised ratio is the nominal.
 
-    It fails where one group is more than half of what is drawn.
+    It fails where one group is more than half of what is drawn. Granularity `text` is the same as in `Shuffle`.
     """
 
     model: Literal["derangement"] = "derangement"
 
     def inject(self, split: Split, *, ratio: float, granularity: str, seed: int) -> NoiseIndex:
         """Permute what is drawn, without fixed points; see the base class."""
-        image = moved(split, ratio=ratio, granularity=granularity, seed=seed, fixed_points=False)
+        if granularity == "text":
+            image = moved_texts(split, ratio=ratio, seed=seed)
+        else:
+            image = moved(split, ratio=ratio, granularity=granularity, seed=seed, fixed_points=False)
         return _index(self.model, image, split, ratio=ratio, granularity=granularity, seed=seed)
 
     def label(self, granularity: str) -> str:
@@ -179,6 +187,15 @@ class FromFile(_Model):
 
     model: Literal["from_file"] = "from_file"
     path: str
+
+    def incompatibility(self, ratio: float, granularity: str) -> str:
+        """Not with granularity `text`: a file's granularity is that of its index."""
+        if granularity != "text":
+            return ""
+        return (
+            f"noise {self.model!r} has the granularity of its index: noise_granularity must be 'caption' or "
+            "'image', not 'text'"
+        )
 
     def inject(self, split: Split, *, ratio: float, granularity: str, seed: int) -> NoiseIndex:
         """See the base class; the granularity is that of the file, whatever is asked for.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -162,7 +161,8 @@ class MlflowRecorder:
         if record.epoch <= self.logged:
             return
         if record.confidence is not None:
-            self._log_array(f"confidence/epoch_{record.epoch:03d}", confidence=record.confidence)
+            arrays = {"confidence": record.confidence, **record.diagnostics}
+            self._log_array(f"confidence/epoch_{record.epoch:03d}", **arrays)
         metrics, ranks = split_ranks(record.metrics)
         if ranks:
             self.client.log_text(self.run_id, json.dumps(ranks), f"ranks/epoch_{record.epoch:03d}.json")
@@ -171,20 +171,16 @@ class MlflowRecorder:
 
     def finish(self, outcome: Outcome) -> None:
         """Log the final results, and mark the run as finished."""
-        i2t, t2i = outcome.i2t, outcome.t2i
         groups = {"i2t_group": self.test.image_group, "t2i_group": self.test.caption_group}
-        ranks = {"i2t_rank": i2t.rank, "i2t_top": i2t.top, "t2i_rank": t2i.rank, "t2i_top": t2i.top}
-        self._log_array("test_rankings", **ranks, **groups)
+        for epoch, (i2t, t2i) in outcome.rankings.items():
+            self._log_array(f"{epoch}_rankings", **i2t.arrays("i2t"), **t2i.arrays("t2i"), **groups)
         metrics, others = split_ranks(outcome.metrics)
         self.client.log_text(self.run_id, json.dumps(others), "ranks/last.json")
         self.client.log(self.run_id, metrics=metrics, tags={"weights_digest": outcome.weights})
         self.client.set_status(self.run_id, "FINISHED")  # last: a run that says so is complete
 
     def _log_array(self, path: str, **arrays: np.ndarray) -> None:
-        with tempfile.TemporaryDirectory() as directory:
-            file = Path(directory) / f"{Path(path).name}.npz"
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-            self.client.log_file(self.run_id, file, str(Path(path).parent) if "/" in path else None)
+        self.store.write_array(self.run_id, f"{path}.npz", **arrays)
 
 
 def split_ranks(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:

@@ -11,7 +11,8 @@ import getpass
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from harness import PROTOCOL_VERSION
+from harness.config.search import Search
 from harness.config.trial import Trial
 from harness.lib.registry import UnknownName
 from harness.record.client import Client, Run
@@ -151,8 +153,10 @@ class Store:
     def read_sweep(self, name: str) -> SweepRecord:
         """Plan and records of a sweep. Loads no method where the plan has what a reader must know of them.
 
+        A sweep of an older protocol version is read as it was recorded.
+
         Raises:
-            StoreError: there is no such sweep, or its plan is of another protocol version.
+            StoreError: there is no such sweep, or its plan is of a later protocol version.
         """
         experiment_id = self.client.experiment_id(name)
         parents = self.parents(experiment_id) if experiment_id else []
@@ -160,24 +164,8 @@ class Store:
             names = sorted(n for n in self.client.experiments() if n != "Default")
             raise StoreError(f"no sweep {name!r} in {self.uri} (it holds: {', '.join(names) or 'none'})")
         plan = json.loads(self.client.read(parents[0].run_id, "plan.json"))
-        if plan["protocol_version"] != PROTOCOL_VERSION:
-            raise StoreError(
-                f"sweep {name!r} was made under protocol version {plan['protocol_version']}, this is version "
-                f"{PROTOCOL_VERSION}: records of different versions are not merged"
-            )
-        trials = trials_of(plan)
-        facts = plan.get("methods") or {}
-        methods = {
-            t.method: MethodFacts(**{**facts[t.method], "published": tuple(facts[t.method]["published"])})
-            if t.method in facts
-            else MethodFacts.of(t.method)
-            for t in trials
-        }
         handle = SweepHandle(self.uri, name, experiment_id, parents[0].run_id)
-        records = self.records(handle, trials)
-        return SweepRecord(
-            name, plan["description"], plan["select"], trials, records, methods, plan.get("reference")
-        )
+        return sweep_of_plan(name, plan, lambda trials: self.records(handle, trials))
 
     def planned(self, name: str, text: str) -> tuple[Trial, ...] | None:
         """The trials of a sweep's plan, if it was made from a file of this text under this
@@ -239,6 +227,14 @@ class Store:
                 speeds += [speed for r in records.values() if (speed := _speed(r))]
         return speeds
 
+    def write_array(self, run_id: str, path: str, **arrays: np.ndarray) -> None:
+        """Keep arrays as an `.npz` artifact of a run, compressed."""
+        with tempfile.TemporaryDirectory() as directory:
+            file = Path(directory) / Path(path).name
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            folder = str(Path(path).parent)
+            self.client.log_file(run_id, file, None if folder == "." else folder)
+
     def read_array(self, run_id: str, path: str) -> Mapping[str, np.ndarray]:
         """The arrays of an `.npz` artifact of a run. Raises StoreError where there is none."""
         with np.load(io.BytesIO(self.client.read(run_id, path)), allow_pickle=False) as content:
@@ -265,11 +261,13 @@ class Store:
             self.client.log_text(run_id, details, "failure.txt")
         self.client.set_status(run_id, "FAILED")
 
-    def stop(self, handle: SweepHandle, trial: Trial, reason: str) -> None:
+    def stop(
+        self, handle: SweepHandle, trial: Trial, reason: str, *, tags: Mapping[str, str] | None = None
+    ) -> None:
         """Record that a trial was stopped from outside, if it had started."""
         run = self.unfinished_run(handle, trial)
         if run and run.status == "RUNNING":
-            self.client.set_tag(run.run_id, "failure", reason[:5000])
+            self.client.log(run.run_id, tags={"failure": reason[:5000], **(tags or {})})
             self.client.set_status(run.run_id, "KILLED")
 
     def unfinished_run(self, handle: SweepHandle, trial: Trial) -> Run | None:
@@ -340,13 +338,53 @@ def plan_of(sweep: Sweep) -> dict[str, Any]:
     return {
         "name": sweep.name,
         "description": sweep.file.description,
-        "select": sweep.file.select,
+        "select": sweep.file.chooses,
+        "search": sweep.file.search and sweep.file.search.model_dump(mode="json"),
+        "settings_from": sweep.found.tags if sweep.found else {},
         "reference": sweep.file.reference,
         "protocol_version": PROTOCOL_VERSION,
         "methods": {name: vars(fact) for name, fact in facts.items()},
         "ids": [t.id for t in sweep.trials],
         "trials": [t.model_dump(mode="json") for t in sweep.trials],
     }
+
+
+def sweep_of_plan(
+    name: str,
+    plan: Mapping[str, Any],
+    records: Callable[[Iterable[Trial]], dict[str, TrialRecord]],
+) -> SweepRecord:
+    """A sweep from its plan; `records` gives what is on record of its trials.
+
+    Raises:
+        StoreError: the plan is of a later protocol version.
+    """
+    version = plan["protocol_version"]
+    if version > PROTOCOL_VERSION:
+        raise StoreError(
+            f"sweep {name!r} was made under protocol version {version}, and this is "
+            f"version {PROTOCOL_VERSION}"
+        )
+    trials = trials_of(plan)
+    facts = plan.get("methods") or {}
+    return SweepRecord(
+        name=name,
+        description=plan["description"],
+        select=plan["select"],
+        planned=trials,
+        records=records(trials),
+        methods={t.method: _facts(t.method, facts) for t in trials},
+        reference=plan.get("reference"),
+        search=Search.model_validate(plan["search"]) if plan.get("search") else None,
+        settings_from=plan.get("settings_from") or {},
+        protocol_version=version,
+    )
+
+
+def _facts(method: str, known: Mapping[str, Any]) -> MethodFacts:
+    if method not in known:
+        return MethodFacts.of(method)
+    return MethodFacts(**{**known[method], "published": tuple(known[method]["published"])})
 
 
 def trials_of(plan: Mapping[str, Any]) -> tuple[Trial, ...]:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from harness import PROTOCOL_VERSION
+from harness.config.search import Search
 from harness.config.trial import Trial, method_class
 from harness.data.base import DataSet
 from harness.evaluation.metrics import Ranking
@@ -79,22 +81,32 @@ class Setup:
 
 @dataclass
 class EpochRecord:
-    """What one epoch leaves: scalars by name, and the method's confidence [N] if it has one."""
+    """What one epoch leaves.
+
+    Attributes:
+        metrics: scalars by name.
+        confidence: the method's confidence [N], if it has one.
+        diagnostics: further values of each training pair [N], by name (`Method.diagnostics`).
+    """
 
     epoch: int
     metrics: dict[str, float]
     confidence: NDArray[np.floating] | None
+    diagnostics: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
 
 
 @dataclass
 class Outcome:
-    """What a trial ends with: `test/...`, `last/...`, `cost/...` scalars, the rankings of the best epoch, and
-    the digest of its weights.
+    """What a trial ends with.
+
+    Attributes:
+        metrics: `last/...` (the last epoch), `test/...` (the epoch with the best dev rSum) and `cost/...`.
+        rankings: image-to-text and text-to-image rankings of the test split, of `last` and of `test`.
+        weights: the digest of the last epoch's weights.
     """
 
     metrics: dict[str, float]
-    i2t: Ranking
-    t2i: Ranking
+    rankings: Mapping[str, tuple[Ranking, Ranking]]
     weights: str
 
 
@@ -118,6 +130,9 @@ class Recorder(Protocol):
     def finish(self, outcome: Outcome) -> None:
         """Keep the final results, and mark the trial as finished."""
 
+
+STOPPED_EARLY = "stopped_early"
+"""The tag of a trial that its search has stopped, with the epoch."""
 
 # What the store holds -------------------------------------------------------------------------------
 
@@ -152,6 +167,16 @@ class TrialRecord:
         """Whether it is finished and carries its test metrics."""
         return self.status == "FINISHED" and "test/rsum" in self.metrics
 
+    @property
+    def over(self) -> bool:
+        """Whether no attempt is under way: it is done, has failed, or was stopped early by its search."""
+        return self.done or self.status == "FAILED" or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether its search has stopped it, so that it is not run again."""
+        return STOPPED_EARLY in self.tags
+
 
 @dataclass(frozen=True)
 class MethodFacts:
@@ -177,7 +202,10 @@ class SweepRecord:
     """The plan of a sweep, and what the store holds of it: at most one record for each planned trial.
 
     Attributes:
+        select: whether it chooses settings, on dev.
         methods: the facts of each planned method, by name.
+        search: the space that its settings are drawn from, if they are.
+        settings_from: which search its settings are from: `search`, `search_digest` and `search_tries`.
     """
 
     name: str
@@ -187,6 +215,9 @@ class SweepRecord:
     records: dict[str, TrialRecord]
     methods: Mapping[str, MethodFacts]
     reference: str | None = None
+    search: Search | None = None
+    settings_from: Mapping[str, str] = field(default_factory=dict)
+    protocol_version: int = PROTOCOL_VERSION
 
 
 @dataclass(frozen=True)

@@ -69,14 +69,16 @@ def errors_of(store: Store, record: TrialRecord) -> list[str]:
 
 def _ranking_errors(store: Store, record: TrialRecord) -> list[str]:
     """The recalls on record are those of the rankings kept."""
-    arrays = store.read_array(record.run_id, "test_rankings.npz")
-    i2t, t2i = (Ranking(arrays[f"{d}_rank"], arrays[f"{d}_top"]) for d in ("i2t", "t2i"))
-    recomputed = recalls(i2t, t2i)
-    return [
-        f"test/{m} is {record.metrics.get(f'test/{m}')}, and its rankings give {recomputed[m]}"
-        for m in (*RECALLS, "rsum")
-        if not math.isclose(recomputed[m], record.metrics.get(f"test/{m}", math.nan), abs_tol=1e-9)
-    ]
+    errors = []
+    for epoch in ("last", "test"):
+        arrays = store.read_array(record.run_id, f"{epoch}_rankings.npz")
+        recomputed = recalls(Ranking.of(arrays, "i2t"), Ranking.of(arrays, "t2i"))
+        errors += [
+            f"{epoch}/{m} is {record.metrics.get(f'{epoch}/{m}')}, and its rankings give {recomputed[m]}"
+            for m in (*RECALLS, "rsum")
+            if not math.isclose(recomputed[m], record.metrics.get(f"{epoch}/{m}", math.nan), abs_tol=1e-9)
+        ]
+    return errors
 
 
 def _epoch_errors(store: Store, record: TrialRecord) -> list[str]:

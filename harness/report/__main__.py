@@ -2,7 +2,8 @@
 `python -m harness.report A B --compare`: write a comparison of two sweeps.
 
 Writes `report.md`, `report.html` (self-contained), `tables.tex`, `results.csv` (one line for each trial) and
-figures. All results are read from the MLflow store. Exit code 0: written; 2: no such sweep or store.
+figures. All results are read from the MLflow store, or from `results/NAME/` where the store has no such
+sweep. Exit code 0: written; 2: no such sweep.
 """
 
 from __future__ import annotations
@@ -33,23 +34,20 @@ def _report(options: argparse.Namespace) -> int:
     """Write the reports of the named sweeps, or the comparison. Returns the exit code."""
     from harness.lib.console import fail
     from harness.lib.registry import UnknownName
-    from harness.record.store import Store, require
     from harness.record.types import StoreError
-    from harness.report.source import from_store
+    from harness.report.source import find_source
     from harness.report.versus import write_versus
-    from harness.report.write import print_summary, write_report
+    from harness.report.write import print_summary, write
 
     reports = Path.cwd() / "reports"
     try:
-        require(options.tracking_uri)
-        store = Store(options.tracking_uri, patient=False)
+        sources = [find_source(name, options.tracking_uri) for name in options.names]
         if options.compare:
-            a, b = options.names
-            sources = from_store(store, a), from_store(store, b)
-            print_summary(write_versus(*sources, reports / f"{a}-against-{b}"))
+            (a, b), folder = sources, reports / "-against-".join(options.names)
+            print_summary(write_versus(a, b, folder))
             return 0
-        for name in options.names:
-            print_summary(write_report(store, name, reports / name))
+        for source in sources:
+            print_summary(write(source, reports / source.sweep.name))
     except (StoreError, UnknownName) as error:
         return fail([str(error)])
     return 0

@@ -1,4 +1,6 @@
-"""Input of a report: the record of a sweep, and access to the artifacts of its runs."""
+"""Input of a report: the record of a sweep, and access to the artifacts of its runs, from the store or from a
+bundle of plain files.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from harness.record.store import Store
+from harness.record.bundle import Bundle
+from harness.record.store import Store, require
 from harness.record.summary import MODEL_TRAINING, views
-from harness.record.types import SweepRecord
+from harness.record.types import StoreError, SweepRecord
 
 Arrays = Mapping[str, NDArray]
 
@@ -22,13 +25,15 @@ class Source:
         sweep: plan, records and facts of methods.
         read: (run, path) -> the arrays of an artifact (`test_rankings.npz`); raises StoreError if missing.
         names: (run, directory) -> paths of the artifacts in it, sorted; empty if there are none.
-        link: run -> its address in the MLflow UI.
+        curve: (run, metric) -> its values by epoch; empty without them.
+        link: run -> its address in the MLflow UI; empty where the runs are in no store.
         views: names and addresses of the prepared views in the MLflow UI.
     """
 
     sweep: SweepRecord
     read: Callable[[str, str], Arrays]
     names: Callable[[str, str], Sequence[str]]
+    curve: Callable[[str, str], Mapping[int, float]]
     link: Callable[[str], str]
     views: Sequence[tuple[str, str]] = ()
 
@@ -37,7 +42,7 @@ def from_store(store: Store, name: str) -> Source:
     """A sweep as the store holds it.
 
     Raises:
-        StoreError: no such sweep, or one of another protocol version.
+        StoreError: no such sweep, or one of a later protocol version.
     """
     sweep = store.read_sweep(name)
     experiment_id = store.client.experiment_id(name) or ""
@@ -46,6 +51,31 @@ def from_store(store: Store, name: str) -> Source:
         sweep,
         store.read_array,
         store.client.artifacts,
+        lambda run, metric: dict(store.client.history(run, metric)),
         lambda run: f"{runs}/{run}?{MODEL_TRAINING}",
         views(store, experiment_id),
     )
+
+
+def from_bundle(bundle: Bundle) -> Source:
+    """A sweep as its bundle holds it. Raises StoreError where it cannot be read."""
+    return Source(bundle.sweep(), bundle.read, bundle.names, bundle.curve, lambda run: "")
+
+
+def find_source(name: str, uri: str | None) -> Source:
+    """A sweep from the store that holds it, else from its bundle.
+
+    Args:
+        uri: of the store; None: the default one.
+
+    Raises:
+        StoreError: neither has it.
+    """
+    bundle = Bundle(name)
+    try:
+        require(uri)
+        return from_store(Store(uri, patient=False), name)
+    except StoreError as error:
+        if not bundle.exists:
+            raise StoreError(f"{error}; there is no bundle {bundle.folder} either") from None
+    return from_bundle(bundle)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.config.resources import Resources
+from harness.config.search import EarlyStopping
 from harness.config.trial import Trial
 from harness.lib.locks import Busy
 from harness.lib.watchdog import take_termination_report
@@ -22,6 +24,7 @@ from harness.record.provenance import Provenance, code_digest, code_key, version
 from harness.record.recorder import MlflowRecorder, PrintRecorder
 from harness.record.store import Store
 from harness.record.types import (
+    STOPPED_EARLY,
     AlreadyDone,
     AlreadyFailed,
     CodeChanged,
@@ -33,7 +36,9 @@ from harness.record.types import (
 from harness.record.verify import Comparison
 
 RETRIES = 2
-DONE, FAILED, BUSY, UNRECORDED = "done", "failed", "busy", "unrecorded"
+DONE, FAILED, BUSY, UNRECORDED, STOPPED = "done", "failed", "busy", "unrecorded", "stopped"
+EpochEnded = Callable[[int, float | None], None]
+"""Called with the epochs that a trial has trained, and the last one's dev rSum where it was evaluated."""
 
 
 class StoreGone(BaseException):
@@ -56,6 +61,7 @@ class Task:
         directory: the working directory of the sweep, to which paths in its file are relative.
         since: when the sweep was started, in seconds since 1970.
         repeat: the trial is on record, and is run again to compare.
+        asha: how trials are stopped early; None: they are not.
     """
 
     handle: SweepHandle | None
@@ -67,6 +73,7 @@ class Task:
     labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     since: float = float("inf")
     repeat: bool = False
+    asha: EarlyStopping | None = None
 
     def checkpoints(self, trial: Trial) -> Path | None:
         """Where a trial keeps its checkpoints; None where it keeps none."""
@@ -84,7 +91,8 @@ class Ending:
     """How a trial ended.
 
     Attributes:
-        outcome: `done`, `failed`, `busy` (another process is running it) or `unrecorded` (the store is gone).
+        outcome: `done`, `failed`, `busy` (another process is running it), `unrecorded` (the store is gone) or
+            `stopped` (early, by a search).
         reason: why, unless it is done.
         seconds: wall time since it was started; 0 until a launcher fills it in.
     """
@@ -95,18 +103,19 @@ class Ending:
     seconds: float = 0.0
 
 
-def attempt(trial: Trial, task: Task, *, main: bool = True) -> Ending:
+def attempt(trial: Trial, task: Task, *, main: bool = True, epoch_ended: EpochEnded | None = None) -> Ending:
     """Run a trial in this process, from its last checkpoint; a failure ends as its record and not as an
     exception.
 
     Args:
         main: whether this process records a failure (of several processes, one does).
+        epoch_ended: called after each epoch, once it is on record; may end the process.
 
     Raises:
         BrokenPipeError: the results are printed and not recorded, and their reader is gone.
     """
     try:
-        work(trial, task)
+        work(trial, task, epoch_ended)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and task.handle is None:
             raise  # the results were printed, and their reader is gone
@@ -114,7 +123,7 @@ def attempt(trial: Trial, task: Task, *, main: bool = True) -> Ending:
     return Ending(trial, DONE)
 
 
-def work(trial: Trial, task: Task) -> Outcome:
+def work(trial: Trial, task: Task, epoch_ended: EpochEnded | None = None) -> Outcome:
     """The part of one process in a trial; of several processes the main one records.
 
     Raises:
@@ -139,6 +148,7 @@ def work(trial: Trial, task: Task) -> Outcome:
             resources=task.resources,
             expected=task.expected.get(trial.id),
             environment=environment,
+            epoch_ended=epoch_ended,
         )
 
 
@@ -173,6 +183,17 @@ def record_lost(trial: Trial, task: Task, reason: str, details: str = "") -> End
     directory = task.checkpoints(trial)
     summary, report = take_termination_report(directory) if directory else ("", "")
     return _failed(trial, task, summary or reason, report or details)
+
+
+def record_stopped(trial: Trial, task: Task, epochs: int, rsum: float) -> Ending:
+    """Record a trial that its search has stopped after some epochs: its try has lost."""
+    reason = f"stopped after {epochs} epochs, with a dev rSum of {rsum:.1f}"
+    directory = task.checkpoints(trial)
+    if directory:
+        shutil.rmtree(directory, ignore_errors=True)
+    if task.handle and not task.repeat:
+        Store(task.handle.uri).stop(task.handle, trial, reason, tags={STOPPED_EARLY: str(epochs)})
+    return Ending(trial, STOPPED, reason)
 
 
 def _failed(trial: Trial, task: Task, reason: str, details: str) -> Ending:

@@ -20,7 +20,8 @@ from harness.lib.locks import acquire, is_locked, owner
 from harness.record.provenance import Provenance
 from harness.record.store import Store, is_missing, require
 from harness.record.types import StoreError, SweepHandle, TrialRecord
-from harness.sweep.attempt import Ending, StoreGone, Task
+from harness.sweep.attempt import DONE, Ending, StoreGone, Task
+from harness.sweep.keeping import Keeper, known_records
 from harness.sweep.launcher import Launcher, LaunchError
 from harness.sweep.plan import gpu_notes, make_plan, show_plan, warmup_notes
 from harness.sweep.preflight import (
@@ -32,6 +33,7 @@ from harness.sweep.preflight import (
     prepare_features,
 )
 from harness.sweep.progress import Progress
+from harness.sweep.search import Find, check_searched_data, with_next_tries
 from harness.sweep.status import board_of, score_of, show_status, show_verified
 from harness.sweep.step_cost import cached_costs, count_costs
 
@@ -61,9 +63,15 @@ def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
             return _status(options)
         sweep = load_sweep(options.file)
         data, store = _check(sweep, options)
-        fingerprints = {t.id: t.fingerprint(data[data_key(t)]) for t in sweep.trials}
-        known = store.find_records(sweep.name, sweep.trials) if store else {}
-        _refuse(check_same_data(sweep.trials, known, fingerprints))
+        sweep = with_next_tries(sweep, options.file, _finder(sweep, store))
+        known = known_records(sweep, store)
+        fingerprints = _fingerprints(sweep, data)
+        _refuse(
+            [
+                *check_same_data(sweep.trials, known, fingerprints),
+                *check_searched_data(sweep, fingerprints),
+            ]
+        )
         notes = [*warmup_notes(sweep.trials, data), *gpu_notes(sweep.trials, sweep.file.resources)]
         for note in notes if options.verify is None else ():
             console.print(f"note: {note}", markup=False)
@@ -85,34 +93,41 @@ def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
     except (BadInput, DataError, LaunchError, StoreError) as error:
         errors = error.errors if isinstance(error, BadInput) else [str(error)]
         return fail(errors, consequence="" if options.status else "nothing was started")
-    return _start(sweep, store, fingerprints, options, launcher)
+    return _start(sweep, store, data, options, launcher)
+
+
+def _finder(sweep: Sweep, store: Store | None) -> Find:
+    """What is on record of any trials that a sweep of this name may have."""
+    return lambda trials: known_records(sweep.model_copy(update={"trials": tuple(trials)}), store)
+
+
+def _fingerprints(sweep: Sweep, data: Mapping[str, DataSet]) -> dict[str, str]:
+    """Of the data of each trial, by trial id."""
+    return {t.id: t.fingerprint(data[data_key(t)]) for t in sweep.trials}
 
 
 def _start(
     sweep: Sweep,
     store: Store,
-    fingerprints: Mapping[str, str],
+    data: Mapping[str, DataSet],
     options: argparse.Namespace,
     launcher: Launcher,
 ) -> int:
-    """Run or verify a sweep that was checked; the exit code."""
+    """Run or verify a sweep that was checked, in rounds where its next trials follow from those before; the
+    exit code.
+    """
     handle = None
     try:
-        handle = _open_sweep(store, sweep, options)
-        task = Task(
-            handle,
-            sweep.file.resources,
-            Provenance.of(sweep.trials),
-            options.storage,
-            os.getcwd(),
-            expected=fingerprints,
-            labels=run_labels(sweep.trials),
-            since=time.time(),
-            repeat=options.verify is not None,
-        )
-        if task.repeat:
-            return _verify(sweep, store, task, launcher, options.verify)
-        return _run(sweep, store, task, launcher)
+        while True:
+            handle = _open_sweep(store, sweep, options)
+            task = _task(sweep, handle, data, options)
+            if task.repeat:
+                return _verify(sweep, store, task, launcher, options.verify)
+            stopped = _run(sweep, store, task, launcher)
+            longer = with_next_tries(sweep, options.file, _finder(sweep, store))
+            if stopped or len(longer.trials) == len(sweep.trials):
+                return stopped or _finish(sweep, store, task)
+            sweep = longer
     except KeyboardInterrupt:  # while trials run, `_run` handles it
         launcher.stop()
         if handle and options.verify is None:
@@ -128,6 +143,25 @@ def _start(
             markup=False,
         )
         return 1
+
+
+def _task(
+    sweep: Sweep, handle: SweepHandle | None, data: Mapping[str, DataSet], options: argparse.Namespace
+) -> Task:
+    """What the trials of a sweep are run with."""
+    found = sweep.found.tags if sweep.found else {}
+    return Task(
+        handle,
+        sweep.file.resources,
+        Provenance.of(sweep.trials),
+        options.storage,
+        os.getcwd(),
+        expected=_fingerprints(sweep, data),
+        labels={trial: {**labels, **found} for trial, labels in run_labels(sweep.trials).items()},
+        since=time.time(),
+        repeat=options.verify is not None,
+        asha=sweep.file.search.asha if sweep.file.search else None,
+    )
 
 
 def _open_sweep(store: Store, sweep: Sweep, options: argparse.Namespace) -> SweepHandle | None:
@@ -158,7 +192,9 @@ def _status(options: argparse.Namespace) -> int:
     store = _open_store(options)
     name = str(content["name"])
     trials = store.planned(name, text) or load_sweep(options.file).trials
-    return show_status(name, trials, store, options.storage, select=bool(content.get("select")))
+    return show_status(
+        name, trials, store, options.storage, select=bool(content.get("select") or content.get("search"))
+    )
 
 
 def _check(sweep: Sweep, options: argparse.Namespace) -> tuple[dict[str, DataSet], Store | None]:
@@ -208,32 +244,43 @@ def _refuse(errors: list[str]) -> None:
 
 
 def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
-    """Run what is not done; report; the exit code."""
+    """Run what is not done; 0, or the exit code where it was stopped."""
     handle = _handle(task)
+    keeper = Keeper(sweep, store, handle)
+    keeper.restore()
+    keeper.begin()
     known = store.records(handle, sweep.trials)
     done = {i for i, r in known.items() if r.done}
-    # Seed by seed, so that an early look at the table shows all rows.
-    todo = sorted((t for t in sweep.trials if t.id not in done), key=lambda t: (t.seed, t.noise_seed))
+    todo = [t for t in sweep.trials if t.id not in done and not (t.id in known and known[t.id].stopped_early)]
+    if not sweep.file.search:  # seed by seed, so that an early look at the table shows all rows
+        todo.sort(key=lambda t: (t.seed, t.noise_seed))
     console.print(
         f"sweep [bold]{sweep.name}[/]: {len(sweep.trials)} trials, {len(done)} done before, {len(todo)} to "
         f"run; record: {store.uri}"
     )
     _note_running_elsewhere(todo, known, task)
     progress = Progress(
-        board_of(sweep.trials, known, select=sweep.file.select),
+        board_of(sweep.trials, known, select=sweep.file.chooses),
         lambda trial: handle.directory(task.storage, trial),
-        lambda trial: score_of(store.record(handle, trial), select=sweep.file.select),
+        lambda trial: score_of(store.record(handle, trial), select=sweep.file.chooses),
     )
+
+    def ended(ending: Ending) -> None:
+        progress.ended(ending)
+        if ending.outcome == DONE:
+            keeper.keep([ending.trial])
+
     try:
         with progress:
             while todo:
-                launcher.run(todo, task, on_start=progress.started, on_end=progress.ended)
+                launcher.run(todo, task, on_start=progress.started, on_end=ended)
                 todo = _wait_for_others(progress, store, task)
     except KeyboardInterrupt:
         return _stop(progress, store, task, launcher)
-    for ended in progress.failures:
-        console.print(f"failed: {ended.trial.label} ({ended.trial.id}): {ended.reason}", markup=False)
-    return _finish(sweep, store, task)
+    for failed in progress.failures:
+        console.print(f"failed: {failed.trial.label} ({failed.trial.id}): {failed.reason}", markup=False)
+    keeper.keep(sweep.trials)  # what ended elsewhere, or in a process that died right after
+    return 0
 
 
 def _interrupt(*_: object) -> None:
@@ -317,7 +364,8 @@ def _finish(sweep: Sweep, store: Store, task: Task) -> int:
     handle = _handle(task)
     records = store.records(handle, sweep.trials)
     done = [t for t in sweep.trials if t.id in records and records[t.id].done]
-    missing = len(sweep.trials) - len(done)
+    stopped = sum(t.id in records and records[t.id].stopped_early for t in sweep.trials)
+    missing = len(sweep.trials) - len(done) - stopped
     for trial in done:  # a process may have died between its record and its cleaning up
         shutil.rmtree(handle.directory(task.storage, trial), ignore_errors=True)
     with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from harness.config.trial import Trial
 from harness.lib.console import console, duration
 from harness.lib.watchdog import last_heartbeat
 from harness.record.types import TrialRecord
-from harness.sweep.attempt import BUSY, DONE, Ending
+from harness.sweep.attempt import BUSY, DONE, STOPPED, Ending
 from harness.sweep.table import Board, Rates, running_table
 
 _REFRESHES = 2  # a second
@@ -38,6 +38,7 @@ class Progress:
         self.running: dict[str, Trial] = {}
         self.busy: list[Trial] = []
         self.total, self.done = len(board.trials), board.counts()["done"]
+        self.stopped = 0
         self.before, self.began = self.done, 0.0  # the clock runs from the first trial's start
         self.rates = Rates()
         self.live = (
@@ -68,19 +69,21 @@ class Progress:
         if ended.outcome == BUSY:
             self.busy.append(trial)
             return
-        self.board.states[trial.id] = "done" if ended.outcome == DONE else "failed"
-        if ended.outcome == DONE:
-            self.done += 1
+        self.board.states[trial.id] = ended.outcome if ended.outcome in (DONE, STOPPED) else "failed"
+        if ended.outcome in (DONE, STOPPED):
+            self.done += ended.outcome == DONE
+            self.stopped += ended.outcome == STOPPED
         else:
             self.failures.append(ended)
         if self.live is None:
-            outcome = "done" if ended.outcome == DONE else f"FAILED ({ended.reason})"
+            plain = {DONE: "done", STOPPED: ended.reason}
+            outcome = plain.get(ended.outcome, f"FAILED ({ended.reason})")
             line = f"{self.text()}, {self._left()}: {trial.label} {outcome} in {ended.seconds:.0f} s"
             console.out(line, highlight=False)
         elif ended.outcome == DONE:
             score = self.score(trial)
             self.board.scores |= {} if score is None else {trial.id: score}
-        else:
+        elif ended.outcome != STOPPED:
             console.print(f"failed: {trial.label}: {ended.reason}", markup=False)
 
     def release(self, records: Mapping[str, TrialRecord]) -> None:
@@ -93,10 +96,14 @@ class Progress:
 
     def text(self) -> str:
         """The counts in a line."""
-        return f"{self.done} done, {len(self.running)} running, {len(self.failures)} failed of {self.total}"
+        stopped = f", {self.stopped} stopped early" if self.stopped else ""
+        return (
+            f"{self.done} done, {len(self.running)} running, {len(self.failures)} failed{stopped} of "
+            f"{self.total}"
+        )
 
     def _left(self) -> str:
-        ended = self.done - self.before + len(self.failures)
+        ended = self.done - self.before + len(self.failures) + self.stopped
         seconds = (time.monotonic() - self.began) / max(1, ended) * (self.total - self.before - ended)
         return f"about {duration(seconds)} left"
 
@@ -104,7 +111,7 @@ class Progress:
         """The table, the running trials and the counts, as high as the terminal at most."""
         running = list(self.running.values())
         rows = max(1, console.height - _OTHER_LINES - len(running))
-        ended = self.done - self.before + len(self.failures)
+        ended = self.done - self.before + len(self.failures) + self.stopped
         counts = f"{self.text()}, {self._left()}" if ended else self.text()
         heartbeats = {t.id: last_heartbeat(self.directory(t)) for t in running}
         return Group(

@@ -23,10 +23,23 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.resources import Resources
+from harness.config.search import EarlyStopping
 from harness.config.trial import Trial
 from harness.lib.locks import acquire
 from harness.record.provenance import harness_digest
-from harness.sweep.attempt import DONE, FAILED, RETRIES, Ending, Task, attempt, ending, record_lost, work
+from harness.sweep.attempt import (
+    DONE,
+    FAILED,
+    RETRIES,
+    Ending,
+    EpochEnded,
+    Task,
+    attempt,
+    ending,
+    record_lost,
+    record_stopped,
+    work,
+)
 from harness.sweep.launcher import LaunchError, OnEnd, OnStart, report_end
 from harness.sweep.probe import SERVER, probe
 
@@ -42,6 +55,8 @@ _ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 """What Ray reads when it is imported."""
+_EPOCHS, _SCORE = "epochs", "dev_rsum"
+"""What a trial reports to Tune after an epoch: epochs trained, and dev rSum."""
 
 
 class RayLauncher:
@@ -211,6 +226,7 @@ def _tune(trials: list[Trial], task: Task, watcher: _Watcher) -> None:
 
     several = task.resources.processes > 1
     run = tune.with_parameters(_drive_processes if several else _run_here, task=task)
+    scheduler = _asha(task.asha, max(t.epochs for t in trials)) if task.asha else None
     needs = {"trial_slot": 1} if several else {"cpu": task.resources.cores, "gpu": task.resources.gpus}
     scratch = tempfile.mkdtemp(prefix="harness-ray-")
     tuner = tune.Tuner(
@@ -218,7 +234,11 @@ def _tune(trials: list[Trial], task: Task, watcher: _Watcher) -> None:
         # As text: Tune copies the whole list for each trial, and takes some mappings for instructions of its
         # own.
         param_space={"trial": tune.grid_search([t.model_dump_json() for t in trials])},
-        tune_config=tune.TuneConfig(reuse_actors=not several, max_concurrent_trials=_at_once(task.resources)),
+        tune_config=tune.TuneConfig(
+            reuse_actors=not (several or scheduler),
+            max_concurrent_trials=_at_once(task.resources),
+            scheduler=scheduler,
+        ),
         run_config=tune.RunConfig(
             storage_path=scratch,
             name="sweep",
@@ -247,8 +267,72 @@ def _at_once(resources: Resources) -> int:
 
 
 def _run_here(config: dict[str, Any], task: Task) -> dict[str, str]:
-    """A one-process trial inside a Tune actor."""
-    return _result(attempt(_trial(config), task))
+    """A one-process trial inside a Tune actor; where trials may be stopped early, it reports its epochs."""
+    trial = _trial(config)
+    return _result(attempt(trial, task, epoch_ended=_reporter(trial) if task.asha else None))
+
+
+def _reporter(trial: Trial) -> EpochEnded:
+    """Reports dev rSum to Tune, which does not return from it where it stops the trial. The last epoch's
+    comes too late to stop anything.
+    """
+    from ray import tune
+
+    def report(epochs: int, rsum: float | None) -> None:
+        if rsum is not None and epochs < trial.epochs:
+            tune.report({_EPOCHS: epochs, _SCORE: rsum})
+
+    return report
+
+
+def _asha(settings: EarlyStopping, epochs: int) -> Any:
+    """A scheduler for Tune: one ASHA for each method, noise and seed: others are no measure of a try."""
+    from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+    class OnePerCell(TrialScheduler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._of_cell: dict[Any, Any] = {}
+            self._metric = _SCORE
+
+        def _of(self, trial: Any) -> Any:
+            given = _trial(trial.config)
+            key = (given.method, given.noise_ratio, given.noise_label, given.seed, given.noise_seed)
+            if key not in self._of_cell:
+                self._of_cell[key] = ASHAScheduler(
+                    time_attr=_EPOCHS,
+                    metric=_SCORE,
+                    mode="max",
+                    max_t=epochs,
+                    grace_period=settings.grace_epochs,
+                    reduction_factor=settings.reduction,
+                    stop_last_trials=False,
+                )
+            return self._of_cell[key]
+
+        def on_trial_add(self, controller: Any, trial: Any) -> None:
+            self._of(trial).on_trial_add(controller, trial)
+
+        def on_trial_error(self, controller: Any, trial: Any) -> None:
+            self._of(trial).on_trial_error(controller, trial)
+
+        def on_trial_result(self, controller: Any, trial: Any, result: Any) -> str:
+            return str(self._of(trial).on_trial_result(controller, trial, result))
+
+        def on_trial_complete(self, controller: Any, trial: Any, result: Any) -> None:
+            self._of(trial).on_trial_complete(controller, trial, result)
+
+        def on_trial_remove(self, controller: Any, trial: Any) -> None:
+            self._of(trial).on_trial_remove(controller, trial)
+
+        def choose_trial_to_run(self, controller: Any, **_: Any) -> Any:
+            waiting = ("PENDING", "PAUSED")
+            return next((t for t in controller.get_trials() if t.status in waiting), None)
+
+        def debug_string(self) -> str:
+            return f"ASHA for each of {len(self._of_cell)} cells"
+
+    return OnePerCell()
 
 
 def _drive_processes(config: dict[str, Any], task: Task) -> dict[str, str]:
@@ -373,6 +457,11 @@ def _callback(watcher: _Watcher) -> Any:
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             result = trial.last_result or {}
+            if "outcome" not in result and _EPOCHS in result:
+                watcher.end(
+                    record_stopped(_trial(trial.config), watcher.task, result[_EPOCHS], result[_SCORE])
+                )
+                return
             outcome, reason = result.get("outcome", FAILED), result.get("reason", "it ended without a result")
             watcher.end(Ending(_trial(trial.config), outcome, reason))
 

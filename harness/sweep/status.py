@@ -43,24 +43,23 @@ def show_status(name: str, trials: Sequence[Trial], store: Store, storage: Path,
         console.print(running_table(running, heartbeats, console.width), soft_wrap=False)
     for trial in trials:
         state = board.states[trial.id]
-        if state not in ("done", "to run"):
+        if state not in ("done", "stopped", "to run"):
             console.print(f"{state}: {trial.label} ({trial.id}): {reasons[trial.id]}", markup=False)
-    return 0 if counts["done"] == len(trials) else 1
+    return 0 if counts["done"] + counts["stopped"] == len(trials) else 1
 
 
 def board_of(trials: Sequence[Trial], records: Mapping[str, TrialRecord], *, select: bool) -> Board:
     """What is done, and the scores so far."""
     scores = {i: s for i, r in records.items() if (s := score_of(r, select=select)) is not None}
-    return Board(trials, {i: "done" for i, r in records.items() if r.done}, scores)
+    states = {i: "done" if r.done else "stopped" for i, r in records.items() if r.done or r.stopped_early}
+    return Board(trials, states, scores)
 
 
 def score_of(record: TrialRecord | None, *, select: bool) -> float | None:
-    """The rSum of a finished trial: of test at the epoch with the best dev rSum, or, where settings are
-    selected, the best of dev.
-    """
+    """The rSum of a finished trial after its last epoch: of test, or, where settings are selected, of dev."""
     if record is None or not record.done:
         return None
-    return record.metrics.get("dev/best_rsum" if select else "test/rsum")
+    return record.metrics.get("dev/rsum" if select else "last/rsum")
 
 
 def _state(
@@ -73,6 +72,8 @@ def _state(
         return "done", ""
     if record.status == "FAILED":
         return "failed", record.tags.get("failure", "no reason on record")
+    if record.stopped_early:
+        return "stopped", record.tags.get("failure", "")
     directory = handle.directory(storage, trial)
     if record.status == "RUNNING" and not directory.is_dir():
         return "running", f"as the record says; its checkpoints are not in {storage} (see --storage)"

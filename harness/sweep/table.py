@@ -19,7 +19,7 @@ from harness.config.trial import Trial
 from harness.lib.console import duration
 from harness.lib.watchdog import Heartbeat
 
-STATES = ("done", "running", "interrupted", "failed", "to run")
+STATES = ("done", "running", "interrupted", "failed", "stopped", "to run")
 _MARKS = {"running": ("▸", "cyan"), "interrupted": ("‖", "yellow"), "failed": ("✗", "red")}
 _LEGEND = "mean rSum so far, done/planned, ▸ running, ‖ interrupted, ✗ failed"
 _STEP = re.compile(r"epoch (\d+), step (\d+) of (\d+)")

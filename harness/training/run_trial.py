@@ -27,6 +27,10 @@ from harness.training.accelerator import Accelerator, make_accelerator, release_
 from harness.training.checkpoint import Checkpoints
 from harness.training.trainer import Trainer
 from methods.base import Pairs
+from methods.seeding import torch_generator
+
+PERTURBATION = 1e-6
+"""Relative change of an initial weight in a perturbed trial: some ten steps of single precision."""
 
 
 def run_trial(
@@ -38,6 +42,7 @@ def run_trial(
     expected: str | None = None,
     environment: Mapping[str, str] | None = None,
     accelerator: Accelerator | None = None,
+    epoch_ended: Callable[[int, float | None], None] | None = None,
 ) -> Outcome:
     """Run one trial to its end, from its last valid checkpoint in `directory` if there is one.
 
@@ -47,6 +52,7 @@ def run_trial(
         resources: loader processes, and limits on the time.
         expected: the fingerprint that its data must have.
         environment: further tags of the record: versions, commit, digest of the code.
+        epoch_ended: called after each epoch with the epochs trained and dev rSum (None: not evaluated).
 
     Raises:
         Busy: another process is running it.
@@ -93,6 +99,8 @@ def run_trial(
             if main:
                 recorder.epoch(record)
             watchdog.epoch_ended(record.epoch + 1, record.metrics.get("dev/rsum"))
+            if epoch_ended:
+                epoch_ended(record.epoch + 1, record.metrics.get("dev/rsum"))
 
         watchdog.epoch_ended(trainer.state.epoch, None)
         outcome = trainer.fit(on_epoch)
@@ -151,6 +159,8 @@ def build_trainer(
         **given,
         **trial.hyper,
     )
+    if trial.perturbed:
+        perturb(method, trial.seed, trial.perturbed)
     return Trainer(
         method,
         data,
@@ -164,6 +174,15 @@ def build_trainer(
         workers=workers,
         heartbeat=heartbeat,
     )
+
+
+@torch.no_grad()
+def perturb(method: torch.nn.Module, seed: int, number: int) -> None:
+    """Multiply each trained weight by 1 + `PERTURBATION` z, z standard normal, in draw `number` of a seed."""
+    draw = torch_generator(seed, "perturbation", number)
+    for weight in method.parameters():
+        if weight.requires_grad:
+            weight.mul_(1 + PERTURBATION * torch.randn(weight.shape, generator=draw))
 
 
 def describe(

@@ -1,8 +1,8 @@
 """The training loop. It names no method: who trains what, and how, is `methods/`' part.
 
 An epoch: for each network in turn, the method looks at all pairs (`start_epoch`), then takes the same
-number of steps as every other method; dev is evaluated; the state is saved. The best epoch on dev
-and the last one are both tested. Nothing is ever selected on test.
+number of steps as every other method; dev is evaluated; the state is saved. The last epoch and the best one
+on dev are both tested. Nothing is ever selected on test.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.config.trial import TrainingConfig
 from harness.data.base import DataSet, Split
 from harness.evaluation.coco import coco_metrics
 from harness.evaluation.device_ranking import rank_on_device
-from harness.evaluation.metrics import Ranking, detection, rank_queries, recalls
+from harness.evaluation.metrics import Ranking, detection, rank_queries, recalls, separation
 from harness.noise.index import NoiseIndex
 from harness.record.types import DataChanged, Diverged, EpochRecord, Outcome
 from harness.training.accelerator import Accelerator, broadcast_object_list
@@ -53,6 +53,7 @@ class PassPlan:
 
     Attributes:
         batches: indices of training pairs [batch size], for each step.
+        selected: the pairs that the method selects; None: all.
         widened: whether the method's selection was too small for a batch, so that all pairs were drawn from.
         pools: by name, for each step the indices and pairs of an auxiliary batch.
     """
@@ -60,6 +61,7 @@ class PassPlan:
     epoch: int
     network: int
     batches: list[np.ndarray]
+    selected: np.ndarray | None
     widened: bool
     pools: Mapping[str, list[tuple[Tensor, Pairs]]]
 
@@ -128,7 +130,7 @@ class Trainer:
     # The loop ---------------------------------------------------------------------------------
 
     def fit(self, on_epoch: Callable[[EpochRecord], None] = lambda record: None) -> Outcome:
-        """Train from where `resume` put it, else from the start; test the best and the last epoch.
+        """Train from where `resume` put it, else from the start; test the last epoch and the best on dev.
 
         Raises:
             Diverged: the loss or a similarity is not finite; and whatever `heartbeat` raises.
@@ -148,10 +150,10 @@ class Trainer:
                 metrics |= self._train_pass(epoch, network)
             if (epoch + 1) % self.config.evaluate_every == 0 or epoch + 1 == epochs:
                 metrics |= self._evaluate_dev(epoch)
-            confidence = self._confidence(metrics)
+            confidence, diagnostics = self._beliefs(metrics)
             metrics |= {f"seconds/{k}": v - before[k] for k, v in self.cost.seconds.items()}
             # Recorded before it is saved: a repeated epoch is recognised by its number.
-            on_epoch(EpochRecord(epoch, metrics, confidence))
+            on_epoch(EpochRecord(epoch, metrics, confidence, diagnostics))
             self.state.epoch = epoch + 1
             self._save()
         return self._test()
@@ -183,7 +185,27 @@ class Trainer:
             raise Diverged(f"the loss is {scalars['loss']} in epoch {epoch}")
         scalars["widened"] = float(plan.widened)
         suffix = f"_{network}" if network else ""
-        return {f"train/{k}{suffix}": v for k, v in scalars.items()}
+        trained_on = self._trained_on(network, plan)
+        return {f"train/{k}{suffix}": v for k, v in scalars.items()} | {
+            f"trained_on/{k}{suffix}": v for k, v in trained_on.items()
+        }
+
+    def _trained_on(self, network: int, plan: PassPlan) -> dict[str, float]:
+        """What a network's pass was trained on, auxiliary batches aside: `share`, the mean weight of a
+        training pair (0 where it is not selected), and `purity`, the matched part of that weight.
+        """
+        weight = np.ones(len(self.noise.image))
+        given = self.method.training_weight(network)
+        if given is not None:
+            weight = given.detach().double().cpu().numpy()
+        if plan.selected is not None and not plan.widened:
+            chosen = np.zeros(len(weight))
+            chosen[plan.selected] = 1
+            weight = weight * chosen
+        found = {"share": float(weight.mean())}
+        if self.noise.matched is not None and weight.any():
+            found["purity"] = float(weight[self.noise.matched].sum() / weight.sum())
+        return found
 
     # Batches ----------------------------------------------------------------------------------
 
@@ -193,9 +215,11 @@ class Trainer:
 
     def plan_pass(self, epoch: int, network: int = 0) -> PassPlan:
         """Which pairs a network's pass of an epoch takes, step by step."""
-        batches, widened = self._batches(epoch, network)
+        chosen = self.method.selected(network)
+        selected = None if chosen is None else chosen.cpu().numpy()
+        batches, widened = self._batches(epoch, network, selected)
         pools = self._pool_batches(epoch, network, len(batches))
-        return PassPlan(epoch, network, batches, widened, pools)
+        return PassPlan(epoch, network, batches, selected, widened, pools)
 
     def _load(self, plan: PassPlan) -> Iterator[Batch]:
         return self._on_device(load(self._plans(plan), self._fetch(), self.pool))
@@ -204,13 +228,14 @@ class Trainer:
         device = self.accelerator.device
         return on_device(batches, lambda batch: batch.to(device, self.dtype), device)
 
-    def _batches(self, epoch: int, network: int) -> tuple[list[np.ndarray], bool]:
+    def _batches(
+        self, epoch: int, network: int, selected: np.ndarray | None
+    ) -> tuple[list[np.ndarray], bool]:
         """The pass's batches, and whether the method's selection had to be widened to all pairs to
         fill one.
         """
         everything = np.arange(len(self.noise.image))
-        selected = self.method.selected(network)
-        pool = everything if selected is None else selected.cpu().numpy()
+        pool = everything if selected is None else selected
         scale = self.method.batch_scale(epoch)
         arguments: dict[str, Any] = {
             "size": self.config.batch_size * scale,
@@ -341,37 +366,45 @@ class Trainer:
         return self._sum(scores) if processes > 1 else scores
 
     def evaluate(self, split: str) -> tuple[Ranking, Ranking]:
-        """Image-to-text and text-to-image rankings of a split, ties against the model."""
+        """Image-to-text and text-to-image rankings of a split."""
         return rank_both(self.similarities(split), self.data[split])
 
-    def _confidence(self, metrics: dict[str, float]) -> np.ndarray | None:
-        confidence = self.method.confidence()
+    def _beliefs(self, metrics: dict[str, float]) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+        """The method's confidence and its diagnostics, whose scores are added to the metrics."""
+        confidence, matched = self.method.confidence(), self.noise.matched
         if confidence is None:
-            return None
+            return None, {}
         # Steps compute on the global batch, so every process holds the confidence of all pairs.
         values = confidence.detach().float().cpu().numpy().copy()
-        if self.noise.matched is not None:
-            metrics |= {f"detection/{k}": v for k, v in detection(values, self.noise.matched).items()}
-        return values
+        diagnostics = {
+            name: value.detach().float().cpu().numpy().copy()
+            for name, value in self.method.diagnostics().items()
+        }
+        if matched is not None:
+            metrics |= {f"detection/{k}": v for k, v in detection(values, matched).items()}
+            for name, value in diagnostics.items():
+                metrics |= {f"detection/{name}_{k}": v for k, v in separation(value, matched).items()}
+        return values, diagnostics
 
     def _test(self) -> Outcome:
+        weights = weights_digest(self.method)
         with self.cost.clock("evaluation"):
-            last, i2t, t2i = self._test_scores()
-            best = last
+            last, of_last = self._test_scores()
+            best, of_best = last, of_last
             if self.state.best_epoch < self.state.epoch - 1:
                 self.method.load_state_dict(self.state.best_weights)
-                best, i2t, t2i = self._test_scores()
+                best, of_best = self._test_scores()
         metrics = {f"test/{k}": v for k, v in best.items()} | {f"last/{k}": v for k, v in last.items()}
         metrics |= {"dev/best_epoch": self.state.best_epoch, "dev/best_rsum": self.state.best_rsum}
         cost = {**self.cost.metrics(), "cost/networks_at_test": float(self.method.n_networks)}
         if self.cost.tflop_per_second:
             cost |= utilization(self.cost.tflop_per_second, self.accelerator.mixed_precision, self.dtype)
-        return Outcome(metrics | cost, i2t, t2i, weights_digest(self.method))
+        return Outcome(metrics | cost, {"test": of_best, "last": of_last}, weights)
 
-    def _test_scores(self) -> tuple[dict[str, float], Ranking, Ranking]:
+    def _test_scores(self) -> tuple[dict[str, float], tuple[Ranking, Ranking]]:
         scores = self.similarities("test")
-        i2t, t2i = rank_both(scores, self.data["test"])
-        return recalls(i2t, t2i) | coco_metrics(scores.cpu().numpy(), self.data), i2t, t2i
+        rankings = rank_both(scores, self.data["test"])
+        return recalls(*rankings) | coco_metrics(scores.cpu().numpy(), self.data), rankings
 
     # Checkpoints ------------------------------------------------------------------------------
 

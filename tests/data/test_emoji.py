@@ -166,3 +166,13 @@ def test_the_help_text_loads_neither_numpy_nor_pyarrow():
     call = "try: main(['noise', 'write', '--help'])\nexcept SystemExit: pass"
     code = f"from harness.data_tools.cli import main\n{call}"
     assert not {"numpy", "pyarrow", "PIL", "yaml"} & loaded_modules(code)
+
+
+def test_a_clean_set_of_seen_concepts_is_a_part_of_train(emoji):
+    seen = load_dataset("emoji", meta="seen")
+    assert len(set(seen["meta"].image_group)) == 24
+    assert set(seen["meta"].captions) <= set(emoji["train"].captions)
+    assert len(seen["train"].captions) == len(emoji["train"].captions)
+    assert seen.fingerprint != emoji.fingerprint
+    with pytest.raises(DataError, match="expected unseen or seen"):
+        load_dataset("emoji", meta="all")

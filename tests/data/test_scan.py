@@ -359,7 +359,7 @@ def test_an_export_never_overwrites_and_needs_pictures_with_captions(exported, t
     with pytest.raises(DataError, match="has region features already"):
         export_scan(load(folder), tmp_path / "x")
     two = Split(data["dev"].images[:1], ["a", "b"], np.array([0, 0]), np.array([0]))
-    with pytest.raises(DataError, match="an image owns 2"):
+    with pytest.raises(DataError, match="a training image owns 2"):
         export_scan(DataSet("two", {"train": two}, "x"), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.evaluation.metrics import BINS, calibration, detection, rank_queries, recalls
+from harness.evaluation.metrics import BINS, calibration, chance_rsum, detection, rank_queries, recalls
 
 DATA = Path(__file__).parents[1] / "fixtures"
 
@@ -23,11 +23,34 @@ def test_recalls_of_published_code(name):
     assert found["rsum"] == pytest.approx(i2t[:3].sum() + t2i[:3].sum())
 
 
-def test_a_tie_counts_against_the_model():
-    groups = np.arange(20)
-    constant = rank_queries(np.zeros((20, 20)), groups, groups)
-    assert (constant.rank == 19).all()
-    assert recalls(constant, constant)["rsum"] == 0
+@pytest.mark.parametrize("rounding", [0, 4e-7])
+def test_a_model_that_scores_all_pairs_alike_has_the_recalls_of_chance(rounding):
+    """To the last digit, also where rounding makes equal scores differ."""
+    draw = np.random.default_rng(0)
+    images, captions = np.arange(40) // 2, draw.permutation(np.arange(100) % 20)
+    similarity = (0.5 + rounding * draw.choice([-1, 0, 1], size=(40, 100))).astype(np.float32)
+    i2t, t2i = rank_queries(similarity, images, captions), rank_queries(similarity.T, captions, images)
+    assert recalls(i2t, t2i)["rsum"] == pytest.approx(chance_rsum(images, captions), abs=1e-10)
+
+
+def test_a_tie_is_the_mean_over_random_orders():
+    """Two candidates ahead, then five equals of which two match."""
+    similarity = np.array([[0.9, 0.8, 0.5, 0.5, 0.5, 0.5, 0.5, 0.1]])
+    groups = np.array([1, 2, 0, 0, 3, 4, 5, 0])
+    ranking = rank_queries(similarity, np.array([0]), groups)
+    draw = np.random.default_rng(0)
+    first = np.array([2 + np.flatnonzero(draw.permutation([1, 1, 0, 0, 0]))[0] for _ in range(20_000)])
+    assert (ranking.rank[0], ranking.tied[0], ranking.matches[0]) == (2, 3, 2)
+    assert ranking.expected[0] == 2 + 3 / 3
+    for k in range(1, 9):
+        assert ranking.hits(k)[0] == pytest.approx((first < k).mean(), abs=0.015)
+    assert [ranking.hits(k)[0] for k in (2, 3, 6, 8)] == pytest.approx([0, 2 / 5, 1, 1])
+
+
+def test_a_difference_beyond_rounding_is_no_tie():
+    similarity = np.array([[0.5, 0.5 + 3e-6], [0.5, 0.5 - 3e-6]], np.float32)
+    ranking = rank_queries(similarity, np.zeros(2, int), np.array([0, 1]))
+    assert (ranking.rank.tolist(), ranking.tied.tolist()) == ([1, 0], [0, 0])
 
 
 def test_any_match_of_the_group_is_a_hit():
@@ -40,7 +63,7 @@ def test_any_match_of_the_group_is_a_hit():
 def test_top_five_put_a_tied_match_last():
     ranking = rank_queries(np.array([[0.5, 0.5, 0.1]]), np.array([0]), np.array([0, 1, 1]))
     assert ranking.top[0].tolist() == [1, 0, 2]
-    assert ranking.rank[0] == 1
+    assert ranking.expected[0] == 0.5
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

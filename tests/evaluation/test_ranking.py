@@ -22,12 +22,21 @@ everywhere = pytest.mark.parametrize("rank", [rank_queries, from_tensor], ids=["
 
 
 def by_definition(similarity, query_group, candidate_group):
-    ranks, tops = [], []
+    """Ranks, tied mismatches, tied matches, best candidates."""
+    ranks, tied, matches, tops = [], [], [], []
     for row, group in zip(similarity, query_group, strict=True):
         match = candidate_group == group
-        ranks.append(int(((row >= row[match].max()) & ~match).sum()))
+        best = row[match].max()
+        tie = np.abs(row - best) <= 1e-6 * max(1, abs(best))
+        ranks.append(int(((row > best) & ~tie).sum()))
+        tied.append(int((tie & ~match).sum()))
+        matches.append(int((tie & match).sum()))
         tops.append(sorted(range(len(row)), key=lambda c: (-row[c], match[c], c))[:5])
-    return ranks, tops
+    return ranks, tied, matches, tops
+
+
+def listed(ranking):
+    return tuple(x.tolist() for x in (ranking.rank, ranking.tied, ranking.matches, ranking.top))
 
 
 @everywhere
@@ -52,10 +61,8 @@ def test_every_rank_and_order_is_by_definition(rank, seed, queries, more, groups
     similarity = similarity.astype(dtype)
     given_matrix = np.ascontiguousarray(similarity.T).T if transposed else similarity
     found = rank(given_matrix, query_group, candidate_group)
-    ranks, tops = by_definition(similarity, query_group, candidate_group)
-    assert found.rank.tolist() == ranks
-    assert found.top.tolist() == tops
-    assert found.rank.dtype == found.top.dtype == np.int64
+    assert listed(found) == by_definition(similarity, query_group, candidate_group)
+    assert found.rank.dtype == found.tied.dtype == found.matches.dtype == found.top.dtype == np.int64
 
 
 @everywhere
@@ -68,8 +75,7 @@ def test_blocks_of_queries_are_put_together(monkeypatch, rank, transposed):
     similarity, groups = draw.normal(size=(30, 90)), np.repeat(np.arange(30), 3)
     matrix = np.ascontiguousarray(similarity.T).T if transposed else similarity
     found = rank(matrix, np.arange(30), groups)
-    ranks, tops = by_definition(similarity, np.arange(30), groups)
-    assert (found.rank.tolist(), found.top.tolist()) == (ranks, tops)
+    assert listed(found) == by_definition(similarity, np.arange(30), groups)
 
 
 @everywhere

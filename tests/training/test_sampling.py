@@ -19,20 +19,20 @@ def distinct(batch, groups):
 
 
 def test_no_batch_holds_two_pairs_of_a_group(groups):
-    batches = epoch_batches(np.arange(len(groups)), groups, size=256, steps=67, seed=(0, 1))
-    assert len(batches) == 67
+    batches = epoch_batches(np.arange(len(groups)), groups, size=256, steps=58, seed=(0, 1))
+    assert len(batches) == 58
     assert all(len(b) == 256 and distinct(b, groups) for b in batches)
-    assert len(np.unique(np.concatenate(batches))) == 67 * 256  # no pair twice in an epoch
+    assert len(np.unique(np.concatenate(batches))) == 58 * 256  # no pair twice in an epoch
 
 
 def test_a_restricted_pool_takes_the_same_number_of_steps(groups):
     pool = np.random.default_rng(0).permutation(len(groups))[:5000]
-    batches = epoch_batches(pool, groups, size=256, steps=67, seed=(0, 1))
-    assert len(batches) == 67
+    batches = epoch_batches(pool, groups, size=256, steps=58, seed=(0, 1))
+    assert len(batches) == 58
     assert all(distinct(b, groups) for b in batches)
     assert set(np.concatenate(batches)) <= set(pool)
     counts = np.bincount(np.concatenate(batches), minlength=len(groups))[pool]
-    assert counts.mean() == pytest.approx(67 * 256 / 5000)
+    assert counts.mean() == pytest.approx(58 * 256 / 5000)
     assert counts.max() <= 5  # cycles are even: four of them, and the begun fifth
 
 
@@ -44,7 +44,7 @@ def test_a_crowded_group_leaves_room_for_the_others():
 
 def test_epochs_differ_and_repeat(groups):
     one, again, two = (
-        epoch_batches(np.arange(len(groups)), groups, size=256, steps=67, seed=(0, e)) for e in (1, 1, 2)
+        epoch_batches(np.arange(len(groups)), groups, size=256, steps=58, seed=(0, e)) for e in (1, 1, 2)
     )
     assert all((a == b).all() for a, b in zip(one, again, strict=True))
     assert not all((a == b).all() for a, b in zip(one, two, strict=True))
@@ -59,7 +59,7 @@ def test_a_pool_that_fills_no_batch_is_refused(pool, groups):
 def test_a_scan_visits_every_pair_once_in_equal_batches(groups):
     batches = scan_batches(len(groups), groups, size=256, seed=0)
     assert sorted(np.concatenate(batches)) == list(range(len(groups)))
-    assert {len(b) for b in batches} <= {253, 254}
+    assert {len(b) for b in batches} <= {254, 255}
     assert all(distinct(b, groups) for b in batches)
 
 

@@ -1,0 +1,244 @@
+"""Bundles: the records of a sweep as plain files, from which its report can be made, and its trials restored,
+without the store.
+
+`results/SWEEP/` holds `records.jsonl` (a line for each finished trial: its metrics by name, tags, parameters
+and curves over epochs), `arrays/TRIAL.npz` (ranks of all test queries, the last confidence),
+`noise/DIGEST.npz` (noise indices), `plan.json`, `sweep.yaml` and `environment.json`; a search has
+`search.json` instead of arrays. A trial is added when it has ended, so that a directory under version control
+can be committed in parts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.config.trial import Trial
+from harness.lib.files import RESULTS, atomic_write
+from harness.record.provenance import PACKAGES
+from harness.record.store import Store, sweep_of_plan
+from harness.record.types import StoreError, SweepHandle, SweepRecord, TrialRecord
+
+_CURVES = ("dev/rsum", "train/loss", "detection/", "trained_on/", "seconds/train")
+"""What the names of metrics begin with whose values of all epochs are kept."""
+_NOT_KEPT = ("seconds/", "ranks/")
+_ENVIRONMENT = (*PACKAGES, "python", "device", "precision", "processes", "threads", "git_commit", "code")
+
+
+class Bundle:
+    """The plain files of a sweep.
+
+    Args:
+        name: of the sweep.
+        folder: default: `results/NAME` in the working directory.
+    """
+
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        self.name = name
+        self.folder = folder or RESULTS / name
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a bundle."""
+        return (self.folder / "plan.json").is_file()
+
+    # Writing
+
+    def describe(self, plan: Mapping[str, Any], text: str) -> None:
+        """Write the plan and the text of the sweep file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write("plan.json", json.dumps(plan, indent=0))
+        self._write("sweep.yaml", text)
+
+    def add(self, store: Store, records: Iterable[TrialRecord], *, arrays: bool = True) -> None:
+        """Add finished trials that it does not have.
+
+        Args:
+            arrays: whether ranks, confidence and noise indices are kept (not of a search).
+        """
+        known = set(self._lines)
+        new = [r for r in records if r.done and r.trial.id not in known]
+        for record in new:
+            if arrays:
+                self._add_arrays(store, record)
+            curves = {
+                key: [value for _, value in sorted(dict(store.client.history(record.run_id, key)).items())]
+                for key in sorted(record.metrics)
+                if key.startswith(_CURVES)
+            }
+            line = _line(record, curves)
+            with open(self.folder / "records.jsonl", "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+            self._lines[record.trial.id] = line
+        if new:
+            self._write("environment.json", json.dumps(self._environments(), indent=1))
+
+    def _add_arrays(self, store: Store, record: TrialRecord) -> None:
+        arrays: dict[str, np.ndarray] = {}
+        for epoch in ("last", "test"):
+            ranks = store.read_array(record.run_id, f"{epoch}_rankings.npz")
+            arrays |= {
+                f"{epoch}/{k}": v.astype(np.min_scalar_type(v.max(initial=0))) for k, v in ranks.items()
+            }
+        files = store.client.artifacts(record.run_id, "confidence")
+        if files:
+            kept = store.read_array(record.run_id, files[-1])
+            arrays |= {f"{Path(files[-1]).stem}/{k}": v.astype(np.float16) for k, v in kept.items()}
+        _save(self.folder / "arrays" / f"{record.trial.id}.npz", arrays)
+        noise = self._noise_file(record)
+        if not noise.exists():
+            index = dict(store.read_array(record.run_id, "noise_index.npz"))
+            index["image"] = index["image"].astype(np.min_scalar_type(index["image"].max(initial=0)))
+            _save(noise, index)
+
+    def _write(self, name: str, text: str) -> None:
+        with atomic_write(self.folder / name, "w") as stream:
+            stream.write(text + "\n")
+
+    def _noise_file(self, record: TrialRecord) -> Path:
+        return self.folder / "noise" / f"{record.tags['noise_digest']}.npz"
+
+    def _environments(self) -> list[dict[str, Any]]:
+        """Each distinct environment with the number of trials that ran in it."""
+        counts: dict[str, int] = {}
+        for line in self._lines.values():
+            key = json.dumps({k: line["tags"].get(k, "") for k in _ENVIRONMENT})
+            counts[key] = counts.get(key, 0) + 1
+        return [{**json.loads(key), "trials": count} for key, count in counts.items()]
+
+    # Reading
+
+    @cached_property
+    def _lines(self) -> dict[str, dict[str, Any]]:
+        file = self.folder / "records.jsonl"
+        if not file.is_file():
+            return {}
+        lines: dict[str, dict[str, Any]] = {}
+        for text in file.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # the last line of a process that was killed
+            lines[line["trial"]] = line
+        return lines
+
+    @cached_property
+    def _trial_of(self) -> dict[str, str]:
+        return {line["run"]: trial for trial, line in self._lines.items()}
+
+    def sweep(self) -> SweepRecord:
+        """Plan and records.
+
+        Raises:
+            StoreError: there is no bundle, or it cannot be read.
+        """
+        try:
+            plan = json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
+            return sweep_of_plan(self.name, plan, self.records)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.folder} cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+    def records(self, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
+        """What it holds of these trials, by id."""
+        return {
+            t.id: TrialRecord(t, line["run"], "FINISHED", _metrics(line), dict(line["tags"]))
+            for t in trials
+            if (line := self._lines.get(t.id))
+        }
+
+    def curve(self, run: str, metric: str) -> dict[int, float]:
+        """Values of a metric by epoch; empty where it was not kept."""
+        values = self._lines[self._trial_of[run]]["curves"].get(metric, [])
+        return dict(enumerate(values, start=self._first_epoch(run, len(values))))
+
+    def _first_epoch(self, run: str, count: int) -> int:
+        """Values that are missing are those of the first epochs: of a warm-up without confidence."""
+        return len(self._lines[self._trial_of[run]]["curves"].get("seconds/train", [])) - count
+
+    def names(self, run: str, directory: str) -> list[str]:
+        """Paths of the arrays in a directory of a run."""
+        epochs = {k.partition("/")[0] for k in self._arrays(run) if k.startswith("epoch_")}
+        return sorted(f"confidence/{epoch}.npz" for epoch in epochs) if directory == "confidence" else []
+
+    def read(self, run: str, path: str) -> dict[str, np.ndarray]:
+        """The arrays of a run under the path that they have in the store. Raises StoreError without them."""
+        if path == "noise_index.npz":
+            digest = self._lines[self._trial_of[run]]["tags"]["noise_digest"]
+            arrays = _load(self.folder / "noise" / f"{digest}.npz")
+        else:
+            stem = Path(path).stem.removesuffix("_rankings")
+            arrays = {
+                k.partition("/")[2]: v for k, v in self._arrays(run).items() if k.partition("/")[0] == stem
+            }
+        if not arrays:
+            raise StoreError(f"{self.folder} has no {path} of run {run}")
+        return arrays
+
+    def _arrays(self, run: str) -> dict[str, np.ndarray]:
+        return _load(self.folder / "arrays" / f"{self._trial_of[run]}.npz")
+
+    def restore(self, store: Store, handle: SweepHandle, trials: Iterable[Trial]) -> int:
+        """Make runs in the store of the trials that it lacks and the bundle has. Returns their number.
+
+        A restored run has the tag `restored_from`, and of its confidence the last epoch's.
+        """
+        trials = list(trials)
+        there = {i for i, r in store.records(handle, trials).items() if r.done}
+        missing = [r for i, r in self.records(trials).items() if i not in there]
+        for record in missing:
+            self._restore(store, handle, record)
+        return len(missing)
+
+    def _restore(self, store: Store, handle: SweepHandle, record: TrialRecord) -> None:
+        line = self._lines[record.trial.id]
+        tags = {**record.tags, "restored_from": str(self.folder)}
+        run_id = store.create_run(handle, record.trial, tags)
+        curves = {key: self.curve(record.run_id, key) for key in line["curves"]}
+        store.client.log_curves(run_id, curves)
+        store.client.log(run_id, metrics={k: v for k, v in record.metrics.items() if k not in curves})
+        paths = ["last_rankings.npz", "test_rankings.npz", "noise_index.npz"]
+        for path in [*paths, *self.names(record.run_id, "confidence")]:
+            try:
+                store.write_array(run_id, path, **self.read(record.run_id, path))
+            except StoreError:
+                continue  # a search keeps none
+        store.client.set_status(run_id, "FINISHED")
+
+
+def _line(record: TrialRecord, curves: Mapping[str, list[float]]) -> dict[str, Any]:
+    trial = record.trial
+    return {
+        "trial": trial.id,
+        "run": record.run_id,
+        "method": trial.method,
+        "dataset": trial.dataset,
+        "noise_ratio": trial.noise_ratio,
+        "seed": trial.seed,
+        **{k: v for k, v in sorted(record.metrics.items()) if not k.startswith(_NOT_KEPT)},
+        "tags": {k: v for k, v in record.tags.items() if not k.startswith("mlflow.")},
+        "parameters": {k: str(v) for k, v in trial.parameters().items()},
+        "curves": dict(curves),
+    }
+
+
+def _metrics(line: Mapping[str, Any]) -> dict[str, float]:
+    return {k: float(v) for k, v in line.items() if "/" in k}
+
+
+def _save(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file) as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+def _load(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            return {k: content[k] for k in content.files}
+    except (OSError, ValueError):
+        return {}

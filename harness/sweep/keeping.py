@@ -1,0 +1,68 @@
+"""The bundle of a running sweep: trials that it holds are restored before the sweep runs, and each trial that
+ends is added to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from harness.config.sweep_file import Sweep
+from harness.config.trial import Trial
+from harness.lib.console import console
+from harness.record.bundle import Bundle
+from harness.record.store import Store, plan_of
+from harness.record.types import SweepHandle, TrialRecord
+from harness.sweep.search import write_found
+
+
+def known_records(sweep: Sweep, store: Store | None) -> dict[str, TrialRecord]:
+    """What is on record of a sweep's trials: in the store, and in its bundle where the store has no finished
+    run.
+    """
+    stored = store.find_records(sweep.name, sweep.trials) if store else {}
+    bundled = Bundle(sweep.name).records(sweep.trials)
+    return {**stored, **{i: r for i, r in bundled.items() if i not in stored or not stored[i].done}}
+
+
+class Keeper:
+    """Keeps the bundle of a sweep.
+
+    Args:
+        handle: the sweep in the store, which is open.
+    """
+
+    def __init__(self, sweep: Sweep, store: Store, handle: SweepHandle) -> None:
+        self.sweep, self.store, self.handle = sweep, store, handle
+        self.bundle = Bundle(sweep.name)
+        self.complained = False
+
+    def restore(self) -> None:
+        """Put into the store what the bundle has and the store lacks."""
+        if not self.bundle.exists:
+            return
+        restored = self.bundle.restore(self.store, self.handle, self.sweep.trials)
+        if restored:
+            console.print(f"restored from {self.bundle.folder}: {restored} finished trials")
+
+    def begin(self) -> None:
+        """Write the plan, which may have grown."""
+        try:
+            self.bundle.describe(plan_of(self.sweep), self.sweep.text)
+        except OSError as error:
+            self._complain(error)
+
+    def keep(self, trials: Iterable[Trial]) -> None:
+        """Add those of the trials that are done, and what a search has found."""
+        records = self.store.records(self.handle, trials).values()
+        try:
+            self.bundle.add(self.store, records, arrays=not self.sweep.file.chooses)
+            if self.sweep.file.search:
+                write_found(self.sweep, lambda given: self.store.records(self.handle, given))
+        except OSError as error:
+            self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        """Once: the store has everything."""
+        if not self.complained:
+            console.print(f"note: {self.bundle.folder} cannot be written: {error}", markup=False)
+        self.complained = True

@@ -1,0 +1,67 @@
+"""What a sweep does about searches: the next tries of one by Optuna, whether another one's settings fit the
+data, and the file of what was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from harness.config.search import result_file
+from harness.config.sweep_file import Sweep, load_sweep
+from harness.config.trial import Trial
+from harness.lib.files import atomic_write
+from harness.record.store import plan_of, sweep_of_plan
+from harness.record.tries import result_of, tries_of
+from harness.record.types import TrialRecord
+
+Find = Callable[[Iterable[Trial]], dict[str, TrialRecord]]
+"""What is on record of trials, by id."""
+
+
+def with_next_tries(sweep: Sweep, file: str | Path, find: Find) -> Sweep:
+    """A search by Optuna with the tries that follow from those on record, up to the first that have not
+    ended. All methods take a try in turn, so that the same tries follow however long trials take. Other
+    sweeps stay as they are.
+    """
+    while sweep.file.search and sweep.file.search.sampler == "optuna":
+        tries = tries_of(sweep_of_plan(sweep.name, plan_of(sweep), find))
+        if not all(t.ended for of_method in tries.values() for t in of_method):
+            break
+        told = {m: [(t.settings, t.objective) for t in of_method] for m, of_method in tries.items()}
+        longer = load_sweep(file, told)
+        if len(longer.trials) == len(sweep.trials):
+            break
+        sweep = longer
+    return sweep
+
+
+def check_searched_data(sweep: Sweep, fingerprints: Mapping[str, str]) -> list[str]:
+    """Why the settings of `settings_from` do not fit: they were chosen on another version of the data.
+
+    Args:
+        fingerprints: of the data, by trial id.
+    """
+    if sweep.found is None:
+        return []
+    # A trial's fingerprint names the files of its noise too, which are not what settings are chosen on.
+    known = {label: version.partition("+")[0] for label, version in sweep.found.fingerprints.items()}
+    now = {t.dataset_label: fingerprints[t.id].partition("+")[0] for t in sweep.trials}
+    where = f"settings_from = {sweep.found.name!r}: it has searched on"
+    return [
+        f"{where} version {known[label]} of {label!r}, and the data are {fingerprint} now"
+        if label in known
+        else f"{where} {', '.join(known) or 'nothing'}, not on {label!r}"
+        for label, fingerprint in now.items()
+        if known.get(label) != fingerprint
+    ]
+
+
+def write_found(sweep: Sweep, find: Find) -> Path:
+    """Write what a search has found so far to `results/NAME/search.json`, and return the file."""
+    found = result_of(sweep_of_plan(sweep.name, plan_of(sweep), find))
+    file = result_file(sweep.name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(file, "w") as stream:
+        stream.write(found.model_dump_json(indent=1, exclude_none=True) + "\n")
+    return file
