@@ -42,8 +42,8 @@ SKILL = {
 
 
 def sweep(name: str) -> Sweep:
-    """`golden`: three seeds, and `npc` with one and an axis. `later`: two of its methods again, one with
-    another setting.
+    """`golden`: three seeds, `npc` with one and an axis, and perturbed trials of `clip`. `later`: two of its
+    methods again, one with another setting.
     """
     if name == "later":
         return small.sweep(
@@ -64,13 +64,20 @@ def sweep(name: str) -> Sweep:
         fixed=BACKBONE,
     )
     one_seed = {**everywhere["grid"], "method": ["npc"], "seed": [0], "npc.bank_threshold": [0.5, 0.9, 0.99]}
+    perturbed = {
+        **everywhere["grid"],
+        "method": ["clip"],
+        "noise_ratio": [0.4],
+        "seed": [0],
+        "perturbed": [1, 2],
+    }
     overrides = {**everywhere["overrides"], "npc": small.WARMED_UP["npc"]}
     return parse_sweep(
         {
             **everywhere,
             "name": name,
             "description": "Made up, to test reports.",
-            "grid": [everywhere["grid"], one_seed],
+            "grid": [everywhere["grid"], one_seed, perturbed],
             "overrides": overrides,
         }
     )
@@ -110,7 +117,12 @@ def source(name: str) -> Source:
         {t.method: MethodFacts.of(t.method) for t in planned.trials},
         planned.file.reference,
     )
-    return Source(record, read, names, lambda run: f"http://127.0.0.1:5000/#/experiments/1/runs/{run}")
+
+    def curve(run: str, metric: str) -> dict[int, float]:
+        values = content[run.rpartition("-")[2]]["curves"].get(metric, {})
+        return {int(epoch): value for epoch, value in values.items()}
+
+    return Source(record, read, names, curve, lambda run: f"http://127.0.0.1:5000/#/experiments/1/runs/{run}")
 
 
 def write_all(folder: Path) -> None:
@@ -139,15 +151,16 @@ def make_records() -> None:
             )
             tags = {"failure": "Diverged: the loss is nan in epoch 2"} if failed else {}
             status = "FAILED" if failed else "FINISHED"
-            metrics = {} if failed else _trial(trial, number, f"{name}/{trial.id}", arrays, tags)
-            content[name][trial.id] = {"status": status, "metrics": metrics, "tags": tags}
+            curves: dict[str, dict[int, float]] = {}
+            metrics = {} if failed else _trial(trial, number, f"{name}/{trial.id}", arrays, tags, curves)
+            content[name][trial.id] = {"status": status, "metrics": metrics, "tags": tags, "curves": curves}
     FOLDER.mkdir(parents=True, exist_ok=True)
     (FOLDER / "records.json").write_text(json.dumps(content, indent=0, sort_keys=True))
     np.savez_compressed(FOLDER / "arrays.npz", **arrays)
 
 
-def _trial(trial, number, prefix, arrays, tags) -> dict[str, float]:
-    """One finished trial: its metrics, with its arrays and tags put where they belong."""
+def _trial(trial, number, prefix, arrays, tags, curves) -> dict[str, float]:
+    """One finished trial: its metrics, with its arrays, tags and curves put where they belong."""
     draw = np.random.default_rng([number, trial.seed])
     data, test = small.load(), small.load()["test"]
     noise = trial.noise_index(data)
@@ -160,19 +173,21 @@ def _trial(trial, number, prefix, arrays, tags) -> dict[str, float]:
     ranks, images, captions = {}, test.image_group, test.caption_group
     for side, queries, candidates in (("i2t", images, captions), ("t2i", captions, images)):
         rank = np.minimum(draw.poisson(distance, len(queries)), len(candidates) - 1)
-        if trial.method == "triplet" and trial.noise_ratio == 0.6:  # every score equal: ties count against it
-            rank = (candidates[None, :] != queries[:, None]).sum(1)
+        tied, matches = np.zeros_like(rank), np.ones_like(rank)
+        if trial.method == "triplet" and trial.noise_ratio == 0.6:  # every score equal: all candidates tie
+            rank = np.zeros_like(rank)
+            tied = (candidates[None, :] != queries[:, None]).sum(1)
+            matches = len(candidates) - tied
         top = np.stack([draw.permutation(len(candidates))[:5] for _ in queries])
-        ranks[side] = Ranking(rank, top)
-        arrays |= {
-            f"{prefix}/test_rankings/{side}_rank": rank.astype(np.int16),
-            f"{prefix}/test_rankings/{side}_top": top.astype(np.int16),
-        }
-        arrays[f"{prefix}/test_rankings/{side}_group"] = queries.astype(np.int16)
+        ranks[side] = Ranking(rank, tied, matches, top)
+        for epoch in ("last", "test"):
+            kept = {**ranks[side].arrays(side), f"{side}_group": queries.astype(np.int16)}
+            arrays |= {f"{prefix}/{epoch}_rankings/{k}": v for k, v in kept.items()}
     found = recalls(ranks["i2t"], ranks["t2i"])
-    metrics = {f"test/{k}": v for k, v in found.items()} | {f"last/{k}": v - 1.0 for k, v in found.items()}
+    metrics = {f"last/{k}": v for k, v in found.items()} | {f"test/{k}": v - 1.0 for k, v in found.items()}
     metrics |= {
         "dev/best_rsum": found["rsum"] + 5,
+        "dev/rsum": found["rsum"] + 4,
         "dev/best_epoch": 1,
         "noise/realised_ratio": noise.realised,
     }
@@ -183,9 +198,19 @@ def _trial(trial, number, prefix, arrays, tags) -> dict[str, float]:
                 draw.normal(np.where(noise.matched, 0.6 + 0.1 * epoch, 0.4), 0.2), 0, 1
             ).astype(np.float16)
             arrays[f"{prefix}/confidence/epoch_{epoch:03d}/confidence"] = confidence
-        metrics |= {
-            f"detection/{k}": v for k, v in detection(confidence.astype(float), noise.matched).items()
-        }
+            scores = detection(confidence.astype(float), noise.matched)
+            for kind, part in (("matched", noise.matched), ("mismatched", ~noise.matched)):
+                if part.any():
+                    scores[f"mean_{kind}"] = float(confidence[part].astype(float).mean())
+            for key, value in scores.items():
+                curves.setdefault(f"detection/{key}", {})[epoch] = value
+        metrics |= {f"detection/{k}": v for k, v in scores.items()}
+        for epoch in range(3):
+            kept = noise.matched if epoch else np.ones(len(noise.matched), bool)
+            purity = float(noise.matched[kept].mean()) - 0.02 * epoch
+            curves.setdefault("trained_on/share", {})[epoch] = float(kept.mean())
+            curves.setdefault("trained_on/purity", {})[epoch] = purity
+        metrics |= {"trained_on/share": float(kept.mean()) - 0.01, "trained_on/purity": purity}
     networks, passes = (2, 3.5) if trial.method == "mscn" else (1, 3.8 if trial.method == "npc" else 1.0)
     seconds = 10.0 * passes * networks + trial.seed
     metrics |= {

@@ -15,7 +15,7 @@ def row_labels(trials: Sequence[Trial], *, full: bool = False) -> dict[str, str]
     """A short label for each trial's row: the method, and the settings that vary among the method's trials.
 
     A setting that has one value in at least half of the method's rows is named where it has another; with
-    `full` everywhere.
+    `full` everywhere. Several networks are marked as tables do: `clip ×2`.
     """
     by_method: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -30,9 +30,11 @@ def row_labels(trials: Sequence[Trial], *, full: bool = False) -> dict[str, str]
             extra = ", ".join(
                 f"{k.removeprefix('backbone.')}={values.get(k, 'default')}"
                 for k in keys
-                if values.get(k, "default") != usual.get(k)
+                if k != "n_networks" and values.get(k, "default") != usual.get(k)
             )
-            labels[trial.id] = f"{names[method]} ({extra})" if extra else names[method]
+            networks = values.get("n_networks", "1") if "n_networks" in keys else "1"
+            several = "" if networks == "1" else f" ×{networks}"
+            labels[trial.id] = f"{names[method]}{several} ({extra})" if extra else f"{names[method]}{several}"
     return labels
 
 

@@ -99,7 +99,8 @@ class Shuffle(_Model):
 class Derangement(_Model):
     """`Shuffle` without fixed points: everything drawn mismatches, so that the realised ratio is the nominal.
 
-    It fails where one group is more than half of what is drawn. Granularity `text` is the same as in `Shuffle`.
+    It fails where one group is more than half of what is drawn. Granularity `text` is the same as in
+    `Shuffle`.
     """
 
     model: Literal["derangement"] = "derangement"

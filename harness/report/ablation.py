@@ -91,8 +91,8 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
             ]
         )
     caption = (
-        f"{_name(measure)}, all other settings equal. Mean ± sd over seeds (ddof 1), n = {planned} unless "
-        f"marked. Bold: best of the column."
+        f"{_name(measure)} after the last epoch, all other settings equal. Mean ± sd over seeds (ddof 1), "
+        f"n = {planned} unless marked. Bold: best of the column."
     )
     return Table(
         f"{_name(measure)} by {axis.name}: {where}",
@@ -129,6 +129,4 @@ def axis_figure(axis: Axis, frame: pd.DataFrame, measure: str, where: str, folde
 
 
 def _name(measure: str) -> str:
-    return {"rsum": "Test rSum", "last_rsum": "Test rSum of the last epoch", "dev_rsum": "Best dev rSum"}[
-        measure
-    ]
+    return {"rsum": "Test rSum", "dev_rsum": "Dev rSum"}[measure]

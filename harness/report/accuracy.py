@@ -10,32 +10,37 @@ import pandas as pd
 
 from harness.evaluation.coco import ECCV_MEASURES
 from harness.report.comparison import not_worse
-from harness.report.results import MEASURES, cells, collapsed
+from harness.report.design import RESOLUTION, resolves
+from harness.report.results import MEASURES, cells, collapsed, heading, with_mean
 from harness.report.tables import Cell, Table
 
 MEAN = "Mean ± sd over seeds (ddof 1)"
 _UNDERLINED = (
-    " Underlined: not significantly worse than the best (paired t test over seeds, Holm over the "
-    "table; with few seeds the test has little power)."
+    " Underlined: not significantly worse than the best of its track (paired t test over seeds, Holm "
+    "over the "
+    "column of means and over the others)."
 )
-FEWEST_SEEDS = 5
-"""Seeds from which on a test over seeds can tell rows apart."""
-_FEW = f" Fewer than {FEWEST_SEEDS} seeds are too few to tell which differences are real: none is marked."
+_FEW = (
+    f" These seeds cannot tell a difference of {RESOLUTION:g} points (see the design): nothing is underlined."
+)
 _HEADINGS = {f"{d}_r{k}": f"{d} R@{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": "rSum"}
 _ECCV = {"map_at_r": "mAP@R", "rprecision": "R-Precision", "r1": "R@1"}
 
 
 def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits: int = 1) -> Table:
-    """Rows x noise ratio of one measure where higher is better; rows without any value of it are omitted."""
+    """Rows x noise ratio of one measure where higher is better, with the mean over ratios first; rows without
+    any value of it are omitted.
+    """
+    frame = with_mean(frame, measure)
     ratios = sorted(frame["noise_ratio"].unique())
     table = cells(frame, measure)
     best = {float(r): best_rows(frame, table.xs(r, level="noise_ratio")) for r in ratios}
-    few = frame["seed"].nunique() < FEWEST_SEEDS
+    few = not resolves(frame, measure)
     near = set() if few else not_worse(frame, best, measure)
-    chance = _at_chance(frame, measure) if measure in ("rsum", "last_rsum") else set()
+    chance = _at_chance(frame, measure) if measure in ("rsum", "selected_rsum") else set()
     rows, planned = [], int(table["planned"].max())
     for row in dict.fromkeys(frame["row"]):
-        if measure not in MEASURES and not measure.startswith("last_") and table.loc[row]["n"].sum() == 0:
+        if measure not in MEASURES and not measure.startswith("selected_") and table.loc[row]["n"].sum() == 0:
             continue
         texts = [
             mean_sd(table.loc[row, r], digits, usual=planned) + ("°" if (row, r) in chance else "")
@@ -55,7 +60,7 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
         f"{what}. {MEAN}, n = {planned} seeds per cell unless marked. "
         f"{legend(frame)}{_FEW if few else _UNDERLINED if near else ''}{at_chance}"
     )
-    return Table(title, caption, ["method", *(f"noise {r:g}" for r in ratios)], rows)
+    return Table(title, caption, ["method", *map(heading, ratios)], rows)
 
 
 def by_measure(
@@ -92,7 +97,7 @@ def recalls_table(frame: pd.DataFrame, where: str) -> Table:
         frame,
         measures,
         f"All recalls: {where}",
-        "Test recalls in percent at the epoch with the best dev rSum",
+        "Test recalls in percent after the last epoch",
     )
 
 
@@ -138,7 +143,8 @@ def search_table(frame: pd.DataFrame) -> Table:
         ]
     tries = ", ".join(f"{method} {len(part)}" for method, part in dev_rsums.groupby(level=0, sort=False))
     caption = (
-        f"Best dev rSum of each configuration, mean ± sd over its trials (noise ratios and seeds pooled). "
+        f"Dev rSum of each configuration after the last epoch, mean ± sd over its trials (noise ratios and "
+        f"seeds pooled). "
         f"Bold: the configuration selected for the method, among complete ones. Configurations: {tries}."
     )
     return Table("Search on dev", caption, ["configuration", "dev rSum"], rows)
@@ -147,7 +153,8 @@ def search_table(frame: pd.DataFrame) -> Table:
 def legend(frame: pd.DataFrame) -> str:
     """The meaning of bold, and of the marks that occur in the frame."""
     restriction = " that do not use the ground truth" if frame["ground_truth"].any() else ""
-    return f"Bold: best among methods{restriction}, with all seeds. {marks(frame)}".rstrip()
+    tracks = " in each track (one network, several)" if frame["track"].nunique() > 1 else ""
+    return f"Bold: best among methods{restriction}{tracks}, with all seeds. {marks(frame)}".rstrip()
 
 
 def marks(frame: pd.DataFrame) -> str:
@@ -161,15 +168,18 @@ def marks(frame: pd.DataFrame) -> str:
 
 
 def best_rows(frame: pd.DataFrame, table: pd.DataFrame, *, more: bool = True) -> set[str]:
-    """Rows with the best mean of [row] cells, among those of methods that do not use the ground truth with as
-    many seeds as any is planned to have.
+    """Rows with the best mean of [row] cells in their track, among those of methods that do not use the
+    ground truth with as many seeds as any is planned to have.
 
-    Empty where several rows are all equal.
+    A track of one row, or of equal rows, has no best.
     """
-    allowed = set(frame.loc[~frame["ground_truth"], "row"])
-    column = table[table.index.isin(allowed) & (table["n"] == table["planned"].max())]
-    best = column.index[column["mean"] == (column["mean"].max() if more else column["mean"].min())]
-    return set() if len(best) == len(column) > 1 else set(best)
+    found: set[str] = set()
+    for _, part in frame[~frame["ground_truth"]].groupby("track", sort=False):
+        column = table[table.index.isin(set(part["row"])) & (table["n"] == table["planned"].max())]
+        best = column.index[column["mean"] == (column["mean"].max() if more else column["mean"].min())]
+        if len(best) < len(column):  # one that nobody competes with is not the best
+            found |= set(best)
+    return found
 
 
 def mean_sd(cell: pd.Series, digits: int, *, usual: int | None = None) -> str:
@@ -197,7 +207,7 @@ def with_marks(frame: pd.DataFrame) -> pd.DataFrame:
 def _marked(frame: pd.DataFrame, row: str) -> str:
     line = frame.loc[frame["row"] == row].iloc[0]
     networks = frame.loc[frame["row"] == row, "networks"].max()  # NaN before a trial is done
-    row += f" ×{networks:g}" if networks > 1 else ""
+    row += f" ×{networks:g}" if networks > 1 and f"×{networks:g}" not in row else ""
     return row + (" †" if line["clean_data"] else "") + (" ‡" if line["ground_truth"] else "")
 
 

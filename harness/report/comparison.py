@@ -13,7 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.config.sweep_file import BASELINE
+from harness.evaluation.metrics import Ranking
+from harness.record.types import StoreError
 from harness.report import figures
+from harness.report.results import MEAN, TRACKS, heading, with_mean
 from harness.report.source import Arrays
 from harness.report.stats import (
     Difference,
@@ -46,7 +49,8 @@ def reference_row(frame: pd.DataFrame, method: str | None) -> str:
 
 
 def compare(frame: pd.DataFrame, reference: str, measure: str) -> dict[tuple[str, float], Difference]:
-    """Difference of each row to the reference at each ratio, paired by seed, Holm-corrected over all of them.
+    """Difference of each row to the reference at each ratio, paired by seed, Holm-corrected over all of them;
+    those of the mean over ratios are a family of their own.
 
     The frame is of one data set and one kind of noise; both sides of a pair have the same seed and noise
     seed.
@@ -57,46 +61,69 @@ def compare(frame: pd.DataFrame, reference: str, measure: str) -> dict[tuple[str
         for row in dict.fromkeys(frame["row"]):
             if row != reference and {row, reference} <= set(table.columns):
                 differences[row, float(ratio)] = paired_difference(table[row], table[reference])
-    corrected = holm([d.p for d in differences.values()])
-    return {
-        key: replace(d, holm=float(p)) for (key, d), p in zip(differences.items(), corrected, strict=True)
-    }
+    corrected: dict[tuple[str, float], Difference] = {}
+    for family in (True, False):  # the primary endpoint is a family of its own
+        of_family = {k: d for k, d in differences.items() if (k[1] == MEAN) == family}
+        for (key, d), p in zip(of_family.items(), holm([d.p for d in of_family.values()]), strict=True):
+            corrected[key] = replace(d, holm=float(p))
+    return {key: corrected[key] for key in differences}
 
 
 def not_worse(frame: pd.DataFrame, best: dict[float, set[str]], measure: str) -> set[tuple[str, float]]:
-    """(row, ratio) that are not significantly worse than the best row of their ratio: paired t test over
-    seeds, Holm over the table.
+    """(row, ratio) that are not significantly worse than the best row of their ratio and track: paired t test
+    over seeds, Holm over the column of means and over the others.
 
     With one seed there is no test, and the set is empty; a row that uses the ground truth does not
     compete.
     """
-    differences: dict[tuple[str, float], Difference] = {}
-    for ratio, rows in best.items():
-        for row in rows:
-            part = frame[(frame["noise_ratio"] == ratio) & ~frame["ground_truth"]]
-            differences |= {k: d for k, d in compare(part, row, measure).items() if d.n > 1}
-    corrected = holm([d.p for d in differences.values()])
-    return {
-        key for (key, d), p in zip(differences.items(), corrected, strict=True) if p >= ALPHA or d.value >= 0
-    }
+    found: set[tuple[str, float]] = set()
+    for family in ({MEAN}, set(best) - {MEAN}):
+        differences: dict[tuple[str, float], Difference] = {}
+        for ratio in family & set(best):
+            for row in best[ratio]:
+                track = frame.loc[frame["row"] == row, "track"].iloc[0]
+                here = (frame["noise_ratio"] == ratio) & (frame["track"] == track)
+                part = frame[here & ~frame["ground_truth"]]
+                differences |= {k: d for k, d in compare(part, row, measure).items() if d.n > 1}
+        corrected = holm([d.p for d in differences.values()])
+        found |= {
+            key
+            for (key, d), p in zip(differences.items(), corrected, strict=True)
+            if p >= ALPHA or d.value >= 0
+        }
+    return found
 
 
 def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
-    """Table of the rSum of each row minus that of the reference, with t intervals."""
-    differences = compare(frame, reference, "rsum")
+    """Table of the rSum of each row minus that of the reference of its track, with t intervals."""
+    frame = with_mean(frame, "rsum")
     ratios = sorted(frame["noise_ratio"].unique())
-    rows = []
-    for row in dict.fromkeys(frame["row"]):
-        if row != reference:
-            rows.append([Cell(row), *(Cell(_difference(differences.get((row, r)))) for r in ratios)])
+    method = frame.loc[frame["row"] == reference, "method"].iloc[0]
+    rows, omitted = [], []
+    for _, track in frame.groupby("track", sort=False):
+        own = reference if reference in set(track["row"]) else _row_of(track, method)
+        differences = compare(track, own, "rsum") if own else {}
+        for row in dict.fromkeys(track["row"]):
+            if own is None:
+                omitted.append(row)
+            elif row != own:
+                rows.append([Cell(row), *(Cell(_difference(differences.get((row, r)))) for r in ratios)])
     caption = (
-        f"Test rSum minus that of {reference}, paired by seed: mean and 95 % t interval. *: p < {ALPHA:g} in "
-        "a paired t test, Holm-corrected over this table; the intervals are not corrected, so an interval "
-        "can exclude zero without a *."
+        f"Test rSum after the last epoch minus that of {reference} (rows of several networks: minus "
+        f"{method} of "
+        "several), paired by seed: mean and 95 % t interval. "
+        f"*: p < {ALPHA:g} in a paired t test, Holm-corrected over the means and over the other columns; the "
+        "intervals are not corrected, so an interval can exclude zero without a *."
     )
-    return Table(
-        f"Differences to {reference}: {where}", caption, ["method", *(f"noise {r:g}" for r in ratios)], rows
-    )
+    if omitted:
+        caption += f" Omitted, since no {method} has as many networks: {', '.join(omitted)}."
+    return Table(f"Differences to {reference}: {where}", caption, ["method", *map(heading, ratios)], rows)
+
+
+def _row_of(frame: pd.DataFrame, method: str) -> str | None:
+    """The first row of a method."""
+    rows = frame.loc[frame["method"] == method, "row"]
+    return str(rows.iloc[0]) if len(rows) else None
 
 
 def _difference(difference: Difference | None) -> str:
@@ -128,13 +155,16 @@ def queries_table(
             )
             if row == reference or len(both) != 1:
                 continue
-            ours, other = (read(both[run].iloc[0], "test_rankings.npz") for run in ("run", "run_reference"))
+            try:
+                ours, other = (
+                    read(both[run].iloc[0], "last_rankings.npz") for run in ("run", "run_reference")
+                )
+            except StoreError:  # a record of the first protocol version
+                continue
             if "i2t_group" not in ours:
                 continue
             differences = (
-                clustered_difference(
-                    100.0 * (ours[f"{d}_rank"] == 0), 100.0 * (other[f"{d}_rank"] == 0), ours[f"{d}_group"]
-                )
+                clustered_difference(100 * _first(ours, d), 100 * _first(other, d), ours[f"{d}_group"])
                 for d in ("i2t", "t2i")
             )
             rows.append(
@@ -156,6 +186,11 @@ def queries_table(
     )
 
 
+def _first(arrays: Arrays, direction: str) -> NDArray[np.float64]:
+    """The probability that a match comes first, of each query."""
+    return Ranking.of(arrays, direction).hits(1)
+
+
 def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
     """Aggregates over all blocks (data set x noise x ratio); None with fewer than two blocks or complete
     rows. Rows that lack a trial of any block are omitted.
@@ -164,8 +199,10 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
     blocks = len(next(iter(scores.values()), []))
     if blocks < 2 or len(scores) < 2:
         return None
-    means = _competitors(frame, scores)
-    ranks = dict(zip(means, average_ranks(means.to_numpy()), strict=True))
+    ranks: dict[str, float] = {}
+    for track in TRACKS:
+        means = _competitors(frame, scores, track)
+        ranks |= dict(zip(means, average_ranks(means.to_numpy()), strict=True)) if len(means) else {}
     enough = (
         blocks >= BOOTSTRAP_BLOCKS
         and min(len(s) for of_row in scores.values() for s in of_row) >= BOOTSTRAP_SEEDS
@@ -199,8 +236,11 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
         else ""
     )
     caption = (
-        f"{blocks} blocks (data set x noise ratio). Inter-quartile mean of test rSum, {interval}; {beats}"
-        "average rank among rows that do not use the ground truth (1 is the best, ties share the mean rank). "
+        f"{blocks} blocks (data set x noise ratio). Inter-quartile mean of test rSum after the last epoch, "
+        f"{interval}; {beats}"
+        "average rank among rows of the same track that do not use the ground truth (1 is the best, ties "
+        "share "
+        "the mean rank). "
     )
     if blocks >= LEAST_BLOCKS and len(ranks) > 1:
         caption += (
@@ -226,10 +266,10 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
 
 
 def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
-    """Critical-difference diagram of average ranks; None with fewer than six blocks, or two complete rows
-    that do not use the ground truth.
+    """Critical-difference diagram of average ranks of the rows of one network; None with fewer than six
+    blocks, or two complete rows that do not use the ground truth.
     """
-    means = _competitors(frame, _blocks(frame))
+    means = _competitors(frame, _blocks(frame), TRACKS[0])
     if len(means) < LEAST_BLOCKS or means.shape[1] < 2:
         return None
     import scikit_posthocs  # brings seaborn and statsmodels: only where ranks are drawn
@@ -244,7 +284,7 @@ def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
         "ranks",
         "Critical-difference diagram: bars join rows whose average ranks do not differ significantly at 5 "
         "% (Nemenyi post-hoc test after the Friedman test, blocks assumed independent). Rows that use the "
-        "ground truth or lack a trial are omitted.",
+        "ground truth, have several networks or lack a trial are omitted.",
     )
 
 
@@ -255,12 +295,12 @@ def _blocks(frame: pd.DataFrame) -> dict[str, list[NDArray[np.float64]]]:
     return {r: [b.loc[b["row"] == r, "rsum"].to_numpy(float) for b in blocks] for r in rows}
 
 
-def _competitors(frame: pd.DataFrame, scores: dict[str, list[NDArray[np.float64]]]) -> pd.DataFrame:
-    """Mean rSum [blocks, rows] of the rows that do not use the ground truth."""
-    oracles = set(frame.loc[frame["ground_truth"], "row"])
-    return pd.DataFrame(
-        {row: [s.mean() for s in rsums] for row, rsums in scores.items() if row not in oracles}
-    )
+def _competitors(
+    frame: pd.DataFrame, scores: dict[str, list[NDArray[np.float64]]], track: str
+) -> pd.DataFrame:
+    """Mean rSum [blocks, rows] of the rows of a track that do not use the ground truth."""
+    allowed = set(frame.loc[~frame["ground_truth"] & (frame["track"] == track), "row"])
+    return pd.DataFrame({row: [s.mean() for s in rsums] for row, rsums in scores.items() if row in allowed})
 
 
 def _complete(block: pd.DataFrame, row: str) -> bool:

@@ -4,14 +4,13 @@ matches, and its course over epochs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from harness.evaluation.metrics import BINS, Calibration, calibration
 from harness.record.types import StoreError
@@ -26,6 +25,11 @@ _SCORES = {
     "f1": ("F1 at 0.5 ↑", 3, True),
     "ece": ("ECE ↓", 3, False),
 }
+_CURVES = {
+    "matched": "detection/mean_matched",
+    "mismatched": "detection/mean_mismatched",
+    "auroc": "detection/auroc",
+}
 _EPOCHS = 10  # columns of the table over epochs
 
 
@@ -35,19 +39,20 @@ class Belief:
 
     Attributes:
         matched: [N], whether each training pair matches (ground truth).
-        confidence: [N] by epoch (from 0), the confidence of the method that each pair matches.
+        confidence: [N], the confidence of the method after the last epoch that each pair matches.
     """
 
     row: str
+    run: str
     noise_ratio: float
     seed: int
     matched: NDArray[np.bool_]
-    confidence: Mapping[int, NDArray[np.floating]]
+    confidence: NDArray[np.floating]
 
     @property
     def last(self) -> Calibration:
         """Calibration after the last epoch."""
-        return calibration(self.confidence[max(self.confidence)], self.matched)
+        return calibration(self.confidence, self.matched)
 
 
 def beliefs(source: Source, frame: pd.DataFrame) -> list[Belief]:
@@ -58,10 +63,8 @@ def beliefs(source: Source, frame: pd.DataFrame) -> list[Belief]:
         files = source.names(line.run, "confidence")
         matched = _ground_truth(source, line.run) if files else None
         if matched is not None:
-            confidence = {
-                int(Path(f).stem.rpartition("_")[2]): source.read(line.run, f)["confidence"] for f in files
-            }
-            collected.append(Belief(line.row, line.noise_ratio, line.seed, matched, confidence))
+            confidence = source.read(line.run, files[-1])["confidence"].astype(np.float64)
+            collected.append(Belief(line.row, line.run, line.noise_ratio, line.seed, matched, confidence))
     return collected
 
 
@@ -129,41 +132,55 @@ def _together(a: Calibration, b: Calibration) -> Calibration:
     return Calibration(a.matched + b.matched, a.mismatched + b.mismatched, confidence)
 
 
-def means(collected: list[Belief]) -> pd.DataFrame:
+def means(collected: list[Belief], source: Source) -> pd.DataFrame:
     """Mean confidence of matched and of mismatched pairs (NaN without such) and AUROC (NaN without both) for
-    each belief and epoch.
+    each belief and epoch, as they were recorded. (The first protocol version recorded no means.)
     """
-    return pd.DataFrame(
-        [
-            {
-                "row": b.row,
-                "noise_ratio": b.noise_ratio,
-                "seed": b.seed,
-                "epoch": epoch,
-                "matched": _mean(confidence[b.matched]),
-                "mismatched": _mean(confidence[~b.matched]),
-                "auroc": _auroc(confidence, b.matched),
-            }
-            for b in collected
-            for epoch, confidence in b.confidence.items()
-        ]
+    lines = []
+    for b in collected:
+        curves = {name: source.curve(b.run, metric) for name, metric in _CURVES.items()}
+        for epoch in sorted({e for curve in curves.values() for e in curve}):
+            values = {name: curve.get(epoch, np.nan) for name, curve in curves.items()}
+            lines.append(
+                {"row": b.row, "noise_ratio": b.noise_ratio, "seed": b.seed, "epoch": epoch, **values}
+            )
+    return pd.DataFrame(lines, columns=["row", "noise_ratio", "seed", "epoch", *_CURVES])
+
+
+def trained_on(source: Source, frame: pd.DataFrame, where: str, folder: Path) -> Iterator[Figure | Table]:
+    """Purity and size over epochs of what each row trains on, as a figure, and after the last epoch as a
+    table; nothing where all rows train on all pairs alike.
+    """
+    chooses = frame[frame["share"] < 1]["row"].unique()
+    part = frame[frame["row"].isin(chooses) & frame["done"]]
+    if part.empty:
+        return
+    lines = []
+    for line in part.itertuples():
+        share, purity = (source.curve(line.run, f"trained_on/{k}") for k in ("share", "purity"))
+        for epoch, value in share.items():
+            known = {"row": line.row, "noise_ratio": line.noise_ratio, "seed": line.seed, "epoch": epoch}
+            lines.append({**known, "share": value, "purity": purity.get(epoch, np.nan)})
+    if lines:
+        file = slug("trained on", where)
+        figures.trained_on(pd.DataFrame(lines), frame, where, folder / file)
+        yield Figure(
+            f"What is trained on, over epochs: {where}",
+            file,
+            "Top: purity, the matched part of the training pairs as they are selected and weighted; the "
+            "dotted "
+            "line is that of all pairs. Bottom: share, their mean weight. Mean and a band of one sd over "
+            "seeds.",
+        )
+    columns = {"share": ("share", 2, True), "purity": ("purity ↑", 3, True)}
+    what = (
+        "What the first network trains on in the last epoch: its share of the training pairs, as they are "
+        "selected and weighted, and the matched part of it. Methods that train on all pairs alike are omitted"
     )
-
-
-def _auroc(confidence: NDArray[np.floating], matched: NDArray[np.bool_]) -> float:
-    """The `auroc` of `harness.evaluation.metrics.detection` [P], from average ranks (Mann and Whitney):
-    without scikit-learn, whose import would take as long as all figures of a small report. NaN if all pairs
-    are alike.
-    """
-    positive, negative = int(matched.sum()), int((~matched).sum())
-    if not positive or not negative:
-        return np.nan
-    below = rankdata(confidence)[matched].sum() - positive * (positive + 1) / 2
-    return float(below / (positive * negative))
-
-
-def _mean(values: NDArray[np.floating]) -> float:
-    return float(values.mean()) if len(values) else np.nan
+    table = by_measure(part, columns, f"What is trained on: {where}", what)
+    for row in table.rows:  # a larger share is no better
+        row[2] = Cell(row[2].text)
+    yield table
 
 
 def epochs_tables(averages: pd.DataFrame, where: str) -> list[Table]:

@@ -293,6 +293,90 @@ def confidence_over_epochs(means: pd.DataFrame, frame: pd.DataFrame, title: str,
 
 
 @drawn
+def trained_on(curves: pd.DataFrame, frame: pd.DataFrame, title: str, target: Path) -> None:
+    """Purity (top) and share (bottom) over epochs, a column for each ratio; columns row, noise_ratio, seed,
+    epoch, share, purity.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    ratios = sorted(curves["noise_ratio"].unique())
+    style = styles(frame)
+    with _grid(target, 2, len(ratios), width=2.6, height=2.3, title=title) as panels:
+        for column, ratio in enumerate(ratios):
+            here = curves[curves["noise_ratio"] == ratio]
+            panels[0, column].axhline(1 - ratio, color="#888888", linewidth=0.8, linestyle=":")
+            for axes, measure in zip(panels[:, column], ("purity", "share"), strict=True):
+                for row, part in here.groupby("row", sort=False):
+                    of_epoch = part.groupby("epoch")[measure].agg(["mean", "std"]).dropna(subset=["mean"])
+                    _band(
+                        axes,
+                        of_epoch.index.to_numpy(float) + 1,
+                        of_epoch["mean"],
+                        of_epoch["std"],
+                        style[str(row)][0],
+                        marker=style[str(row)][1],
+                        markersize=3.5,
+                        label=row,
+                    )
+                axes.set(ylabel=measure if column == 0 else "", xlabel="epoch" if measure == "share" else "")
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            panels[0, column].set_title(f"noise {ratio:g}")
+        _shared_legend(panels)
+
+
+@drawn
+def best_so_far(tries: Mapping[str, list[float]], title: str, target: Path) -> None:
+    """The highest objective up to each try, a line for each method; NaN for tries without one."""
+    from matplotlib.ticker import MaxNLocator
+
+    colours = _of_methods(list(tries))
+    with _figure(target, 6.4, 4.0) as axes:
+        for (method, values), marker in zip(tries.items(), itertools.cycle(_MARKERS), strict=False):
+            number = np.arange(1, len(values) + 1)
+            best = np.fmax.accumulate(np.array(values, float))
+            axes.plot(number, best, drawstyle="steps-post", color=colours[method], label=method)
+            axes.plot(number, values, marker, color=colours[method], markersize=3.5, alpha=0.5)
+        axes.set(xlabel="tries", ylabel="mean dev rSum after the last epoch", title=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _legend(axes)
+
+
+@drawn
+def effects(
+    points: Mapping[str, tuple[list[float], list[float]]],
+    ranges: Mapping[str, tuple[bool, tuple[float, float]]],
+    ticks: Mapping[str, list[str]],
+    method: str,
+    target: Path,
+) -> None:
+    """The objective of each try over each searched key, a panel a key.
+
+    Args:
+        points: values (positions of choices) and objectives, by key.
+        ranges: whether the scale is logarithmic, and the bounds, by key.
+        ticks: the names of choices, by key.
+        method: whose tries these are, which has its colour.
+    """
+    colour = _of_methods([method])[method]
+    with _wrapped(target, len(points), width=2.6, height=2.3, title=method) as panels:
+        for axes, (key, (x, y)) in zip(panels.flat, points.items(), strict=False):
+            axes.plot(x, y, "o", color=colour, markersize=4)
+            best = int(np.nanargmax(y))
+            axes.plot(x[best], y[best], "o", color="none", markeredgecolor="#000000", markersize=9)
+            log, bounds = ranges[key]
+            axes.set(xlabel=key, ylabel="dev rSum" if axes in panels[:, 0] else "")
+            if log:
+                axes.set_xscale("log")
+            if key in ticks:
+                axes.set_xticks(range(len(ticks[key])), ticks[key])
+                axes.set_xlim(-0.5, len(ticks[key]) - 0.5)
+            else:
+                margin = 0.05 * (bounds[1] - bounds[0])
+                wide = (bounds[0] / 1.2, bounds[1] * 1.2) if log else (bounds[0] - margin, bounds[1] + margin)
+                axes.set_xlim(*wide)
+
+
+@drawn
 def axis(
     lines: Mapping[str, pd.DataFrame],
     level: Mapping[str, Mapping[float, float]],

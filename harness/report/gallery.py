@@ -88,7 +88,7 @@ def _fill(gallery: Gallery, records: dict[str, TrialRecord], source: Source) -> 
 def _queries(data: DataSet, records: dict[str, TrialRecord], source: Source) -> Iterator[Query]:
     test = data["test"]
     best = {
-        row: source.read(record.run_id, "test_rankings.npz")["i2t_top"] for row, record in records.items()
+        row: source.read(record.run_id, "last_rankings.npz")["i2t_top"] for row, record in records.items()
     }
     for image in _drawn(np.arange(len(test.images)), "queries"):
         answers = [

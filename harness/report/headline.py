@@ -95,7 +95,7 @@ def _table(frame: pd.DataFrame, numbers: pd.DataFrame, where: str) -> Table:
         for row, line in numbers.iterrows()
     ]
     caption = (
-        "Test rSum at the epoch with the best dev rSum: mean over noise ratios and seeds, and at the lowest "
+        "Test rSum after the last epoch: mean over noise ratios and seeds, and at the lowest "
         "and the highest ratio. Drop: the former minus the latter. Sd over seeds: ddof 1, mean over ratios. "
         "Worst seed: lowest rSum at the highest ratio. s/trial: mean seconds of a trial. n: trials. "
         f"{legend(frame)}"

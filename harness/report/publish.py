@@ -14,13 +14,13 @@ from harness.record import summary
 from harness.record.store import NOTE, Store
 from harness.record.types import SweepHandle
 from harness.report.figures import styles
-from harness.report.results import tidy
+from harness.report.results import primary, tidy
 from harness.report.views import KNOWN, curve, views_of, views_of_search
 from harness.report.write import first_tables
 
 HEADLINE, SEARCHED = "rsum", "dev_rsum"
-"""The rSum that all curves show, as a column of the tidy frame: of test at the epoch with the best dev rSum,
-or, where settings are selected, the best on dev."""
+"""The rSum that all curves show, as a column of the primary frame, after the last epoch: of test, or, where
+settings are selected, of dev."""
 _OVER_SEEDS = {
     "": ("mean", "mean over seeds"),
     "_lowest": ("min", "lowest seed"),
@@ -40,7 +40,8 @@ def publish_curves(store: Store, handle: SweepHandle) -> SweepHandle:
         The handle, with the parent run of now.
     """
     sweep = store.read_sweep(handle.sweep)
-    frame = tidy(sweep)
+    frame = primary(tidy(sweep))
+    frame = frame[frame["perturbed"] == 0]
     done = frame[frame["done"]]
     column = SEARCHED if sweep.select else HEADLINE
     rows = {str(row): _curves(part, column) for row, part in done.groupby("row", sort=False)}

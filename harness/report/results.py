@@ -15,6 +15,10 @@ from harness.record.types import StoreError, SweepRecord
 from harness.report.source import Source
 
 MEASURES = (*RECALLS, "rsum")
+MEAN = -1.0
+"""In place of a noise ratio: the mean over all of them."""
+TRACKS = ("one network", "several networks")
+"""Rows that may be compared with each other."""
 COSTS = {
     "seconds": "cost/seconds",
     "train_seconds": "cost/train_seconds",
@@ -40,9 +44,10 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
 
     Columns: trial, run, status, done, method, row (method and what else varies), data set, noise (as text),
         granularity, noise model, backbone, noise_ratio,
-    seed, noise_seed, the recalls and rsum of the best dev epoch (of MS-COCO also `1k_` and `eccv_` ones), the
-    same with `last_` of the last epoch, dev_rsum, best_epoch, detection scores (last epoch), realised ratio,
-    costs, and whether the method uses clean data or the ground truth.
+    seed, noise_seed, perturbed, the recalls and rsum of the best dev epoch (of MS-COCO also `1k_` and `eccv_`
+    ones), the same with `last_` of the last epoch, dev_rsum and last_dev_rsum, best_epoch, share and purity
+    of what was trained on and detection scores (last epoch), realised ratio, costs, and whether the method
+    uses clean data or the ground truth.
     """
     labels = row_labels(sweep.planned, full=sweep.select)
     data, noise = place_labels(sweep.planned)
@@ -66,6 +71,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "noise_ratio": trial.noise_ratio,
             "seed": trial.seed,
             "noise_seed": trial.noise_seed,
+            "perturbed": trial.perturbed,
             "warmup_epochs": trial.hyper.get("warmup_epochs", 0),
             "clean_data": method.uses_clean_data,
             "ground_truth": method.uses_ground_truth,
@@ -76,9 +82,16 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
         }
         line |= {f"last_{m}": recorded.get(f"last/{m}", np.nan) for m in MEASURES}
         line |= {
+            f"last_{m}": recorded[f"last/{m}"]
+            for m in (*FOLD_MEASURES, *ECCV_MEASURES)
+            if f"last/{m}" in recorded
+        }
+        line |= {
             "dev_rsum": recorded.get("dev/best_rsum", np.nan),
+            "last_dev_rsum": recorded.get("dev/rsum", np.nan),
             "best_epoch": recorded.get("dev/best_epoch", np.nan),
         }
+        line |= {k: recorded.get(f"trained_on/{k}", np.nan) for k in ("share", "purity")}
         line |= {m: recorded.get(f"detection/{m}", np.nan) for m in DETECTION}
         line |= {"realised_ratio": recorded.get("noise/realised_ratio", np.nan)}
         line |= {name: recorded.get(metric, np.nan) for name, metric in COSTS.items()}
@@ -91,6 +104,38 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def primary(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame of `tidy` in the words of the protocol: measures are of the last epoch, and those of the
+    epoch with the best dev rSum begin with `selected_`. With the column `track`: whether one network or
+    several are averaged at test.
+    """
+    last = [c for c in frame if c.startswith("last_")]
+    names = {c.removeprefix("last_"): f"selected_{c.removeprefix('last_')}" for c in last}
+    frame = frame.rename(columns=names).rename(columns={c: c.removeprefix("last_") for c in last})
+    several = frame.groupby("row")["networks"].transform("max") > 1
+    return frame.assign(track=np.where(several, TRACKS[1], TRACKS[0]))
+
+
+def with_mean(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """The frame with a line for each row and seed more, of its mean over the noise ratios, where it has all
+    of them (NaN until it has); their noise ratio is `MEAN`. Unchanged with one ratio.
+    """
+    ratios = frame["noise_ratio"].nunique()
+    if ratios < 2:
+        return frame
+    groups = frame.groupby(["row", "seed", "noise_seed"], sort=False)
+    lines = groups.first().assign(**{measure: groups[measure].mean()})
+    complete = groups[measure].count() == ratios
+    planned = groups.size() == ratios
+    lines.loc[~complete, measure] = np.nan
+    return pd.concat([lines[planned].reset_index().assign(noise_ratio=MEAN), frame], ignore_index=True)
+
+
+def heading(ratio: float) -> str:
+    """The head of a column of a noise ratio, or of the mean over them."""
+    return "mean over ratios" if ratio == MEAN else f"noise {ratio:g}"
+
+
 def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
     """The frame with columns `chance` (expected rSum of a random ranking of the test split; NaN where no run
     recorded its groups) and `collapsed` (finished, and close to chance level).
@@ -100,7 +145,7 @@ def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
         for run in part["run"]:
             # a lost artifact, or a record from before the groups were kept
             with contextlib.suppress(StoreError, KeyError):
-                rankings = source.read(run, "test_rankings.npz")
+                rankings = source.read(run, "test_rankings.npz")  # which older records have too
                 chance_of[name] = chance_rsum(rankings["i2t_group"], rankings["t2i_group"])
                 break
     frame = frame.assign(chance=frame["dataset"].map(chance_of).astype(float))
@@ -108,7 +153,7 @@ def with_chance(frame: pd.DataFrame, source: Source) -> pd.DataFrame:
 
 
 def collapsed(frame: pd.DataFrame, measure: str) -> pd.Series:
-    """Whether the rSum of each trial (`rsum`, `last_rsum`) is close to that of a random ranking."""
+    """Whether the rSum of each trial (`rsum`, `selected_rsum`) is close to that of a random ranking."""
     return frame[measure] - frame["chance"] <= COLLAPSED * (PERFECT - frame["chance"])
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from harness.config.labels import settings
 from harness.record.types import StoreError, SweepRecord
 from harness.report.page import Page
-from harness.report.results import tidy, with_chance
+from harness.report.results import primary, tidy, with_chance
 from harness.report.source import Source
 from harness.report.stats import paired_difference
 from harness.report.tables import Block, Cell, Table
@@ -40,7 +40,7 @@ def write_versus(a: Source, b: Source, folder: Path) -> Path:
     """Write a report of two sweeps into `folder`; `results.csv` names the sweep of each trial.
 
     Raises:
-        StoreError: one is a search, which has no test results.
+        StoreError: one is a search, which has no test results, or they are of two protocol versions.
     """
     for searched in (s.sweep.name for s in (a, b) if s.sweep.select):
         raise StoreError(
@@ -48,10 +48,16 @@ def write_versus(a: Source, b: Source, folder: Path) -> Path:
             f"nothing to compare"
         )
     begin(folder)
+    if a.sweep.protocol_version != b.sweep.protocol_version:
+        raise StoreError(
+            f"{a.sweep.name} is of protocol version {a.sweep.protocol_version}, {b.sweep.name} of "
+            f"{b.sweep.protocol_version}: records of different versions are not compared"
+        )
     frames = {s.sweep.name: with_chance(tidy(s.sweep), s) for s in (a, b)}
     pd.concat([f.assign(sweep=name) for name, f in frames.items()]).to_csv(
         folder / "results.csv", index=False, float_format="%.6g"
     )
+    frames = {name: primary(f[f["perturbed"] == 0]) for name, f in frames.items()}
     one, other = a.sweep.name, b.sweep.name
     blocks = [*_tables(a, b, frames[one], frames[other]), Block("changes", "", _changes(a.sweep, b.sweep))]
     title, description = (
@@ -81,9 +87,10 @@ def _tables(a: Source, b: Source, one: pd.DataFrame, other: pd.DataFrame) -> Ite
         where = f"{dataset}, {noise}"
         rows = [_line(keys, *here) for keys in _cells(*here)]
         caption = (
-            "Test rSum: mean ± sd over seeds (n). Difference: paired over the seeds that both have, with a "
-            "95 % t interval. Trials: `same` have the same id in both, so their numbers should agree up to "
-            "machine and versions; `other` have different settings. A dash: no data."
+            "Test rSum after the last epoch: mean ± sd over seeds (n). Difference: paired over the seeds "
+            "that both have, with a 95 % t interval. Trials: `same` have the same id in both, so their "
+            "numbers should agree up to machine and versions; `other` have different settings. A dash: no "
+            "data."
         )
         yield Block(
             "rSum",

@@ -29,12 +29,12 @@ _COLUMNS = (
     "params.`method`",
     "params.`noise_ratio`",
     "params.`seed`",
-    "metrics.`test/rsum`",
     "metrics.`last/rsum`",
+    "metrics.`test/rsum`",
     "metrics.`detection/auroc`",
     "metrics.`cost/seconds`",
 )
-_SEARCH_COLUMNS = (*_COLUMNS[:3], "metrics.`dev/best_rsum`", *_COLUMNS[5:])
+_SEARCH_COLUMNS = (*_COLUMNS[:3], "metrics.`dev/rsum`", *_COLUMNS[5:])
 """Columns of the table of trials, those that matter first; a search leaves test out."""
 _ROW, _CELL = "tags.row", "tags.cell"
 
@@ -88,7 +88,7 @@ def views_of_search(trials: Sequence[Trial]) -> list[View]:
         "PARALLEL",
         "settings and dev rSum",
         selectedParams=varied([settings(t) for t in trials]),
-        selectedMetrics=["dev/best_rsum"],
+        selectedMetrics=["dev/rsum"],
         showAllRuns=True,
         runsCountToCompare=PAGE,
     )
@@ -96,7 +96,7 @@ def views_of_search(trials: Sequence[Trial]) -> list[View]:
     search = _view(
         "search", f"Search: settings and dev rSum{best}", _TRIALS, [chart], columns=_SEARCH_COLUMNS
     )
-    search.state.update(orderByKey="metrics.`dev/best_rsum`", orderByAsc=False)
+    search.state.update(orderByKey="metrics.`dev/rsum`", orderByAsc=False)
     return [view for view in (search, _table(_SEARCH_COLUMNS)) if len(view.tag()) <= _MAX_SIZE]
 
 
@@ -129,14 +129,14 @@ def _over_epochs(frame: pd.DataFrame) -> Iterator[View]:
         ]
         if part["auroc"].notna().any():
             charts.append(_line("AUROC of noise detection over epochs", ["detection/auroc"]))
-        charts.append(_bar("test rSum", "test/rsum"))
+        charts.append(_bar("test rSum", "last/rsum"))
         place = f"{dataset}, {noise}".replace('"', "")
         query = f"{_TRIALS} and params.noise_ratio = '{ratio}' and tags.place = \"{place}\""
         yield _view(f"epochs {where}", f"Epochs: {where}", query, charts, group=(_ROW,))
 
 
 def _bars() -> View:
-    charts = [_bar("test rSum by method and noise ratio", "test/rsum")]
+    charts = [_bar("test rSum by method and noise ratio", "last/rsum")]
     return _view("rsum", "Test rSum by method and ratio", _TRIALS, charts, group=(_CELL,))
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness import PROTOCOL_VERSION
 from harness.config.labels import shared_and_own_settings
 from harness.evaluation.metrics import PERFECT, RECALLS
 from harness.lib.console import console
@@ -24,13 +23,15 @@ from harness.report.comparison import (
     reference_row,
 )
 from harness.report.cost import cost_figure, cost_tables
+from harness.report.design import design_of, rounding_table
 from harness.report.drawing import finish
 from harness.report.figures import BANDS, degradation
 from harness.report.gallery import galleries
 from harness.report.headline import headline
 from harness.report.page import Page, trial_lines
 from harness.report.published import papers_table
-from harness.report.results import COLLAPSED, MEASURES, tidy, with_chance
+from harness.report.results import COLLAPSED, MEASURES, primary, tidy, with_chance
+from harness.report.search import searched
 from harness.report.source import Source, from_store
 from harness.report.stability import seeds_table, shares_table, stability_figure, stability_table
 from harness.report.tables import Block, Figure, Table, slug
@@ -54,23 +55,22 @@ def write(source: Source, folder: Path) -> Path:
     sweep = source.sweep
     frame = with_chance(tidy(sweep), source)
     if sweep.select:  # a search does not use test results
-        frame = frame.drop(
-            columns=[
-                c for c in frame if c.removeprefix("last_") in MEASURES or c.startswith(("1k_", "eccv_"))
-            ]
-        ).assign(collapsed=False)
+        test = [c for c in frame if c.removeprefix("last_") in MEASURES or "1k_" in c or "eccv_" in c]
+        frame = frame.drop(columns=test).assign(collapsed=False)
     frame["in_warmup"] = (frame["best_epoch"] < frame["warmup_epochs"]) & (not sweep.select)
-    marked = with_marks(frame)
     begin(folder)
     frame.to_csv(folder / "results.csv", index=False, float_format="%.6g")
+    marked = with_marks(primary(frame))
     blocks = list(_search(source, marked, folder) if sweep.select else _comparison(source, marked, folder))
     ends = [_settings(sweep), _provenance(sweep, frame)]
-    save(folder, sweep.name, [sweep.description, _state(frame)], blocks, ends)
-    page = Page(sweep.name, sweep.description, _state(frame), blocks, ends)
+    state = "\n".join([_state(primary(frame)), *_designs(marked, sweep)])
+    save(folder, sweep.name, [sweep.description, state], blocks, ends)
+    page = Page(sweep.name, sweep.description, state, blocks, ends)
     if not sweep.select:
-        page.blocks = [*blocks, *_measures(marked)]
-        page.galleries = galleries(source, marked)
-    page.trials = trial_lines(frame, source.link)
+        unperturbed = marked[marked["perturbed"] == 0]
+        page.blocks = [*blocks, *_measures(unperturbed)]
+        page.galleries = galleries(source, unperturbed)
+    page.trials = trial_lines(primary(frame), source.link)
     page.views = source.views
     finish()
     page.write(folder)
@@ -126,12 +126,16 @@ def print_summary(folder: Path, views: Sequence[tuple[str, str]] = ()) -> None:
 def _comparison(source: Source, frame: pd.DataFrame, folder: Path) -> Iterator[Block]:
     """All tables and figures of a sweep that compares rows over noise ratios."""
     sweep = source.sweep
+    everything, frame = frame, frame[frame["perturbed"] == 0]
     for (dataset, noise), part in frame.groupby(["dataset", "noise"], sort=False):
         where = f"{dataset}, {noise}"
         reference = reference_row(part, sweep.reference)
         for topic, content in _of_one(source, part, reference, where, folder):
             if content is not None:
                 yield Block(topic, where, content)
+        here = everything[(everything["dataset"] == dataset) & (everything["noise"] == noise)]
+        if moved := rounding_table(here, where):
+            yield Block("rounding", where, moved)
     together = blocks_table(frame, reference_row(frame, sweep.reference))
     if together and frame["row"].nunique() > 1:
         yield Block("all blocks", "", together)
@@ -157,13 +161,21 @@ def _of_one(
             Figure(
                 f"rSum over the noise ratio: {where}",
                 file,
-                f"Test rSum at the epoch with the best dev rSum: mean, {band}and the seeds as dots.",
+                f"Test rSum after the last epoch: mean, {band}and the seeds as dots.",
             ),
         )
     yield (
         "rSum",
+        by_ratio(part, "rsum", f"rSum by noise ratio: {where}", "Test rSum after the last epoch"),
+    )
+    yield (
+        "rSum",
         by_ratio(
-            part, "rsum", f"rSum by noise ratio: {where}", "Test rSum at the epoch with the best dev rSum"
+            part,
+            "selected_rsum",
+            f"rSum of the epoch selected on dev: {where}",
+            "Test rSum at the epoch with the best dev rSum: a second endpoint, which the maximum over noisy "
+            "epochs favours",
         ),
     )
     if several:
@@ -173,9 +185,6 @@ def _of_one(
         if done:
             yield "hyper-parameters", ablation.axis_figure(axis, part, "rsum", where, folder)
         yield "hyper-parameters", ablation.axis_table(axis, part, "rsum", where)
-        if part["in_warmup"].any():  # the selected epoch precedes the stage that the axis changes
-            yield "hyper-parameters", ablation.axis_figure(axis, part, "last_rsum", where, folder)
-            yield "hyper-parameters", ablation.axis_table(axis, part, "last_rsum", where)
     yield "recalls", recalls_table(part, where)
     for table in coco_tables(part, where):
         yield "recalls", table
@@ -185,20 +194,13 @@ def _of_one(
     if part["seed"].nunique() > 1:
         yield "stability", seeds_table(part, where)
     yield "stability", shares_table(part, where)
-    yield (
-        "last epoch",
-        by_ratio(
-            part,
-            "last_rsum",
-            f"rSum of the last epoch: {where}",
-            "Test rSum after the last epoch, without selection on dev",
-        ),
-    )
+    for trained in detection.trained_on(source, part, where, folder):
+        yield "what is trained on", trained
     beliefs = detection.beliefs(source, part)
     if part["ece"].notna().any() or part["auroc"].notna().any():
         yield "noise detection", detection.scores_table(part, where)
     if beliefs:
-        every = detection.means(beliefs)
+        every = detection.means(beliefs, source)
         for figure in detection.confidence_figures(beliefs, every, part, where, folder):
             yield "noise detection", figure
         for table in detection.epochs_tables(every, where):
@@ -217,13 +219,16 @@ def _measures(frame: pd.DataFrame) -> Iterator[Block]:
                 part,
                 measure,
                 f"{name}: {dataset}, {noise}",
-                f"Test {name} in percent at the epoch with the best dev rSum",
+                f"Test {name} in percent after the last epoch",
             )
             yield Block("each recall", f"{dataset}, {noise}", table)
 
 
 def _search(source: Source, frame: pd.DataFrame, folder: Path) -> Iterator[Block]:
-    """The configurations of a search and the effect of each hyper-parameter, on dev."""
+    """What a search has found, its configurations and the effect of each hyper-parameter, on dev."""
+    if source.sweep.search:
+        yield from searched(source.sweep, frame, folder)
+        return
     yield Block("search", "", search_table(frame))
     for (dataset, noise), part in frame.groupby(["dataset", "noise"], sort=False):
         where = f"{dataset}, {noise}"
@@ -255,10 +260,21 @@ def _state(frame: pd.DataFrame) -> str:
     for (row, ratio), part in frame[frame["in_warmup"]].groupby(["row", "noise_ratio"], sort=False):
         seeds = ", ".join(str(s) for s in part["seed"])
         lines.append(
-            f"- best on dev within the warm-up: {row} noise {ratio:g} (seeds {seeds}): the test rSum is that "
-            f"of a model before the method's own stage; the rSum of the last epoch is from after it"
+            f"- best on dev within the warm-up: {row} noise {ratio:g} (seeds {seeds}): the rSum of the epoch "
+            f"selected on dev is that of a model before the method's own stage"
         )
     return "\n".join(lines)
+
+
+def _designs(frame: pd.DataFrame, sweep: SweepRecord) -> list[str]:
+    """What the seeds can show, for each data set and noise."""
+    lines = []
+    frame = frame[frame["perturbed"] == 0]
+    for (dataset, noise), part in frame.groupby(["dataset", "noise"], sort=False):
+        design = None if sweep.select else design_of(part)
+        if design:
+            lines.append(f"- {dataset}, {noise}. {design.text()}")
+    return lines
 
 
 def _settings(sweep: SweepRecord) -> str:
@@ -285,6 +301,26 @@ def _realised(part: pd.DataFrame) -> str:
     return "mismatched pairs unknown" if pd.isna(share) else f"realised {share:.4f}"
 
 
+def _origin(sweep: SweepRecord) -> list[str]:
+    """Where the settings are from, and the digests of the code that made the numbers."""
+    lines = []
+    if found := sweep.settings_from:
+        lines.append(
+            f"- settings from the search {found['search']} (digest {found['search_digest']}, "
+            f"{found['search_tries']} tries for each method)"
+        )
+    digests: dict[str, set[str]] = {}
+    for record in sweep.records.values():
+        if record.done:
+            digests.setdefault(record.trial.method, set()).add(record.tags.get("code", "?"))
+    if digests:
+        listed = "; ".join(f"{method} {', '.join(sorted(found))}" for method, found in digests.items())
+        several = any(len(found) > 1 for found in digests.values())
+        warning = " **(several: these records are not of one state of the code)**" if several else ""
+        lines.append(f"- digest of the code that makes numbers: {listed}{warning}")
+    return lines
+
+
 def _provenance(sweep: SweepRecord, frame: pd.DataFrame) -> str:
     """Versions, digests and machine of the trials; each run in the store has all of them."""
     tags = [r.tags for r in sweep.records.values() if r.done]
@@ -301,7 +337,7 @@ def _provenance(sweep: SweepRecord, frame: pd.DataFrame) -> str:
         "scikit-learn",
         "python",
     )
-    lines = ["### Provenance", "", f"- protocol version {PROTOCOL_VERSION}"]
+    lines = ["### Provenance", "", f"- protocol version {sweep.protocol_version}", *_origin(sweep)]
     lines += [f"- {key}: {', '.join(sorted({t.get(key, '?') for t in tags}))}" for key in shown if tags]
     digests = frame[frame["noise_digest"] != ""].groupby(["noise", "noise_ratio", "noise_seed"])
     index = [

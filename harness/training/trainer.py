@@ -382,6 +382,8 @@ class Trainer:
         }
         if matched is not None:
             metrics |= {f"detection/{k}": v for k, v in detection(values, matched).items()}
+            parts = {"mean_matched": values[matched], "mean_mismatched": values[~matched]}
+            metrics |= {f"detection/{k}": float(v.mean()) for k, v in parts.items() if len(v)}
             for name, value in diagnostics.items():
                 metrics |= {f"detection/{name}_{k}": v for k, v in separation(value, matched).items()}
         return values, diagnostics

@@ -58,7 +58,7 @@ def test_the_table_of_differences_marks_what_is_significant():
     better, same = (
         next(line for line in text.splitlines() if line.startswith(f"| {row}")) for row in ("better", "same")
     )
-    assert better.count("*") == 2
+    assert better.count("*") == 3  # the mean over ratios, and both of them
     assert "*" not in same
     assert "+" in better
     alone = differences_table(trials({"clip": 0, "a": 1})[lambda f: f["seed"] == 0], "clip", "d").markdown()
@@ -69,8 +69,8 @@ def test_underlined_is_what_is_not_significantly_worse():
     made = trials({"best": 9, "near": 8.5, "far": 0})
     assert not_worse(made, {0.0: {"best"}, 0.4: {"best"}}, "rsum") == {("near", 0.0), ("near", 0.4)}
     table = by_ratio(made, "rsum", "t", "c")
-    assert table.markdown().count("<u>") == 2
-    assert table.latex("l").count(r"\underline{") == 2
+    assert table.markdown().count("<u>") == 3  # the mean over ratios, and both of them
+    assert table.latex("l").count(r"\underline{") == 3
     assert "Underlined: not significantly worse" in table.caption
     assert "<u>" not in by_ratio(made[made["seed"] == 0], "rsum", "t", "c").markdown()
 
@@ -109,7 +109,9 @@ def test_one_seed_is_compared_by_queries():
     runs = {
         name: {
             "i2t_rank": r,
+            "i2t_top": r[:, None],
             "t2i_rank": r.repeat(5),
+            "t2i_top": r.repeat(5)[:, None],
             "i2t_group": np.arange(200),
             "t2i_group": np.arange(200).repeat(5),
         }

@@ -10,10 +10,8 @@ import yaml
 
 from harness.config.labels import row_labels, shared_and_own_settings
 from harness.config.sweep_file import parse_sweep
-from harness.evaluation.metrics import detection
 from harness.record.types import MethodFacts, SweepRecord
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
-from harness.report.detection import _auroc
 from harness.report.figures import styles
 from harness.report.results import cells, tidy
 from harness.report.stability import seeds_table, shares_table, stability, stability_table
@@ -39,6 +37,7 @@ def frame(rows):
         ground_truth=made["row"] == "ceiling",
         clean_data=made["row"] == "clean",
         networks=1 + (made["row"] == "clean"),
+        track="one network",
     )
 
 
@@ -110,7 +109,7 @@ def test_a_row_without_a_ratio_has_a_hole_and_no_stability():
         [("a", r, s, 10 + s, 1) for r in (0, 0.4) for s in (0, 1)] + [("b", 0, s, 20, 1) for s in (0, 1)]
     )
     text = by_ratio(rows, "rsum", "t", "c").markdown()
-    assert re.search(r"\| b +\| +\*\*20.0 ± 0.0\*\* +\| +– \|", text)
+    assert re.search(r"\| b +\| +– \| +\*\*20.0 ± 0.0\*\* +\| +– \|", text)
     assert "| b" not in stability_table(rows, "w", "").markdown()
     assert "b" in recalls_table(rows, "w").markdown()
 
@@ -182,7 +181,7 @@ def test_settings_say_what_was_cut_for_one_method():
     shared, own = shared_and_own_settings(trials)
     assert shared["epochs"] == "3"
     assert own["mscn"]["epochs"] == "1"
-    assert own["clip"] == {}
+    assert own["clip"] == {"n_networks": "1"}
     assert own["triplet"] == {"margin": "0.2", "warmup_epochs": "0"}
 
 
@@ -315,12 +314,3 @@ def test_data_sets_of_one_name_are_not_pooled_as_seeds():
         "table photos (held_out=None)",
     }
     assert labels({"folder": "photos"}) == {"table photos"}
-
-
-def test_auroc_of_reports_is_that_of_records():
-    """Ties among them."""
-    draw = np.random.default_rng(0)
-    confidence = draw.integers(0, 20, 400) / 20
-    matched = draw.random(400) < 0.3 + 0.5 * confidence
-    assert _auroc(confidence, matched) == pytest.approx(detection(confidence, matched)["auroc"], abs=1e-12)
-    assert np.isnan(_auroc(confidence, np.ones(400, bool)))

@@ -1,0 +1,182 @@
+"""What the number of seeds of a sweep can show, and how far results move by rounding alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from harness.report.results import MEAN, with_mean
+from harness.report.tables import Cell, Table
+
+RESOLUTION = 5.0
+"""The difference in rSum that seeds must be able to show before rows are called not significantly worse."""
+POWER, ALPHA = 0.8, 0.05
+_MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True)
+class Design:
+    """What paired comparisons over seeds can show.
+
+    Attributes:
+        sd: standard deviation over seeds of the difference of two rows, pooled over all pairs of rows.
+        seeds: of each row.
+        comparisons: in the family that Holm's procedure corrects: every other row against one.
+        endpoint: what is compared.
+    """
+
+    sd: float
+    seeds: int
+    comparisons: int
+    endpoint: str
+
+    @property
+    def detectable(self) -> float:
+        """The difference that is found with a power of 80 %, at the worst step of Holm's procedure."""
+        return detectable_difference(self.sd, self.seeds, self.comparisons)
+
+    @property
+    def needed(self) -> int:
+        """Seeds from which on `RESOLUTION` is found with that power."""
+        return seeds_for(RESOLUTION, self.sd, self.comparisons)
+
+    def text(self) -> str:
+        """The statement of a report."""
+        found = "no difference (one seed)" if np.isinf(self.detectable) else f"{self.detectable:.1f} points"
+        return (
+            f"Design: the difference of two rows in {self.endpoint} has a standard deviation of "
+            f"{self.sd:.1f} "
+            f"over seeds (pooled over all pairs of rows). With {self.seeds} seeds and {self.comparisons} "
+            f"comparisons, a paired t test finds {found} with a power of {POWER:.0%} after Holm's "
+            "correction; "
+            f"{RESOLUTION:g} points take {self.needed} seeds, and below that nothing is underlined."
+        )
+
+
+def design_of(frame: pd.DataFrame, seeds: int | None = None) -> Design | None:
+    """The design of a sweep, from its results, which are of one data set and kind of noise.
+
+    Args:
+        frame: in the words of `primary`.
+        seeds: of another sweep that is planned with such results; None: those of the frame.
+
+    Returns:
+        None with fewer than two rows that share two seeds.
+    """
+    several = frame["noise_ratio"].nunique() > 1
+    sd = paired_sd(frame, "rsum", several=several)
+    rows = frame.loc[~frame["ground_truth"], "row"].nunique()
+    if np.isnan(sd) or rows < 2:
+        return None
+    endpoint = "rSum after the last epoch" + (", mean over noise ratios" if several else "")
+    return Design(sd, seeds or int(frame.groupby("row")["seed"].nunique().max()), rows - 1, endpoint)
+
+
+def paired_sd(frame: pd.DataFrame, measure: str, *, several: bool) -> float:
+    """Pooled sd over seeds of the differences of all pairs of rows; NaN without two seeds.
+
+    Args:
+        several: whether it is of the mean over ratios; else pooled over ratios.
+    """
+    frame = with_mean(frame, measure) if several else frame
+    frame = frame[frame["noise_ratio"] == MEAN] if several else frame
+    variances = []
+    for _, part in frame[~frame["ground_truth"]].groupby("noise_ratio"):
+        table = part.pivot_table(index=["seed", "noise_seed"], columns="row", values=measure)
+        for i, one in enumerate(table):
+            for other in table.columns[i + 1 :]:
+                difference = (table[one] - table[other]).dropna()
+                if len(difference) > 1:
+                    variances.append(float(difference.var(ddof=1)))
+    return float(np.sqrt(np.mean(variances))) if variances else np.nan
+
+
+def resolves(frame: pd.DataFrame, measure: str) -> bool:
+    """Whether the seeds of a frame can tell rows apart that differ by `RESOLUTION` in rSum. Other measures
+    are judged by the rSum beside them.
+    """
+    design = design_of(frame[frame["noise_ratio"] != MEAN])
+    return design is not None and design.seeds >= design.needed
+
+
+@lru_cache
+def _power(effect: float, seeds: int, comparisons: int) -> float:
+    """Of a two-sided paired t test for a standardised effect, at level `ALPHA` / comparisons."""
+    critical = stats.t.ppf(1 - ALPHA / comparisons / 2, seeds - 1)
+    noncentral = effect * np.sqrt(seeds)
+    return float(
+        stats.nct.sf(critical, seeds - 1, noncentral) + stats.nct.cdf(-critical, seeds - 1, noncentral)
+    )
+
+
+def detectable_difference(sd: float, seeds: int, comparisons: int) -> float:
+    """The difference that a paired t test finds with a power of `POWER`; infinite with one seed.
+
+    Args:
+        sd: of the paired differences.
+        seeds: pairs.
+        comparisons: of the family: the worst step of Holm's procedure tests at `ALPHA` / comparisons.
+    """
+    if seeds < 2:
+        return np.inf
+    low, high = 0.0, 1.0
+    while _power(high, seeds, comparisons) < POWER:
+        low, high = high, 2 * high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _power(middle, seeds, comparisons) >= POWER else (middle, high)
+    return sd * high
+
+
+def seeds_for(difference: float, sd: float, comparisons: int) -> int:
+    """The fewest seeds with which a difference is found with a power of `POWER`."""
+    low, high = 2, 2
+    while detectable_difference(sd, high, comparisons) > difference and high < _MOST_SEEDS:
+        low, high = high, 2 * high
+    while low < high:
+        middle = (low + high) // 2
+        if detectable_difference(sd, middle, comparisons) <= difference:
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+def rounding_table(frame: pd.DataFrame, where: str) -> Table | None:
+    """How far the rSum of a trial moves when its initial weights change by rounding; None without such
+    trials.
+
+    Args:
+        frame: with the perturbed trials.
+    """
+    moved = frame[(frame["perturbed"] > 0) & frame["done"]]
+    rows = []
+    for (row, ratio), part in moved.groupby(["row", "noise_ratio"], sort=False):
+        plain = frame[(frame["perturbed"] == 0) & (frame["row"] == row) & (frame["noise_ratio"] == ratio)]
+        both = part.merge(plain, on=["seed", "noise_seed"], suffixes=("", "_plain"))
+        difference = (both["rsum"] - both["rsum_plain"]).dropna()
+        if len(difference):
+            root = float(np.sqrt((difference**2).mean()))
+            texts = (
+                f"{ratio:g}",
+                str(row),
+                f"{root:.1f}",
+                f"{difference.abs().max():.1f}",
+                str(len(difference)),
+            )
+            rows.append([Cell(text) for text in texts])
+    if not rows:
+        return None
+    caption = (
+        "The same trial with each initial weight multiplied by 1 + 1e-6 z, z standard normal: by how "
+        "much test "
+        "rSum after the last epoch then differs. Two machines that round sums differently differ as "
+        "much, and no difference between single trials below it says anything. n: perturbed trials."
+    )
+    return Table(
+        f"Moved by rounding: {where}", caption, ["noise", "method", "root mean square", "largest", "n"], rows
+    )
