@@ -15,7 +15,7 @@ _COPIED = (
     "CITATION.cff",
     "CONTRIBUTING.md",
     "LICENSE",
-    "harness/data/emoji/NOTICE.md",
+    "harness/data/*/NOTICE.md",
     "harness/report/published_results.csv",
     "reports/*/*.md",
     "reports/*/*.png",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # command lines read the names below, and must not wait for N
 
 LAYOUTS = ("scan", "npc", "karpathy", "table", "webdataset")
 """Names of layouts, in the order in which a directory is tried: the most specific first."""
-DATASETS = {"emoji": "harness.data.emoji:load", **{name: f"harness.data.{name}:load" for name in LAYOUTS}}
+DATASETS = {name: f"harness.data.{name}:load" for name in ("emoji", "icons", *LAYOUTS)}
 
 
 def load_dataset(name: str, **options: Any) -> DataSet:

@@ -7,22 +7,26 @@ give the same file content.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import random
 import re
-import subprocess
-import tarfile
-from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
+
+from harness.data_tools.building import (
+    CAPTIONS,
+    PIXELS,
+    Concept,
+    draw,
+    families,
+    fetch,
+    leave_out_ambiguous,
+    read_json,
+    split_by_family,
+    unique,
+    webp,
+    write,
+)
 
 PACKAGES = {
     "noto": ("@iconify-json/noto", "1.2.9"),
@@ -32,8 +36,6 @@ PACKAGES = {
     "cldr": ("cldr-annotations-full", "48.2.0"),
 }
 VENDORS = ("noto", "twemoji", "fluent")
-PIXELS = 128
-CAPTIONS = 5
 SPLIT_SIZES = {"test": 300, "dev": 300, "meta": 24}
 """Concepts per split; the remaining ones are train."""
 SPLIT_SEED = 0
@@ -86,28 +88,6 @@ _TEMPLATES = (
 )
 
 
-@dataclass
-class Concept:
-    """One emoji.
-
-    Attributes:
-        code: its code points, without variation selectors.
-        name: its English name.
-        captions: its captions.
-        images: its encoded picture of each vendor.
-    """
-
-    code: tuple[int, ...]
-    name: str
-    captions: list[str] = field(default_factory=list)
-    images: dict[str, bytes] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        """The code points in hexadecimal, joined by `-`."""
-        return "-".join(f"{c:x}" for c in self.code)
-
-
 def build(target: Path, work: Path) -> dict[str, int]:
     """Write the Parquet file.
 
@@ -118,41 +98,23 @@ def build(target: Path, work: Path) -> dict[str, int]:
     Returns:
         The number of concepts in each split.
     """
-    folders = {name: _fetch(package, version, work) for name, (package, version) in PACKAGES.items()}
+    folders = {name: fetch(package, version, work) for name, (package, version) in PACKAGES.items()}
     concepts = _concepts(folders)
-    for concept in concepts:
-        concept.images = {}
     for vendor in VENDORS:
         for concept, picture in _pictures(vendor, folders[vendor], concepts):
-            concept.images[vendor] = _webp(picture)
+            concept.images[vendor] = webp(picture, quality=80)
     concepts = [c for c in concepts if len(c.images) >= 2 and len(c.captions) == CAPTIONS]
-    split_of = _split_by_family(concepts)
-    _leave_out_ambiguous(concepts, split_of)
-    _write(target, concepts, split_of)
-    return dict(Counter(split_of.values()))
-
-
-def _fetch(package: str, version: str, work: Path) -> Path:
-    folder = work / f"{package.strip('@').replace('/', '-')}-{version}"
-    if not folder.exists():
-        packed = subprocess.run(
-            ["npm", "pack", "--silent", f"{package}@{version}"],
-            cwd=work,
-            check=True,
-            text=True,
-            capture_output=True,
-        )
-        with tarfile.open(work / packed.stdout.split()[-1]) as archive:
-            archive.extractall(folder, filter="data")
-    return folder / "package" if (folder / "package").is_dir() else folder
+    split_of = split_by_family(concepts, families(concepts, _links), SPLIT_SIZES, seed=SPLIT_SEED)
+    leave_out_ambiguous(concepts, split_of)
+    return write(target, concepts, split_of, VENDORS, PACKAGES)
 
 
 def _concepts(folders: dict[str, Path]) -> list[Concept]:
     import emoji  # build-time dependency
 
-    library = {_strip(k): v for k, v in _json(folders["emojilib"] / "dist/emoji-en-US.json").items()}
+    library = {_strip(k): v for k, v in read_json(folders["emojilib"] / "dist/emoji-en-US.json").items()}
     cldr_file = folders["cldr"] / "annotations/en/annotations.json"
-    cldr = {_strip(k): v for k, v in _json(cldr_file)["annotations"]["annotations"].items()}
+    cldr = {_strip(k): v for k, v in read_json(cldr_file)["annotations"]["annotations"].items()}
 
     concepts: dict[tuple[int, ...], Concept] = {}
     for text, data in emoji.EMOJI_DATA.items():
@@ -165,7 +127,7 @@ def _concepts(folders: dict[str, Path]) -> list[Concept]:
         aliases += cldr.get(code, {}).get("tts", [])
         emojilib = [_words(k) for k in library.get(code, [])]
         cldr_keywords = [_words(k) for k in cldr.get(code, {}).get("default", [])]
-        concepts[code] = Concept(code, name, _captions(name, aliases, emojilib, cldr_keywords))
+        concepts[code] = Concept(_key(code), name, _captions(name, aliases, emojilib, cldr_keywords))
     return [concepts[code] for code in sorted(concepts)]
 
 
@@ -175,11 +137,11 @@ def _captions(name: str, aliases: list[str], emojilib: list[str], cldr: list[str
     Emojilib's keywords are in order of frequency, those of CLDR in alphabetical order.
     """
     words = set(name.split())
-    emojilib = [k for k in _unique(emojilib) if _is_word(k) and k != name and k not in words]
-    cldr = [k for k in _unique(cldr) if _is_word(k) and k != name and k not in words]
+    emojilib = [k for k in unique(emojilib) if _is_word(k) and k != name and k not in words]
+    cldr = [k for k in unique(cldr) if _is_word(k) and k != name and k not in words]
     rest = [k for k in cldr if k not in emojilib]
     half = max(1, len(emojilib) // 2)
-    second_names = [a for a in _unique(a.lower() for a in aliases) if _is_word(a) and a != name]
+    second_names = [a for a in unique(a.lower() for a in aliases) if _is_word(a) and a != name]
     candidates = [
         name,
         *second_names[:1],
@@ -198,24 +160,22 @@ def _captions(name: str, aliases: list[str], emojilib: list[str], cldr: list[str
         for group in (emojilib[:half], emojilib[half:], rest or cldr, cldr[-4:])
         if len(group) == 1
     }
-    ranked = sorted(_unique(c for c in candidates if c), key=lambda c: c in vague - {name, *second_names})
+    ranked = sorted(unique(c for c in candidates if c), key=lambda c: c in vague - {name, *second_names})
     return ranked[:CAPTIONS]
 
 
 def _pictures(vendor: str, folder: Path, concepts: list[Concept]) -> Iterator[tuple[Concept, Image.Image]]:
     """The vendor's picture of each concept that it has one for."""
-    by_code = {c.code: c for c in concepts}
+    by_code = {_parse(c.key): c for c in concepts}
     if vendor == "fluent":
         for file in sorted((folder / "assets").glob("*.webp")):
             concept = by_code.get(_parse(file.stem))
             if concept is not None:
                 yield concept, Image.open(file)
         return
-    import resvg_py  # build-time dependency
-
-    icons = _json(folder / "icons.json")
+    icons = read_json(folder / "icons.json")
     drawings, aliases = icons["icons"], icons.get("aliases", {})
-    for key, icon in sorted(_json(folder / "chars.json").items()):
+    for key, icon in sorted(read_json(folder / "chars.json").items()):
         concept = by_code.get(_parse(key))
         if concept is None:
             continue
@@ -228,112 +188,20 @@ def _pictures(vendor: str, folder: Path, concepts: list[Concept]) -> Iterator[tu
             f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="0 0 {width} {height}" width="{PIXELS}" height="{PIXELS}">{drawing["body"]}</svg>'
         )
-        yield concept, Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg))))
-
-
-def _webp(picture: Image.Image) -> bytes:
-    """The picture as WebP, centred on a white square, so that its frame does not reveal the vendor."""
-    picture = picture.convert("RGBA")
-    picture.thumbnail((PIXELS, PIXELS), Image.Resampling.LANCZOS)
-    canvas = Image.new("RGBA", (PIXELS, PIXELS), "white")
-    canvas.alpha_composite(picture, ((PIXELS - picture.width) // 2, (PIXELS - picture.height) // 2))
-    out = io.BytesIO()
-    canvas.convert("RGB").save(out, "WEBP", quality=80, method=6)
-    return out.getvalue()
-
-
-def _split_by_family(concepts: list[Concept]) -> dict[tuple[int, ...], str]:
-    """The split of each concept. Families are not divided, and `SPLIT_SIZES` are met exactly."""
-    families: dict[str, list[Concept]] = defaultdict(list)
-    for concept, family in zip(concepts, _families(concepts), strict=True):
-        families[family].append(concept)
-    names = sorted(families)
-    random.Random(SPLIT_SEED).shuffle(names)
-    free, split_of = dict(SPLIT_SIZES), {}
-    for name in names:
-        members = families[name]
-        split = next((s for s, count in free.items() if len(members) <= count), "train")
-        if split != "train":
-            free[split] -= len(members)
-        split_of.update({c.code: split for c in members})
-    return split_of
-
-
-def _leave_out_ambiguous(concepts: list[Concept], split_of: dict[tuple[int, ...], str]) -> None:
-    """Remove the captions of dev and test whose string belongs to several concepts: a retrieved picture of
-    another one of these would be right, and count as wrong.
-    """
-    concepts_of = Counter(caption for concept in concepts for caption in concept.captions)
-    for concept in concepts:
-        if split_of[concept.code] in ("dev", "test"):
-            concept.captions = [c for c in concept.captions if concepts_of[c] == 1]
-
-
-def _families(concepts: list[Concept]) -> list[str]:
-    """A family name for each concept: linked by base code point, by name without gender, or by template."""
-    parent: dict[str, str] = {}
-
-    def find(x: str) -> str:
-        while parent.setdefault(x, x) != x:
-            parent[x] = parent[parent[x]]
-            x = parent[x]
-        return x
-
-    for concept in concepts:
-        for link in _links(concept):
-            parent[find(link)] = find(concept.key)
-    return [find(c.key) for c in concepts]
+        yield concept, draw(svg)
 
 
 def _links(concept: Concept) -> list[str]:
-    base = [c for c in concept.code if c not in _GENDER_SIGNS | _DIRECTIONS and c != _JOINER]
+    """What joins a concept with others: base code point, name without gender, template."""
+    code = _parse(concept.key)
+    base = [c for c in code if c not in _GENDER_SIGNS | _DIRECTIONS and c != _JOINER]
     if base and base[0] in _PEOPLE:
         base = [c for c in base if c not in _PEOPLE] or [0x1F9D1]
     words = [w for w in concept.name.replace(":", "").split() if w not in _GENDERED_WORDS]
-    links = ["code " + "-".join(map(str, base or concept.code)), "name " + (" ".join(words) or "person")]
+    links = ["code " + "-".join(map(str, base or code)), "name " + (" ".join(words) or "person")]
     if concept.name in _SAME_FAMILY:
         links.append("same " + _SAME_FAMILY[concept.name])
     return links + ["template " + label for label, pattern in _TEMPLATES if pattern.search(concept.name)]
-
-
-def _write(target: Path, concepts: list[Concept], split_of: dict[tuple[int, ...], str]) -> None:
-    rows = [
-        {
-            "split": split_of[c.code],
-            "concept": c.key,
-            "name": c.name,
-            "vendor": v,
-            "captions": c.captions,
-            "image": c.images[v],
-        }
-        for c in concepts
-        for v in VENDORS
-        if v in c.images
-    ]
-    schema = pa.schema(
-        [
-            ("split", pa.string()),
-            ("concept", pa.string()),
-            ("name", pa.string()),
-            ("vendor", pa.string()),
-            ("captions", pa.list_(pa.string())),
-            ("image", pa.binary()),
-        ],
-        metadata={
-            "sources": json.dumps({k: "@".join(v) for k, v in PACKAGES.items()}),
-            "attribution": "see NOTICE.md",
-        },
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), target, compression="zstd", row_group_size=1024)
-    print(
-        f"{target}: {len(rows)} images, {target.stat().st_size / 1e6:.1f} MB, sha256 "
-        f"{hashlib.sha256(target.read_bytes()).hexdigest()[:16]}"
-    )
-
-
-def _json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _strip(text: str) -> tuple[int, ...]:
@@ -344,13 +212,13 @@ def _parse(key: str) -> tuple[int, ...]:
     return tuple(c for c in (int(p, 16) for p in key.split("-")) if c != _VARIATION)
 
 
+def _key(code: tuple[int, ...]) -> str:
+    return "-".join(f"{c:x}" for c in code)
+
+
 def _words(text: str) -> str:
     return " ".join(text.replace("_", " ").split())
 
 
 def _is_word(text: str) -> bool:
     return bool(re.search(r"[^\W\d_]", text)) and len(text) > 1
-
-
-def _unique(items: Any) -> list[str]:
-    return list(dict.fromkeys(items))

@@ -1,7 +1,7 @@
 """Command line of `python -m harness.data`: check, show, prepare and export data sets and noise indices.
 
-PATH is the directory of a data set (its layout is recognised from its files), or a name: `emoji`, or
-package.module:function. `check` reads the files of a directory, and takes no name.
+PATH is the directory of a data set (its layout is recognised from its files), or a name: `emoji`, `icons`,
+or package.module:function. `check` reads the files of a directory, and takes no name.
 """
 
 from __future__ import annotations
@@ -133,9 +133,10 @@ def _add_vocabulary(commands: argparse._SubParsersAction) -> None:
 
 def _add_build(commands: argparse._SubParsersAction) -> None:
     build = commands.add_parser(
-        "build", help="build `emoji` from its npm packages (needs npm, and pip install '.[build]')"
+        "build",
+        help="build `emoji` or `icons` from its npm packages (needs npm, and pip install '.[build]')",
     )
-    build.add_argument("name", choices=["emoji"])
+    build.add_argument("name", choices=["emoji", "icons"])
     build.add_argument("--work", type=Path, help="directory for the packages (default: a temporary one)")
     build.set_defaults(run="build")
 

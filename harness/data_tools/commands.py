@@ -179,13 +179,17 @@ def _vocabulary(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
-    from harness.data import emoji
-    from harness.data_tools import build_emoji
+    from harness.data import emoji, icons
+    from harness.data_tools import build_emoji, build_icons
 
+    target, build = {
+        "emoji": (emoji.FILE, build_emoji.build),
+        "icons": (icons.FILE, build_icons.build),
+    }[options.name]
     with tempfile.TemporaryDirectory() as temporary:
         directory = options.work or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
-        counts = build_emoji.build(emoji.FILE, directory)
+        counts = build(target, directory)
     console.print(f"concepts: {', '.join(f'{k} {v}' for k, v in sorted(counts.items()))}")
     return 0
 

@@ -47,7 +47,7 @@ def checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkout")
     for package in ("harness", "methods"):
         shutil.copytree(
-            ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "emoji")
+            ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "emoji", "icons")
         )
     (folder / "own").mkdir()
     (folder / "own" / "__init__.py").write_text("")
@@ -145,6 +145,7 @@ def test_what_makes_no_number_of_a_trial_lets_it_resume(checkout, digests, befor
         "harness/training/sampling.py",
         "harness/training/trainer.py",
         "harness/noise/inject.py",
+        "harness/data/concepts.py",
         "harness/data/emoji.py",
         "harness/backbones/clip.py",
         "harness/evaluation/metrics.py",
