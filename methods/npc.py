@@ -236,9 +236,9 @@ class NPC(Method):
         if self.sibling == "sgd":
             return after(plain_step(gradients))
         columns = []
-        for k, loss in enumerate(losses):
+        for k in range(len(losses)):
             with torch.enable_grad():
-                own = optimizers.gradients(loss, "network0", retain_graph=True)
+                own = optimizers.gradients(losses[k], "network0", retain_graph=True)
             columns.append(after(plain_step(own))[:, k])
         return torch.stack(columns, 1)
 

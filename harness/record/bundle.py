@@ -11,10 +11,11 @@ can be committed in parts.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -72,8 +73,9 @@ class Bundle:
                 if key.startswith(_CURVES)
             }
             line = _line(record, curves)
-            with open(self.folder / "records.jsonl", "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+            with open(self.folder / "records.jsonl", "a+b") as stream:
+                torn = stream.tell() and _last_byte(stream) != b"\n"  # by a process that was killed
+                stream.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
             self._lines[record.trial.id] = line
         if new:
             self._write("environment.json", json.dumps(self._environments(), indent=1))
@@ -208,6 +210,11 @@ class Bundle:
             except StoreError:
                 continue  # a search keeps none
         store.client.set_status(run_id, "FINISHED")
+
+
+def _last_byte(stream: BinaryIO) -> bytes:
+    stream.seek(-1, os.SEEK_END)
+    return stream.read(1)
 
 
 def _line(record: TrialRecord, curves: Mapping[str, list[float]]) -> dict[str, Any]:

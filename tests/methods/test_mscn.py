@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.losses import hardest_triplet
+from methods.losses import hardest_triplet, mean_triplet
 from methods.mscn import soft_margin
 from tests import build
 
@@ -97,3 +97,23 @@ def test_one_network_is_supported():
     method = build.trainer("mscn", hyper={"n_networks": 1}).method
     assert method.n_networks == 1
     assert list(method.passes()) == [0]
+
+
+def test_the_mean_over_negatives_is_differentiated_through_all_pairs():
+    """`hardest: false`: the training loss after the warm-up, computed from all scores."""
+    made = build.trainer("mscn", hyper={"warmup_epochs": 0, "hardest": False}, precision="fp64")
+    method, net, head = made.method, made.method.networks[0], made.method.heads[0]
+    batch = build.first_batch(made)
+    method.eval()
+    images, texts = net(batch)
+    vectors = net.vectors(images, texts)
+    scores = head(vectors)
+    margin = soft_margin(scores.diagonal().detach(), 0.2)
+    expected = mean_triplet(scores, margin).sum()
+    assert method._main_loss(net, head, vectors, images, texts).item() == pytest.approx(expected.item())
+    method.epoch = 0
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    method.start_epoch(0, 0, made.scan)
+    made.optimizers.at_step(5)
+    method.step(build.first_batch(made, network=0), made.optimizers, 0)
+    assert any(not torch.equal(before[k], v) for k, v in net.state_dict().items())

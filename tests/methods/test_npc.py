@@ -117,3 +117,33 @@ def test_gradients_of_the_two_variants():
     assert not all(
         torch.allclose(gradients["paper"][k], gradients["released"][k], atol=1e-4) for k in gradients["paper"]
     )
+
+
+def test_the_plain_siblings_step_by_the_gradient_alone():
+    """`sgd`: p - lr g of the mean loss; `pair`: of each pair's own, against one pair computed by hand."""
+    npc = {"warmup_epochs": 0, "least_bank": 0.3, "memory_loss": False}
+    for sibling in ("sgd", "pair"):
+        made = build.trainer("npc", hyper={**npc, "sibling": sibling, "sibling_lr": 0.5}, precision="fp64")
+        method, net = made.method, made.method.networks[0]
+        method.start_epoch(0, 0, made.scan)
+        batch = build.first_batch(made)
+        method.eval()
+        losses = pair_losses(net.logits(*net(batch)))
+        k = 3
+        loss = losses.mean() if sibling == "sgd" else losses[k]
+        parameters = {n: p for n, p in net.named_parameters() if p.requires_grad}
+        gradients = dict(zip(parameters, torch.autograd.grad(loss, parameters.values()), strict=True))
+        stepped = {n: p - 0.5 * gradients[n] for n, p in parameters.items()}
+        bank = batch.auxiliary["bank"]
+        rows = torch.searchsorted(bank.index, method.entries[:, batch.index])
+
+        def entry_losses(images, texts, net=net, rows=rows):
+            return torch.stack([pair_losses(net.logits(images[r], texts[r])) for r in rows])
+
+        before = net(bank, then=entry_losses)
+        after = torch.func.functional_call(net, stepped, (bank,), {"then": entry_losses})
+        made.optimizers.at_step(0)
+        method.step(batch, made.optimizers, 0)
+        expected = (before / after).mean(0)[k].item()
+        assert method.ratio[batch.index[k]].item() == pytest.approx(expected, rel=1e-9)
+        assert set(method.diagnostics()) == {"ratio"}

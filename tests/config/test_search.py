@@ -1,0 +1,231 @@
+"""Searches: what is drawn, what is refused, and what another sweep takes."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import pytest
+
+from harness.config.search import Range, Search, SearchResult, is_natural, shared_settings
+from harness.config.sweep_file import BadInput, parse_sweep
+from tests import small
+
+SPACE = {
+    "lr": {"log_uniform": [5e-5, 5e-3]},
+    "weight_decay": {"log_uniform": [0.01, 1]},
+    "small_loss.warmup_epochs": {"integers": [0, 2]},
+}
+SEARCH = {"tries": 5, "space": SPACE}
+
+
+def searched(*methods, search=SEARCH, **changes):
+    """A search of methods, whose own keys are left out of the space where they are not among them."""
+    given = {k: v for k, v in search["space"].items() if "small_loss" not in k or "small_loss" in methods}
+    search = {**search, "space": given}
+    fixed = changes.pop("fixed", {})
+    grid = {"noise_ratio": [0.2, 0.6], "seed": [100, 101], **changes.pop("grid", {})}
+    overrides = {m: {} for m in methods}
+    content = small.content(*methods, grid=grid, search=search, overrides=overrides, fixed=fixed, **changes)
+    if "lr" not in fixed:
+        del content["fixed"]["lr"]
+    return parse_sweep(content)
+
+
+# Drawing -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["sobol", "random"])
+def test_every_method_has_as_many_distinct_tries_at_all_ratios_and_seeds(sampler):
+    def drawn(seed=0):
+        search = {**SEARCH, "sampler": sampler, "seed": seed}
+        return searched("clip", "small_loss", search=search).trials
+
+    for method in ("clip", "small_loss"):
+        trials = [t for t in drawn() if t.method == method]
+        tries = {(t.lr, t.weight_decay, t.hyper.get("warmup_epochs")) for t in trials}
+        assert (len(trials), len(tries)) == (5 * 4, 5)
+    assert [t.id for t in drawn()] == [t.id for t in drawn()]
+    assert not {t.id for t in drawn(seed=1)} & {t.id for t in drawn()}
+
+
+def test_tries_of_a_method_do_not_depend_on_the_others():
+    alone = {t.id for t in searched("clip").trials}
+    assert alone == {t.id for t in searched("triplet", "clip").trials if t.method == "clip"}
+
+
+def test_a_sequence_fills_its_range_on_its_scale():
+    search = Search(space={"lr": {"log_uniform": [1e-4, 1e-2]}}, tries=32)
+    logs = sorted(math.log10(s["lr"]) for s in search.settings("clip"))
+    assert [sum(-4 + k / 4 <= x < -4 + (k + 1) / 4 for x in logs) for k in range(8)] == [4] * 8
+    assert all(float(f"{s['lr']:.3g}") == s["lr"] for s in search.settings("clip"))
+
+
+def test_settings_drawn_twice_are_drawn_anew():
+    space = {"warmup": {"choices": ["a", "b", "c"]}, "other": {"integers": [1, 2]}}
+    assert len({repr(s) for s in Search(space=space, tries=6).settings("clip")}) == 6
+    with pytest.raises(ValueError, match=r"clip has 6 distinct settings, and search.tries = 7"):
+        Search(space=space, tries=7).settings("clip")
+
+
+@pytest.mark.parametrize(
+    ("values", "value", "edge"),
+    [
+        (Range(log_uniform=(1e-4, 1e-2)), 1.2e-4, "low"),
+        (Range(log_uniform=(1e-4, 1e-2)), 1.4e-4, None),
+        (Range(log_uniform=(1e-4, 1e-2)), 9e-3, "high"),
+        (Range(uniform=(0.0, 1.0)), 0.04, "low"),
+        (Range(integers=(1, 6)), 6, "high"),
+        (Range(integers=(1, 6)), 5, None),
+        (Range(choices=[1, 2]), 2, None),
+    ],
+)
+def test_an_edge_is_within_a_twentieth_of_the_range(values, value, edge):
+    assert values.edge(value) == edge
+
+
+def test_a_natural_bound_is_one_that_the_setting_has_itself():
+    (trial,) = small.sweep("npc", fixed={"epochs": 4}).trials
+    warmup, threshold = Range(integers=(0, 3)), Range(uniform=(0.3, 1.0))
+    assert is_natural(trial, "warmup_epochs", warmup, "low")
+    assert is_natural(trial, "warmup_epochs", warmup, "high")  # a longer one leaves no epoch
+    assert not is_natural(trial, "warmup_epochs", Range(integers=(1, 2)), "high")
+    assert is_natural(trial, "bank_threshold", threshold, "high")
+    assert not is_natural(trial, "bank_threshold", threshold, "low")
+    assert not is_natural(trial, "lr", Range(log_uniform=(1e-4, 1e-2)), "low")
+
+
+# What is refused -----------------------------------------------------------------------------------
+
+
+def space(**ranges):
+    """With other ranges beside that of the learning rate."""
+    return {"search": {"tries": 5, "space": {"lr": SPACE["lr"], **ranges}}}
+
+
+@pytest.mark.parametrize(
+    ("methods", "changes", "message"),
+    [
+        (["clip"], {"fixed": {"lr": 1e-3}}, "clip.lr is set both in search.space and in fixed"),
+        (["clip"], {"grid": {"lr": [0.1]}}, "clip.lr is set both in search.space and in the grid"),
+        (["zero_shot", "clip"], {}, "zero_shot does not train, so there is nothing to search"),
+        (["clip"], {"search": {"tries": 1, "space": SPACE}}, "search.tries = 1"),
+        (["clip"], space(lrr={"uniform": [0, 1]}), "unknown key 'lrr'"),
+        (["clip"], space(**{"npc.lr": {"uniform": [0, 1]}}), "no method 'npc'"),
+        (["clip"], space(weight_decay={"uniform": [1, 0]}), "a lower and a higher bound"),
+        (["clip"], space(weight_decay={"log_uniform": [0, 1]}), "a lower bound above 0"),
+        (["clip"], space(seed={"integers": [0, 9]}), "search.space.seed: it is an axis"),
+        (["clip"], space(weight_decay={}), "expected one of log_uniform"),
+        (
+            ["small_loss"],
+            space(**{"small_loss.warmup_epochs": {"integers": [0, 3]}}),
+            "small_loss.warmup_epochs = 3: of 3 epochs none is left",
+        ),
+        (
+            ["clip"],
+            {**space(), "resources": {"processes": 2}, "asha": {}},
+            "search.asha stops trials of one process only",
+        ),
+    ],
+)
+def test_a_search_that_could_not_be_fair_is_refused(methods, changes, message):
+    if "asha" in changes:
+        changes = {**changes, "search": {**changes["search"], "asha": changes["asha"]}}
+        del changes["asha"]
+    with pytest.raises(BadInput) as error:
+        searched(*methods, **changes)
+    assert any(message in text for text in error.value.errors), error.value.errors
+
+
+# Settings from a search ----------------------------------------------------------------------------
+
+
+class Found:
+    """A file of what a search found, with changes."""
+
+    result: ClassVar = {
+        "name": "found",
+        "protocol_version": 2,
+        "digest": "0123456789ab",
+        "tries": 12,
+        "missing": {"clip": 0, "small_loss": 0},
+        "seeds": [100, 101],
+        "fingerprints": {"tests.small:load": "x"},
+        "space": SPACE,
+    }
+
+    def __init__(self, folder, **changes):
+        winners = {}
+        for method, settings in (
+            ("clip", {"lr": 4e-4, "weight_decay": 0.1}),
+            ("small_loss", {"lr": 2e-4, "weight_decay": 0.2, "warmup_epochs": 1}),
+        ):
+            trial = small.sweep(method, overrides={}).trials[0]
+            others = shared_settings(trial, settings)
+            winners[method] = {"settings": settings, "others": others, "objective": 100.0}
+        winners["clip"] |= changes.pop("clip", {})
+        content = SearchResult.model_validate({**self.result, "winners": winners, **changes})
+        file = folder / "results" / "found" / "search.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content.model_dump_json())
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def taken(*methods, fixed=None, **changes):
+    overrides = {m: {} for m in methods}
+    content = small.content(*methods, fixed=fixed or {}, overrides=overrides, **changes)
+    del content["fixed"]["lr"]  # which the search has chosen
+    return parse_sweep({**content, "settings_from": "found"})
+
+
+def test_a_sweep_takes_the_best_settings_and_names_their_search(here):
+    Found(here)
+    sweep = taken("clip", "small_loss", grid={"seed": [0, 1]})
+    assert {(t.method, t.lr, t.weight_decay) for t in sweep.trials} == {
+        ("clip", 4e-4, 0.1),
+        ("small_loss", 2e-4, 0.2),
+    }
+    assert {t.hyper.get("warmup_epochs") for t in sweep.trials if t.method == "small_loss"} == {1}
+    assert sweep.found.tags == {"search": "found", "search_digest": "0123456789ab", "search_tries": "12"}
+
+
+def test_an_axis_varies_a_setting_around_the_best(here):
+    Found(here)
+    sweep = taken("small_loss", grid={"small_loss.warmup_epochs": [0, 1, 2]})
+    assert [t.hyper["warmup_epochs"] for t in sweep.trials] == [0, 1, 2]
+    assert {t.lr for t in sweep.trials} == {2e-4}
+    assert [t.hyper["n_networks"] for t in taken("clip", grid={"clip.n_networks": [1, 2]}).trials] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("found", "changes", "message"),
+    [
+        ({"missing": {"clip": 3}}, {}, "incomplete; of 12 tries each there are missing: 3 of clip"),
+        ({"protocol_version": 1}, {}, "it is of protocol version 1, and this is 2"),
+        ({"seeds": [0, 100]}, {}, "it has chosen on seeds 0, which the sweep has too"),
+        ({}, {"fixed": {"weight_decay": 0.3}}, "clip.weight_decay is set in fixed too, and the search has"),
+        ({}, {"fixed": {"epochs": 5}}, "clip was searched with epochs = 3, and has 5 here"),
+        ({}, {"fixed": {"backbone": small.backbone(image_size=8)}}, "clip was searched with backbone.image"),
+        ({"clip": {"at_edge": ["lr"]}}, {}, "the best lr of clip, 0.0004, lies at an edge of its range"),
+        ({"winners": {}}, {}, "it has no settings of clip"),
+    ],
+)
+def test_a_search_that_does_not_fit_is_refused(here, found, changes, message):
+    Found(here, **found)
+    with pytest.raises(BadInput) as error:
+        taken("clip", **changes)
+    assert any(message in text for text in error.value.errors), error.value.errors
+
+
+def test_a_search_that_is_not_there_or_not_readable_is_told(here):
+    with pytest.raises(BadInput, match=r"there is no results/found/search.json \(searches there: none\)"):
+        taken("clip")
+    Found(here)
+    (here / "results" / "found" / "search.json").write_text("{}")
+    with pytest.raises(BadInput, match="cannot be read"):
+        taken("clip")

@@ -1,0 +1,192 @@
+"""Searches and bundles through the real command, store and report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from harness.config.search import SearchResult
+from harness.record.bundle import Bundle
+from harness.record.store import Store
+from harness.record.tries import OBJECTIVE, tries_of
+from harness.report.__main__ import main as report
+from harness.sweep.__main__ import parse
+from harness.sweep.command import execute
+from harness.sweep.ray_launcher import RayLauncher
+from tests import small
+from tests.sweep.running import records, run_sweep, write
+
+SEARCH = {
+    "tries": 3,
+    "space": {"lr": {"log_uniform": [1e-4, 1e-1]}, "small_loss.warmup_epochs": {"integers": [0, 2]}},
+}
+FAST = {"grid": {"noise_ratio": [0.2, 0.6], "seed": [100]}}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, feature_cache):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def search_file(folder, *methods, name="search", **search):
+    content = small.content(*methods, name=name, grid=FAST["grid"], overrides={m: {} for m in methods})
+    del content["fixed"]["lr"]
+    space = {k: v for k, v in SEARCH["space"].items() if "." not in k or k.partition(".")[0] in methods}
+    file = folder / f"{name}.yaml"
+    file.write_text(json.dumps({**content, "search": {**SEARCH, "space": space, **search}}))
+    return str(file)
+
+
+def found(name="search"):
+    return SearchResult.model_validate_json((Bundle(name).folder / "search.json").read_text())
+
+
+def test_a_search_is_run_reported_and_taken(here):
+    assert run_sweep([search_file(here, "clip", "small_loss")]) == 0
+    sweep = Store().read_sweep("search")
+    for method, tries in tries_of(sweep).items():
+        assert len(tries) == 3
+        for tried in tries:
+            last = [sweep.records[t.id].metrics[OBJECTIVE] for t in tried.trials]
+            assert tried.objective == pytest.approx(np.mean(last))
+        best = max(tries, key=lambda t: t.objective)
+        assert found().winners[method].settings == best.settings
+    text = (here / "reports" / "search" / "report.md").read_text()
+    for heading in ("Best settings", "Where the best settings lie", "What was spent", "Best tries: clip"):
+        assert f"### {heading}" in text
+    assert "test" not in (here / "reports" / "search" / "results.csv").read_text().splitlines()[0]
+
+    taken = small.content("clip", name="taken", settings_from="search", overrides={})
+    del taken["fixed"]["lr"]
+    (here / "taken.yaml").write_text(json.dumps(taken))
+    if not found().winners["clip"].at_edge:
+        assert run_sweep(["taken.yaml"]) == 0
+        (record,) = records("taken").values()
+        assert record.trial.lr == found().winners["clip"].settings["lr"]
+        assert record.tags["search_digest"] == found().digest
+        assert "settings from the search search" in (here / "reports" / "taken" / "report.md").read_text()
+
+
+def test_a_failed_trial_fails_its_try_which_counts(here, monkeypatch):
+    from harness.sweep import attempt
+
+    real, calls = attempt.work, []
+
+    def fails_once(trial, task, epoch_ended=None):
+        calls.append(trial)
+        if len(calls) == 1:
+            raise RuntimeError("out of luck")
+        return real(trial, task, epoch_ended)
+
+    monkeypatch.setattr(attempt, "work", fails_once)
+    assert run_sweep([search_file(here, "clip")]) == 1
+    tries = tries_of(Store().read_sweep("search"))["clip"]
+    assert [(t.failed, t.objective is None) for t in tries] == [(True, True), (False, False), (False, False)]
+    assert found().missing == {"clip": 0}
+    assert found().winners["clip"].settings == max(tries[1:], key=lambda t: t.objective).settings
+
+
+def test_optuna_goes_on_where_it_stopped_with_the_same_tries(here, monkeypatch):
+    pytest.importorskip("optuna")
+    assert run_sweep([search_file(here, "clip", sampler="optuna", tries=4)]) == 0
+    whole = [t.settings for t in tries_of(Store().read_sweep("search"))["clip"]]
+    assert len(whole) == len({repr(s) for s in whole}) == 4
+    # Another place has the first two tries only, and finds the same next ones.
+    lines = (here / "results" / "search" / "records.jsonl").read_text().splitlines()
+    (here / "elsewhere" / "results" / "search").mkdir(parents=True)
+    for name in ("plan.json", "sweep.yaml"):
+        shutil.copy(here / "results" / "search" / name, here / "elsewhere" / "results" / "search" / name)
+    (here / "elsewhere" / "results" / "search" / "records.jsonl").write_text("\n".join(lines[:4]) + "\n")
+    monkeypatch.chdir(here / "elsewhere")
+    assert run_sweep([search_file(here / "elsewhere", "clip", sampler="optuna", tries=4)]) == 0
+    assert [t.settings for t in tries_of(Store().read_sweep("search"))["clip"]] == whole
+
+
+# Bundles -------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_gives_the_report_of_its_store_and_its_trials_are_done_elsewhere(here, monkeypatch):
+    file = write(here, "clip", "npc", name="bundled", grid={"noise_ratio": [0, 0.4], "seed": [0, 1]})
+    assert run_sweep([file]) == 0
+    folder = here / "results" / "bundled"
+    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    known = records("bundled")
+    assert {line["trial"] for line in lines} == set(known)
+    for line in lines:
+        metrics = known[line["trial"]].metrics
+        assert (line["test/rsum"], line["last/rsum"]) == (metrics["test/rsum"], metrics["last/rsum"])
+        arrays = np.load(folder / "arrays" / f"{line['trial']}.npz")
+        assert arrays["last/i2t_rank"].dtype.itemsize <= 2
+        if line["method"] == "npc":
+            assert arrays["epoch_002/confidence"].dtype == np.float16
+            assert "epoch_002/ratio" in arrays.files
+    before = (here / "reports" / "bundled" / "report.md").read_text()
+
+    elsewhere = here / "elsewhere"
+    shutil.copytree(here / "results", elsewhere / "results")
+    shutil.copy(file, elsewhere / "bundled.yaml")
+    monkeypatch.chdir(elsewhere)
+    assert report(["bundled"]) == 0  # without any store
+    assert _numbers(elsewhere / "reports" / "bundled" / "report.md") == _numbers(before)
+    assert not (elsewhere / "mlflow.db").exists()
+
+    ran = []
+    monkeypatch.setattr("harness.sweep.attempt.work", lambda trial, *_: ran.append(trial))
+    assert run_sweep(["bundled.yaml"]) == 0
+    assert ran == []
+    restored = records("bundled")
+    for trial, record in restored.items():
+        assert record.tags["restored_from"] == "results/bundled"
+        same = {k for k in known[trial].metrics if k.startswith(("test/", "last/", "cost/", "detection/"))}
+        assert {k: record.metrics[k] for k in same} == {k: known[trial].metrics[k] for k in same}
+    assert _numbers(elsewhere / "reports" / "bundled" / "report.md") == _numbers(before)
+
+
+def _numbers(text):
+    """A report without what a half-precision confidence rounds, and without ids of runs."""
+    text = text if isinstance(text, str) else text.read_text()
+    return text.split("### Settings")[0]
+
+
+def test_a_bundle_of_a_killed_process_is_read_up_to_its_last_line(here):
+    assert run_sweep([write(here, "clip", name="torn", grid={"seed": [0, 1]})]) == 0
+    file = here / "results" / "torn" / "records.jsonl"
+    first, second = file.read_text().splitlines()
+    file.write_text(first + "\n" + second[:100])
+    bundle = Bundle("torn")
+    assert len(bundle.sweep().records) == 1
+    bundle.add(Store(), records("torn").values())
+    assert len(Bundle("torn").sweep().records) == 2
+
+
+# With Ray ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cluster
+def test_asha_stops_tries_that_fall_behind_and_says_so(here):
+    """Six tries over rates of which most learn nothing: after an epoch, the better half goes on."""
+    search = {
+        "space": {"lr": {"log_uniform": [1e-6, 1e-1]}},
+        "tries": 6,
+        "asha": {"grace_epochs": 1, "reduction": 2},
+    }
+    content = small.content("clip", name="halved", grid={"seed": [100]}, fixed={"epochs": 4})
+    del content["fixed"]["lr"]
+    (here / "halved.yaml").write_text(json.dumps({**content, "search": search}))
+    launcher = RayLauncher()
+    try:
+        assert execute(parse(["halved.yaml"]), launcher) == 0
+        known = records("halved")
+        stopped = [r for r in known.values() if r.stopped_early]
+        assert 0 < len(stopped) < len(known) == 6
+        assert not any(r.done for r in stopped)
+        assert "Early stopping by ASHA" in (here / "reports" / "halved" / "report.md").read_text()
+        assert found("halved").missing == {"clip": 0}
+        assert execute(parse(["halved.yaml"]), launcher) == 0  # what was stopped is not run again
+        assert len([r for r in records("halved").values() if r.stopped_early]) == len(stopped)
+    finally:
+        launcher.stop()
