@@ -57,12 +57,14 @@ class Design:
         )
 
 
-def design_of(frame: pd.DataFrame, seeds: int | None = None) -> Design | None:
+def design_of(
+    frame: pd.DataFrame, *, seeds: int | None = None, comparisons: int | None = None
+) -> Design | None:
     """The design of a sweep, from its results, which are of one data set and kind of noise.
 
     Args:
         frame: in the words of `primary`.
-        seeds: of another sweep that is planned with such results; None: those of the frame.
+        seeds, comparisons: of another sweep that is planned with such results; None: those of the frame.
 
     Returns:
         None with fewer than two rows that share two seeds.
@@ -73,7 +75,8 @@ def design_of(frame: pd.DataFrame, seeds: int | None = None) -> Design | None:
     if np.isnan(sd) or rows < 2:
         return None
     endpoint = "rSum after the last epoch" + (", mean over noise ratios" if several else "")
-    return Design(sd, seeds or int(frame.groupby("row")["seed"].nunique().max()), rows - 1, endpoint)
+    planned = seeds or int(frame.groupby("row")["seed"].nunique().max())
+    return Design(sd, planned, comparisons or rows - 1, endpoint)
 
 
 def paired_sd(frame: pd.DataFrame, measure: str, *, several: bool) -> float:

@@ -21,6 +21,7 @@ from harness.record.provenance import Provenance
 from harness.record.store import Store, is_missing, require
 from harness.record.types import StoreError, SweepHandle, TrialRecord
 from harness.sweep.attempt import DONE, Ending, StoreGone, Task
+from harness.sweep.foresight import design_notes
 from harness.sweep.keeping import Keeper, known_records
 from harness.sweep.launcher import Launcher, LaunchError
 from harness.sweep.plan import gpu_notes, make_plan, show_plan, warmup_notes
@@ -82,6 +83,8 @@ def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
             costs = cached_costs(sweep.trials, data, gpu=gpu)
             plan = make_plan(sweep, data, known, store.speeds() if store else [], costs)
             show_plan(plan, known)
+            for note in design_notes(sweep):
+                console.print(f"note: {note}", markup=False)
             return 0
         assert store is not None
         if options.verify is not None and store.find_sweep(sweep.name) is None:

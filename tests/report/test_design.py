@@ -1,0 +1,57 @@
+"""What seeds can show: against simulated tests, and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness.report.accuracy import by_ratio
+from harness.report.design import design_of, detectable_difference, paired_sd, resolves, seeds_for
+from tests.report.test_comparison import trials
+from tests.report.test_results import frame
+
+
+@pytest.mark.parametrize(("seeds", "comparisons"), [(5, 1), (5, 5), (10, 5), (20, 1)])
+def test_the_detectable_difference_is_found_four_times_in_five(seeds, comparisons):
+    difference = detectable_difference(2.0, seeds, comparisons)
+    draw = np.random.default_rng(0)
+    samples = difference + 2.0 * draw.standard_normal((20_000, seeds))
+    found = stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05 / comparisons
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_seeds_for_a_difference_are_the_fewest():
+    needed = seeds_for(5.0, 5.6, 5)
+    assert detectable_difference(5.6, needed, 5) <= 5.0 < detectable_difference(5.6, needed - 1, 5)
+    assert needed == 19  # as a review reckoned it: sd 5.6, Holm's worst step of five
+    assert seeds_for(5.0, 7.9, 1) == 22
+    assert detectable_difference(1.0, 1, 1) == np.inf
+
+
+def test_the_spread_is_that_of_pairs_and_of_the_mean_over_ratios():
+    """What a seed is worth (10) is the same for all rows, so pairs do not see it; two ratios halve the rest."""
+    draw = np.random.default_rng(0)
+    worth = 10 * draw.standard_normal((2, 400))
+    rows = [
+        (row, ratio, seed, 100 + worth[i, seed] + 2 * draw.standard_normal(), 1)
+        for row in ("clip", "a", "b")
+        for i, ratio in enumerate((0.0, 0.4))
+        for seed in range(400)
+    ]
+    made = frame(rows)
+    assert paired_sd(made, "rsum", several=False) == pytest.approx(2 * np.sqrt(2), rel=0.05)
+    assert paired_sd(made, "rsum", several=True) == pytest.approx(2, rel=0.05)
+    assert design_of(made[made["row"] == "clip"]) is None
+    assert design_of(made[made["seed"] == 0]) is None
+
+
+def test_nothing_is_underlined_where_seeds_are_too_few():
+    near = trials({"best": 9, "near": 8.5, "far": 0}, spread=0.3)
+    wide = trials({"best": 9, "near": 8.5, "far": 0}, spread=8.0)
+    assert resolves(near, "rsum")
+    assert not resolves(wide, "rsum")
+    assert "<u>" in by_ratio(near, "rsum", "t", "c").markdown()
+    text = by_ratio(wide, "rsum", "t", "c").markdown()
+    assert "<u>" not in text
+    assert "cannot tell a difference of 5 points" in text
