@@ -126,7 +126,7 @@ def drive(setting: str, method: str) -> list[list[str]]:
         trainer.scan(lambda images, texts: {"score": net.pair_similarity(images, texts)}, pairs=few)
         if trainer.method.trains:
             _take_two_steps(trainer, found)
-        trainer._confidence({})
+        trainer._beliefs({})
         trainer.evaluate("dev")
     return found
 

@@ -109,8 +109,10 @@ def test_64_trials_at_once_lose_nothing(server, feature_cache):
     draw = np.random.default_rng(0)
     values = draw.random((AT_ONCE, EPOCHS, METRICS))
     test = small.load()["test"]
-    i2t = Ranking(np.zeros(len(test.images), np.int64), np.zeros((len(test.images), 5), np.int64))
-    t2i = Ranking(np.zeros(len(test.captions), np.int64), np.zeros((len(test.captions), 5), np.int64))
+    i2t, t2i = (
+        Ranking(*np.zeros((3, len(queries)), np.int64), np.zeros((len(queries), 5), np.int64))
+        for queries in (test.images, test.captions)
+    )
 
     def run(k: int) -> None:
         recorder = MlflowRecorder(opened, sweep.trials[k])
@@ -118,11 +120,8 @@ def test_64_trials_at_once_lose_nothing(server, feature_cache):
         for epoch in range(EPOCHS):
             metrics = {"seconds/train": 1.0, **{f"train/m{j}": values[k, epoch, j] for j in range(METRICS)}}
             recorder.epoch(EpochRecord(epoch, metrics, values[k, epoch]))
-        recorder.finish(
-            Outcome(
-                {f"test/{m}": values[k, 0, j] for j, m in enumerate((*RECALLS, "rsum"))}, i2t, t2i, "digest"
-            )
-        )
+        metrics = {f"test/{m}": values[k, 0, j] for j, m in enumerate((*RECALLS, "rsum"))}
+        recorder.finish(Outcome(metrics, {"test": (i2t, t2i), "last": (i2t, t2i)}, "digest"))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(run, range(AT_ONCE)))
