@@ -30,7 +30,7 @@ def test_seeds_for_a_difference_are_the_fewest():
 
 
 def test_the_spread_is_that_of_pairs_and_of_the_mean_over_ratios():
-    """What a seed is worth (10) is the same for all rows, so pairs do not see it; two ratios halve the rest."""
+    """What a seed is worth (10) is the same for all rows, so pairs do not see it."""
     draw = np.random.default_rng(0)
     worth = 10 * draw.standard_normal((2, 400))
     rows = [
