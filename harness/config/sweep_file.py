@@ -9,53 +9,43 @@ hyper-parameter of one method. A `search` block adds the settings of its tries (
 from __future__ import annotations
 
 import itertools
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from harness import PROTOCOL_VERSION
 from harness.backbones import BACKBONES, DEFAULT, backbone_setup
 from harness.config.base import StrictModel
 from harness.config.hyper import admits_bool, hyper_model
 from harness.config.plain_yaml import MOST_BYTES, read_yaml
 from harness.config.resources import Resources
-from harness.config.search import (
-    Search,
-    SearchResult,
-    Settings,
-    never_begins,
-    read_result,
-    shared_settings,
+from harness.config.search import Search, SearchResult, Settings
+from harness.config.sweep_checks import (
+    TRIAL_KEYS,
+    Errors,
+    check_file,
+    check_searched,
+    found_settings,
+    methods_of,
+    split_key,
+    suggest_key,
 )
 from harness.config.trial import Trial, method_class
-from harness.lib.registry import UnknownName, resolve, suggest
+from harness.lib.registry import resolve, suggest
 from harness.noise.models import MODELS, NoiseModel
-from methods import METHODS
 
-MOST_TRIALS = 100_000
-"""The most trials of a sweep: more is a mistake or an attack."""
 BASELINE = "clip"
 """The method that a report compares the others with, unless a sweep names another: the field's baseline."""
-TRIAL_KEYS = tuple(k for k in Trial.model_fields if k != "hyper")
-"""Fields of a trial that a sweep file may set."""
-_AXES_OF_ALL = ("method", "dataset", "noise", "noise_ratio", "noise_granularity", "seed", "noise_seed")
-"""What all methods of a grid share: comparisons are paired by them (`docs/protocol.md`)."""
 _NOISE_FIELDS = {m.model_fields["model"].default: m.model_fields for m in get_args(get_args(NoiseModel)[0])}
-_OTHER_NAMES = {"learning_rate": "lr"}
 # Settings of backbones that a method which differentiates twice cannot have, and why.
 _DIFFERENTIATED_ONCE = {
     "checkpointing": "differentiates through replaced parameters, which a backward pass that computes "
     "activations again misses",
     "compile": "differentiates through a gradient, and what is compiled can be differentiated once",
 }
-_OF_ALL = "is an axis of the whole grid, not of one method (grid may be a list of grids)"
-
-Value = TypeVar("Value")
 
 
 class BadInput(ValueError):
@@ -64,18 +54,6 @@ class BadInput(ValueError):
     def __init__(self, errors: list[str]) -> None:
         self.errors = list(dict.fromkeys(errors))
         super().__init__("; ".join(self.errors))
-
-
-class _Errors(list[str]):
-    """Collects the errors of a file."""
-
-    def collect(self, call: Callable[[], Value]) -> Value | None:
-        """The value of a call; None where it does not know a name, which becomes an error."""
-        try:
-            return call()
-        except UnknownName as error:
-            self.append(str(error))
-            return None
 
 
 class SweepFile(StrictModel):
@@ -115,7 +93,7 @@ class SweepFile(StrictModel):
     @property
     def methods(self) -> list[Any]:
         """The methods of all grids, in their order."""
-        listed = [m for grid in self.grid for m in _methods(grid, self.fixed)]
+        listed = [m for grid in self.grid for m in methods_of(grid, self.fixed)]
         return [m for i, m in enumerate(listed) if m not in listed[:i]]
 
 
@@ -189,202 +167,25 @@ def parse_sweep(content: Mapping[str, Any], *, text: str = "", told: Told | None
         texts = [_describe(e, SweepFile.model_fields) for e in error.errors()]
         single = isinstance(content.get("grid"), Mapping)
         raise BadInput([t.replace("grid.0.", "grid.", 1) if single else t for t in texts]) from None
-    errors = _Errors()
-    _check_file(file, errors)
-    found = _found(file, errors)
+    errors = Errors()
+    check_file(file, errors)
+    found = found_settings(file, errors)
     trials: dict[str, Trial] = {}
     for values in _points(file, found, told or {}, errors) if not errors else ():
         trial = _trial(values, errors)
         if trial is not None:
             trials.setdefault(trial.id, trial)
-    _check_searched(file, found, tuple(trials.values()), errors)
+    check_searched(file, found, tuple(trials.values()), errors)
     if errors:
         raise BadInput(errors)
     return Sweep(file=file, trials=tuple(trials.values()), text=text, found=found)
-
-
-def _methods(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any]) -> list[Any]:
-    listed: list[Any] = grid.get("method", [fixed["method"]] if "method" in fixed else [])
-    return listed
-
-
-# The file as a whole -------------------------------------------------------------------------------
-
-
-def _check_file(file: SweepFile, errors: _Errors) -> None:
-    """Report what is wrong with a file before any trial is made."""
-    if file.name == "Default":
-        errors.append("name = 'Default': MLflow keeps this name for itself")
-    if not file.grid:
-        errors.append("grid = []: expected at least one grid")
-    for number, grid in enumerate(file.grid):
-        _check_grid(grid, file.fixed, f"grid[{number}]" if len(file.grid) > 1 else "grid", errors)
-    for name in file.methods:
-        errors.collect(lambda name=name: method_class(name))  # type: ignore[misc]
-    _check_keys(file, errors)
-    if file.search:
-        _check_search(file, file.search, errors)
-    if file.reference is not None and file.reference not in file.methods:
-        near = suggest(file.reference, [str(m) for m in file.methods])
-        errors.append(f"reference = {file.reference!r}: no such method in the grid{near}")
-    count = sum(math.prod(len(v) for v in grid.values()) for grid in file.grid)
-    if count > MOST_TRIALS:
-        errors.append(f"grid: {count:,} trials, and a sweep has at most {MOST_TRIALS:,}")
-
-
-def _check_grid(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any], where: str, errors: _Errors) -> None:
-    for key in ("method", "dataset", "noise_ratio", "seed"):
-        if key not in grid and key not in fixed:
-            errors.append(f"{where}: {key} is missing (a list of at least one value)")
-    for key, values in grid.items():
-        if not values:
-            errors.append(f"{where}.{key} = []: expected at least one value")
-        elif len({repr(v) for v in values}) < len(values):
-            errors.append(f"{where}.{key} = {values}: it has a duplicate value")
-        if key in fixed:
-            errors.append(f"{key} is set both in {where} and in fixed")
-
-
-def _check_keys(file: SweepFile, errors: _Errors) -> None:
-    """Keys of grids, of `fixed` and of `overrides`: a known field, or a field of a method of the grid."""
-    methods = [str(m) for m in file.methods]
-    searched = file.search.space if file.search else {}
-    for key in [*(k for grid in file.grid for k in grid), *file.fixed, *searched]:
-        method, name = _split_key(key)
-        if method and method not in methods:
-            errors.append(f"key {key!r}: no method {method!r} in the grid{suggest(method, methods)}")
-        elif name == "hyper" or (not method and name not in TRIAL_KEYS):
-            errors.append(
-                f"unknown key {key!r}{_suggest(key, TRIAL_KEYS)} (hyper-parameters are given as METHOD.KEY, "
-                "or in overrides)"
-            )
-        elif method and name in _AXES_OF_ALL:
-            errors.append(f"{key!r}: {name} {_OF_ALL}")
-    for method, settings in file.overrides.items():
-        if method not in methods:
-            errors.append(f"overrides {method!r}: no method {method!r} in the grid{suggest(method, methods)}")
-        errors += [f"overrides {method!r}: {name} {_OF_ALL}" for name in _AXES_OF_ALL if name in settings]
-
-
-def _check_search(file: SweepFile, search: Search, errors: _Errors) -> None:
-    """What is wrong with a search: keys that are set elsewhere too, methods that do not train."""
-    if file.settings_from:
-        errors.append("settings_from: a search cannot have the settings of another one")
-    for method in map(str, file.methods):
-        ranges = search.ranges(method)
-        if not ranges:
-            errors.append(f"search.space: it has no key for {method}")
-        if method in METHODS and not method_class(method).trains:
-            errors.append(f"search: {method} does not train, so there is nothing to search")
-        errors += [
-            f"{method}.{key} is set both in search.space and {where}"
-            for where, key in _set_keys(file, method)
-            if key in ranges
-        ]
-    errors += [
-        f"search.space.{k}: it is an axis of the whole grid" for k in search.space if k in _AXES_OF_ALL
-    ]
-    if search.asha and file.resources.processes > 1:
-        errors.append(
-            f"search.asha stops trials of one process only, and resources.processes = "
-            f"{file.resources.processes}"
-        )
-
-
-def _set_keys(file: SweepFile, method: str, *, axes: bool = True) -> list[tuple[str, str]]:
-    """Where a file sets keys for a method: (place, key); with `axes` those of its grids too."""
-    places: list[tuple[str, Iterable[str]]] = [("in fixed", file.fixed)]
-    places += [("in the grid", grid) for grid in file.grid if axes]
-    found = [
-        (where, name)
-        for where, keys in places
-        for owner, name in map(_split_key, keys)
-        if owner in ("", method)
-    ]
-    return found + [("in overrides", key) for key in file.overrides.get(method, {})]
-
-
-def _found(file: SweepFile, errors: _Errors) -> SearchResult | None:
-    """The search that `settings_from` names, if it can be taken from; errors are collected."""
-    if file.settings_from is None:
-        return None
-    try:
-        found = read_result(file.settings_from)
-    except ValueError as error:
-        errors.append(str(error))
-        return None
-    where = f"settings_from = {found.name!r}"
-    if found.protocol_version != PROTOCOL_VERSION:
-        errors.append(
-            f"{where}: it is of protocol version {found.protocol_version}, and this is {PROTOCOL_VERSION}"
-        )
-    missing = ", ".join(f"{count} of {method}" for method, count in found.missing.items() if count)
-    if missing:
-        errors.append(
-            f"{where}: the search is incomplete; of {found.tries} tries each there are missing: {missing}"
-        )
-    for method in map(str, file.methods):
-        if method not in found.winners:
-            if not (method in METHODS and not method_class(method).trains):
-                errors.append(f"{where}: it has no settings of {method} (it has: {', '.join(found.winners)})")
-            continue
-        winner = found.winners[method]
-        if "lr" in winner.at_edge:
-            errors.append(
-                f"{where}: the best lr of {method}, {winner.settings['lr']:g}, lies at an edge of its range "
-                f"({found.space['lr']}): widen it, and search again"
-            )
-        errors += [
-            f"{where}: {method}.{key} is set {place} too, and the search has chosen it"
-            for place, key in _set_keys(file, method, axes=False)
-            if key in winner.settings
-        ]
-    return found
-
-
-def _check_searched(
-    file: SweepFile, found: SearchResult | None, trials: Sequence[Trial], errors: _Errors
-) -> None:
-    """Trials of a search whose own stage never begins, and what trials do not share with the search that
-    their settings are from.
-    """
-    for trial in trials if file.search else ():
-        if never_begins(trial):
-            errors.append(
-                f"{trial.method}.warmup_epochs = {trial.hyper['warmup_epochs']}: of {trial.epochs} epochs "
-                "none is left for the method's own stage, so the try would be one of its warm-up"
-            )
-    if found is None:
-        return
-    seeds = sorted({t.seed for t in trials} | {t.noise_seed for t in trials})
-    if shared := sorted(set(seeds) & set(found.seeds)):
-        errors.append(
-            f"settings_from = {found.name!r}: it has chosen on seeds {', '.join(map(str, shared))}, which "
-            "the sweep has too"
-        )
-    for trial in {(t.method, t.cell_id): t for t in trials if t.method in found.winners}.values():
-        axes = [name for grid in file.grid for _, name in map(_split_key, grid)]
-        ours = shared_settings(trial, found.space_of(trial.method), axes)
-        theirs = found.winners[trial.method].others
-        errors += [
-            f"settings_from = {found.name!r}: {trial.method} was searched with {key} = "
-            f"{theirs.get(key, 'the default')}, and has {value} here"
-            for key, value in ours.items()
-            if theirs.get(key, value) != value
-        ]
-
-
-def _split_key(key: str) -> tuple[str, str]:
-    """`METHOD.KEY` as method and key; a key of all methods has no method."""
-    method, _, name = key.rpartition(".")
-    return method, name
 
 
 # From the file to points of the grid ---------------------------------------------------------------
 
 
 def _points(
-    file: SweepFile, found: SearchResult | None, told: Told, errors: _Errors
+    file: SweepFile, found: SearchResult | None, told: Told, errors: Errors
 ) -> Iterator[dict[str, Any]]:
     """All combinations of each grid, method by method; of a search, try by try.
 
@@ -392,7 +193,7 @@ def _points(
     those that a search has found.
     """
     for grid in file.grid:
-        for method in _methods(grid, file.fixed):
+        for method in methods_of(grid, file.fixed):
             shared_axes, method_axes = _settings_of(grid, method)
             shared, own = _settings_of(file.fixed, method)
             own |= file.overrides.get(str(method), {})
@@ -407,7 +208,7 @@ def _points(
                     yield {**shared, **own, **chosen, **settings, **point, "method": method}
 
 
-def _tries(file: SweepFile, method: Any, told: Told, errors: _Errors) -> list[Settings]:
+def _tries(file: SweepFile, method: Any, told: Told, errors: Errors) -> list[Settings]:
     """The settings that a search draws for a method; one that is empty where there is no search."""
     if file.search is None:
         return [{}]
@@ -420,7 +221,7 @@ def _tries(file: SweepFile, method: Any, told: Told, errors: _Errors) -> list[Se
 
 def _settings_of(keys: Mapping[str, Any], method: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings of all methods, and those of one method, given as `METHOD.KEY`."""
-    split = [(*_split_key(k), v) for k, v in keys.items()]
+    split = [(*split_key(k), v) for k, v in keys.items()]
     shared = {name: v for owner, name, v in split if not owner}
     return shared, {name: v for owner, name, v in split if owner == method}
 
@@ -428,7 +229,7 @@ def _settings_of(keys: Mapping[str, Any], method: Any) -> tuple[dict[str, Any], 
 # From a point to a trial ---------------------------------------------------------------------------
 
 
-def _trial(values: Mapping[str, Any], errors: _Errors) -> Trial | None:
+def _trial(values: Mapping[str, Any], errors: Errors) -> Trial | None:
     """Build and check one trial; None where it has errors, which are collected."""
     before = len(errors)
     name = values["method"]
@@ -439,7 +240,7 @@ def _trial(values: Mapping[str, Any], errors: _Errors) -> Trial | None:
     fields = {k: v for k, v in values.items() if k in Trial.model_fields}
     hyper = {k: v for k, v in values.items() if k not in Trial.model_fields}
     for key in [k for k in hyper if k not in hyper_fields]:
-        near = _suggest(key, [*hyper_fields, *TRIAL_KEYS])
+        near = suggest_key(key, [*hyper_fields, *TRIAL_KEYS])
         errors.append(f"{name}.{key}: {name} has no such hyper-parameter{near}")
         del hyper[key]
     for key, value in values.items():
@@ -467,7 +268,7 @@ def _trial(values: Mapping[str, Any], errors: _Errors) -> Trial | None:
     return trial if len(errors) == before else None
 
 
-def _backbone(value: Any, errors: _Errors) -> dict[str, Any]:
+def _backbone(value: Any, errors: Errors) -> dict[str, Any]:
     """The configuration of a backbone with its defaults; empty where it has errors, which are collected."""
     config = {"kind": value} if isinstance(value, str) else value
     if not isinstance(config, Mapping):
@@ -491,11 +292,6 @@ def _backbone(value: Any, errors: _Errors) -> dict[str, Any]:
     return settings
 
 
-def _suggest(key: str, allowed: Iterable[str]) -> str:
-    """`suggest`, which also knows a key by the name that other projects give it."""
-    return suggest(_OTHER_NAMES.get(key, key), allowed)
-
-
 def _describe(error: Any, allowed: Any, prefix: str = "") -> str:
     """A pydantic error as one line: field, value, what is allowed."""
     keys = [str(key) for key in error["loc"]]
@@ -503,7 +299,7 @@ def _describe(error: Any, allowed: Any, prefix: str = "") -> str:
         allowed = _NOISE_FIELDS[keys.pop(1)]
     path = prefix + ".".join(keys)
     if error["type"] == "extra_forbidden":
-        near = _suggest(keys[-1], allowed) if len(keys) == 1 or keys[0] == "noise" else ""
+        near = suggest_key(keys[-1], allowed) if len(keys) == 1 or keys[0] == "noise" else ""
         return f"unknown key {path!r}{near}"
     if error["type"] == "missing":
         return f"{path} is missing"

@@ -1,0 +1,220 @@
+"""What is wrong with a sweep file as a whole, before any trial is made of it: keys, axes, searches, and the
+search that its settings are from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from harness import PROTOCOL_VERSION
+from harness.config.search import Search, SearchResult, never_begins, read_result, shared_settings
+from harness.config.trial import Trial, method_class
+from harness.lib.registry import UnknownName, suggest
+from methods import METHODS
+
+if TYPE_CHECKING:
+    from harness.config.sweep_file import SweepFile
+
+MOST_TRIALS = 100_000
+"""The most trials of a sweep: more is a mistake or an attack."""
+TRIAL_KEYS = tuple(k for k in Trial.model_fields if k != "hyper")
+"""Fields of a trial that a sweep file may set."""
+_AXES_OF_ALL = ("method", "dataset", "noise", "noise_ratio", "noise_granularity", "seed", "noise_seed")
+"""What all methods of a grid share: comparisons are paired by them (`docs/protocol.md`)."""
+_OTHER_NAMES = {"learning_rate": "lr"}
+_OF_ALL = "is an axis of the whole grid, not of one method (grid may be a list of grids)"
+
+Value = TypeVar("Value")
+
+
+class Errors(list[str]):
+    """Collects the errors of a file."""
+
+    def collect(self, call: Callable[[], Value]) -> Value | None:
+        """The value of a call; None where it does not know a name, which becomes an error."""
+        try:
+            return call()
+        except UnknownName as error:
+            self.append(str(error))
+            return None
+
+
+def methods_of(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any]) -> list[Any]:
+    listed: list[Any] = grid.get("method", [fixed["method"]] if "method" in fixed else [])
+    return listed
+
+
+def check_file(file: SweepFile, errors: Errors) -> None:
+    """Report what is wrong with a file before any trial is made."""
+    if file.name == "Default":
+        errors.append("name = 'Default': MLflow keeps this name for itself")
+    if not file.grid:
+        errors.append("grid = []: expected at least one grid")
+    for number, grid in enumerate(file.grid):
+        _check_grid(grid, file.fixed, f"grid[{number}]" if len(file.grid) > 1 else "grid", errors)
+    for name in file.methods:
+        errors.collect(lambda name=name: method_class(name))  # type: ignore[misc]
+    _check_keys(file, errors)
+    if file.search:
+        _check_search(file, file.search, errors)
+    if file.reference is not None and file.reference not in file.methods:
+        near = suggest(file.reference, [str(m) for m in file.methods])
+        errors.append(f"reference = {file.reference!r}: no such method in the grid{near}")
+    count = sum(math.prod(len(v) for v in grid.values()) for grid in file.grid)
+    if count > MOST_TRIALS:
+        errors.append(f"grid: {count:,} trials, and a sweep has at most {MOST_TRIALS:,}")
+
+
+def _check_grid(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any], where: str, errors: Errors) -> None:
+    for key in ("method", "dataset", "noise_ratio", "seed"):
+        if key not in grid and key not in fixed:
+            errors.append(f"{where}: {key} is missing (a list of at least one value)")
+    for key, values in grid.items():
+        if not values:
+            errors.append(f"{where}.{key} = []: expected at least one value")
+        elif len({repr(v) for v in values}) < len(values):
+            errors.append(f"{where}.{key} = {values}: it has a duplicate value")
+        if key in fixed:
+            errors.append(f"{key} is set both in {where} and in fixed")
+
+
+def _check_keys(file: SweepFile, errors: Errors) -> None:
+    """Keys of grids, of `fixed` and of `overrides`: a known field, or a field of a method of the grid."""
+    methods = [str(m) for m in file.methods]
+    searched = file.search.space if file.search else {}
+    for key in [*(k for grid in file.grid for k in grid), *file.fixed, *searched]:
+        method, name = split_key(key)
+        if method and method not in methods:
+            errors.append(f"key {key!r}: no method {method!r} in the grid{suggest(method, methods)}")
+        elif name == "hyper" or (not method and name not in TRIAL_KEYS):
+            errors.append(
+                f"unknown key {key!r}{suggest_key(key, TRIAL_KEYS)} (hyper-parameters are given as "
+                "METHOD.KEY, or in overrides)"
+            )
+        elif method and name in _AXES_OF_ALL:
+            errors.append(f"{key!r}: {name} {_OF_ALL}")
+    for method, settings in file.overrides.items():
+        if method not in methods:
+            errors.append(f"overrides {method!r}: no method {method!r} in the grid{suggest(method, methods)}")
+        errors += [f"overrides {method!r}: {name} {_OF_ALL}" for name in _AXES_OF_ALL if name in settings]
+
+
+def _check_search(file: SweepFile, search: Search, errors: Errors) -> None:
+    """What is wrong with a search: keys that are set elsewhere too, methods that do not train."""
+    if file.settings_from:
+        errors.append("settings_from: a search cannot have the settings of another one")
+    for method in map(str, file.methods):
+        ranges = search.ranges(method)
+        if not ranges:
+            errors.append(f"search.space: it has no key for {method}")
+        if method in METHODS and not method_class(method).trains:
+            errors.append(f"search: {method} does not train, so there is nothing to search")
+        errors += [
+            f"{method}.{key} is set both in search.space and {where}"
+            for where, key in _set_keys(file, method)
+            if key in ranges
+        ]
+    errors += [
+        f"search.space.{k}: it is an axis of the whole grid" for k in search.space if k in _AXES_OF_ALL
+    ]
+    if search.asha and file.resources.processes > 1:
+        errors.append(
+            f"search.asha stops trials of one process only, and resources.processes = "
+            f"{file.resources.processes}"
+        )
+
+
+def _set_keys(file: SweepFile, method: str, *, axes: bool = True) -> list[tuple[str, str]]:
+    """Where a file sets keys for a method: (place, key); with `axes` those of its grids too."""
+    places: list[tuple[str, Iterable[str]]] = [("in fixed", file.fixed)]
+    places += [("in the grid", grid) for grid in file.grid if axes]
+    found = [
+        (where, name)
+        for where, keys in places
+        for owner, name in map(split_key, keys)
+        if owner in ("", method)
+    ]
+    return found + [("in overrides", key) for key in file.overrides.get(method, {})]
+
+
+def found_settings(file: SweepFile, errors: Errors) -> SearchResult | None:
+    """The search that `settings_from` names, if it can be taken from; errors are collected."""
+    if file.settings_from is None:
+        return None
+    try:
+        found = read_result(file.settings_from)
+    except ValueError as error:
+        errors.append(str(error))
+        return None
+    where = f"settings_from = {found.name!r}"
+    if found.protocol_version != PROTOCOL_VERSION:
+        errors.append(
+            f"{where}: it is of protocol version {found.protocol_version}, and this is {PROTOCOL_VERSION}"
+        )
+    missing = ", ".join(f"{count} of {method}" for method, count in found.missing.items() if count)
+    if missing:
+        errors.append(
+            f"{where}: the search is incomplete; of {found.tries} tries each there are missing: {missing}"
+        )
+    for method in map(str, file.methods):
+        if method not in found.winners:
+            if not (method in METHODS and not method_class(method).trains):
+                errors.append(f"{where}: it has no settings of {method} (it has: {', '.join(found.winners)})")
+            continue
+        winner = found.winners[method]
+        if "lr" in winner.at_edge:
+            errors.append(
+                f"{where}: the best lr of {method}, {winner.settings['lr']:g}, lies at an edge of its range "
+                f"({found.space['lr']}): widen it, and search again"
+            )
+        errors += [
+            f"{where}: {method}.{key} is set {place} too, and the search has chosen it"
+            for place, key in _set_keys(file, method, axes=False)
+            if key in winner.settings
+        ]
+    return found
+
+
+def check_searched(
+    file: SweepFile, found: SearchResult | None, trials: Sequence[Trial], errors: Errors
+) -> None:
+    """Trials of a search whose own stage never begins, and what trials do not share with the search that
+    their settings are from.
+    """
+    for trial in trials if file.search else ():
+        if never_begins(trial):
+            errors.append(
+                f"{trial.method}.warmup_epochs = {trial.hyper['warmup_epochs']}: of {trial.epochs} epochs "
+                "none is left for the method's own stage, so the try would be one of its warm-up"
+            )
+    if found is None:
+        return
+    seeds = sorted({t.seed for t in trials} | {t.noise_seed for t in trials})
+    if shared := sorted(set(seeds) & set(found.seeds)):
+        errors.append(
+            f"settings_from = {found.name!r}: it has chosen on seeds {', '.join(map(str, shared))}, which "
+            "the sweep has too"
+        )
+    for trial in {(t.method, t.cell_id): t for t in trials if t.method in found.winners}.values():
+        axes = [name for grid in file.grid for _, name in map(split_key, grid)]
+        ours = shared_settings(trial, found.space_of(trial.method), axes)
+        theirs = found.winners[trial.method].others
+        errors += [
+            f"settings_from = {found.name!r}: {trial.method} was searched with {key} = "
+            f"{theirs.get(key, 'the default')}, and has {value} here"
+            for key, value in ours.items()
+            if theirs.get(key, value) != value
+        ]
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """`METHOD.KEY` as method and key; a key of all methods has no method."""
+    method, _, name = key.rpartition(".")
+    return method, name
+
+
+def suggest_key(key: str, allowed: Iterable[str]) -> str:
+    """`suggest`, which also knows a key by the name that other projects give it."""
+    return suggest(_OTHER_NAMES.get(key, key), allowed)
