@@ -42,6 +42,7 @@ class Errors(list[str]):
 
 
 def methods_of(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any]) -> list[Any]:
+    """The methods of a grid, or the one that is fixed."""
     listed: list[Any] = grid.get("method", [fixed["method"]] if "method" in fixed else [])
     return listed
 
