@@ -78,8 +78,12 @@ class Range(StrictModel):
             return first + int(share * (last - first + 1))
         low, high = self._scaled()
         value = low + share * (high - low)
-        number = float(f"{math.exp(value) if self.log_uniform else value:.{_DIGITS}g}")
-        return min(max(number, self._limits()[0]), self._limits()[1])
+        return self.rounded(math.exp(value) if self.log_uniform else value)
+
+    def rounded(self, value: float) -> float:
+        """A number to three digits, within the bounds."""
+        low, high = self._limits()
+        return min(max(float(f"{value:.{_DIGITS}g}"), low), high)
 
     def position(self, value: Any) -> float:
         """The share of the range, on its scale, at which a value lies; of choices the middle of its place."""
@@ -242,7 +246,7 @@ def _told(values: Range, value: Any) -> Any:
 def _answered(values: Range, value: Any) -> Any:
     if values.choices is not None:
         return values.choices[value]
-    return value if values.integers is not None else float(f"{value:.{_DIGITS}g}")
+    return value if values.integers is not None else values.rounded(value)
 
 
 def never_begins(trial: Trial) -> bool:
