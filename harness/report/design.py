@@ -25,7 +25,7 @@ class Design:
     Attributes:
         sd: standard deviation over seeds of the difference of two rows, pooled over all pairs of rows.
         seeds: of each row.
-        comparisons: in the family that Holm's procedure corrects: every other row against one.
+        comparisons: in the family that Holm's procedure corrects: every other row of a track against one.
         endpoint: what is compared.
     """
 
@@ -71,7 +71,7 @@ def design_of(
     """
     several = frame["noise_ratio"].nunique() > 1
     sd = paired_sd(frame, "rsum", several=several)
-    rows = frame.loc[~frame["ground_truth"], "row"].nunique()
+    rows = int(frame[~frame["ground_truth"]].groupby("track")["row"].nunique().max() or 0)
     if np.isnan(sd) or rows < 2:
         return None
     endpoint = "rSum after the last epoch" + (", mean over noise ratios" if several else "")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness import PROTOCOL_VERSION
 from harness.config.labels import shared_and_own_settings
 from harness.evaluation.metrics import PERFECT, RECALLS
 from harness.lib.console import console
@@ -63,7 +64,7 @@ def write(source: Source, folder: Path) -> Path:
     marked = with_marks(primary(frame))
     blocks = list(_search(source, marked, folder) if sweep.select else _comparison(source, marked, folder))
     ends = [_settings(sweep), _provenance(sweep, frame)]
-    state = "\n".join([_state(primary(frame)), *_designs(marked, sweep)])
+    state = "\n".join([*_version(sweep), _state(primary(frame)), *_designs(marked, sweep)])
     save(folder, sweep.name, [sweep.description, state], blocks, ends)
     page = Page(sweep.name, sweep.description, state, blocks, ends)
     if not sweep.select:
@@ -264,6 +265,16 @@ def _state(frame: pd.DataFrame) -> str:
             f"selected on dev is that of a model before the method's own stage"
         )
     return "\n".join(lines)
+
+
+def _version(sweep: SweepRecord) -> list[str]:
+    """A warning where the records are of an older protocol version."""
+    if sweep.protocol_version == PROTOCOL_VERSION:
+        return []
+    return [
+        f"**Recorded under protocol version {sweep.protocol_version}: not to be compared with records of "
+        f"version {PROTOCOL_VERSION}.**\n"
+    ]
 
 
 def _designs(frame: pd.DataFrame, sweep: SweepRecord) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from harness.config.labels import place_labels, row_labels
@@ -23,7 +24,10 @@ def design_notes(sweep: Sweep) -> Iterator[str]:
     labels = row_labels(sweep.trials)
     for dataset in dict.fromkeys(data.values()):
         planned = [t for t in sweep.trials if data[t.id] == dataset]
-        rows = len({labels[t.id] for t in planned})
+        tracks = Counter(
+            t.hyper.get("n_networks", 1) > 1 for t in {labels[t.id]: t for t in planned}.values()
+        )
+        rows = max(tracks.values())
         seeds = len({(t.seed, t.noise_seed) for t in planned})
         ratios = len({t.noise_ratio for t in planned})
         for bundle in _past(dataset):
