@@ -10,7 +10,10 @@ from mlflow.exceptions import MlflowException
 from harness.config.trial import Trial
 from harness.record.store import Store, trials_of
 from harness.record.types import StoreError
-from tests import small
+from harness.report.source import from_store
+from harness.report.versus import write_versus
+from harness.report.write import write
+from tests import recorded, small
 
 
 @pytest.fixture
@@ -101,3 +104,29 @@ def test_runs_superseded_by_older_versions_are_not_resumed(opened):
     assert store.unfinished_run(handle, sweep.trials[0]).run_id == run_id
     store.client.set_tag(run_id, "given_up", "begun anew in another run: code a -> b")
     assert store.unfinished_run(handle, sweep.trials[0]) is None
+
+
+def test_a_sweep_of_an_older_protocol_version_is_readable_and_never_compared(tmp_path):
+    """As version 1 left it, without what came later."""
+    store = Store(f"sqlite:///{tmp_path / 'm.db'}")
+    grid = {"noise_ratio": [0, 0.4], "seed": [0, 1]}
+    sweeps = [small.sweep("clip", "oracle", name=name, grid=grid) for name in ("old", "new")]
+    handles = [recorded.fill(store, sweep) for sweep in sweeps]
+    plan = json.loads(store.client.read(handles[0].parent_run, "plan.json"))
+    later = ("search", "settings_from")
+    plan = {**{k: v for k, v in plan.items() if k not in later}, "protocol_version": 1}
+    store.client.log_text(handles[0].parent_run, json.dumps(plan), "plan.json")
+
+    old, new = (from_store(store, name) for name in ("old", "new"))
+    assert (old.sweep.protocol_version, new.sweep.protocol_version) == (1, 2)
+    text = (write(old, tmp_path / "report") / "report.md").read_text()
+    assert "**Recorded under protocol version 1: not to be compared with records of version 2.**" in text
+    assert "- protocol version 1" in text
+    assert "Recorded under" not in (write(new, tmp_path / "report") / "report.md").read_text()
+    with pytest.raises(StoreError, match="records of different versions are not compared"):
+        write_versus(old, new, tmp_path / "versus")
+
+    plan["protocol_version"] = 99
+    store.client.log_text(handles[0].parent_run, json.dumps(plan), "plan.json")
+    with pytest.raises(StoreError, match="was made under protocol version 99, and this is version 2"):
+        store.read_sweep("old")
