@@ -23,7 +23,7 @@ from harness.config.trial import Trial
 from harness.lib.files import RESULTS, atomic_write
 from harness.record.provenance import PACKAGES
 from harness.record.store import Store, sweep_of_plan
-from harness.record.types import StoreError, SweepHandle, SweepRecord, TrialRecord
+from harness.record.types import RESTORED, StoreError, SweepHandle, SweepRecord, TrialRecord
 
 _CURVES = ("dev/rsum", "train/loss", "detection/", "trained_on/", "seconds/train")
 """What the names of metrics begin with whose values of all epochs are kept."""
@@ -198,7 +198,7 @@ class Bundle:
 
     def _restore(self, store: Store, handle: SweepHandle, record: TrialRecord) -> None:
         line = self._lines[record.trial.id]
-        tags = {**record.tags, "restored_from": str(self.folder)}
+        tags = {**record.tags, RESTORED: str(self.folder)}
         run_id = store.create_run(handle, record.trial, tags)
         curves = {key: self.curve(record.run_id, key) for key in line["curves"]}
         store.client.log_curves(run_id, curves)

@@ -133,6 +133,8 @@ class Recorder(Protocol):
 
 STOPPED_EARLY = "stopped_early"
 """The tag of a trial that its search has stopped, with the epoch."""
+RESTORED = "restored_from"
+"""The tag of a run that was made from a bundle, with its folder."""
 
 # What the store holds -------------------------------------------------------------------------------
 

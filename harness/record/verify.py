@@ -15,7 +15,15 @@ from harness.evaluation.metrics import RECALLS, Ranking, recalls
 from harness.noise.index import index_digest
 from harness.record.recorder import split_ranks
 from harness.record.store import Store
-from harness.record.types import EpochRecord, Outcome, Setup, StoreError, SweepHandle, TrialRecord
+from harness.record.types import (
+    RESTORED,
+    EpochRecord,
+    Outcome,
+    Setup,
+    StoreError,
+    SweepHandle,
+    TrialRecord,
+)
 
 _TAGS = (
     "data_fingerprint",
@@ -98,10 +106,12 @@ def _epoch_errors(store: Store, record: TrialRecord) -> list[str]:
     ):
         errors.append("dev/best_rsum and dev/best_epoch are not those of the best epoch on dev")
     artifacts = store.client.artifacts(record.run_id, "confidence")
-    scored = (
+    scored = sorted(
         f"confidence/epoch_{epoch:03d}.npz"
         for epoch, _ in store.client.history(record.run_id, "detection/ece")
     )
+    if RESTORED in record.tags:  # a bundle keeps the last epoch's
+        scored = scored[-1:]
     return errors + [f"artifact {name} is missing" for name in scored if name not in artifacts]
 
 
@@ -148,10 +158,10 @@ class Comparison:
         file = f"confidence/epoch_{record.epoch:03d}.npz"
         if record.confidence is not None and file in self.confidences:
             kept = self.store.read_array(self.record.run_id, file)["confidence"]
-            if not np.array_equal(kept, record.confidence):
+            now = record.confidence.astype(kept.dtype)  # one that was restored is in half precision
+            if not np.array_equal(kept, now):
                 self.differences.append(
-                    f"confidence of epoch {record.epoch}, by up to "
-                    f"{np.abs(kept - record.confidence).max():.3g}"
+                    f"confidence of epoch {record.epoch}, by up to {np.abs(kept - now).max():.3g}"
                 )
 
     def finish(self, outcome: Outcome) -> None:

@@ -144,6 +144,9 @@ def test_a_bundle_gives_the_report_of_its_store_and_its_trials_are_done_elsewher
         same = {k for k in known[trial].metrics if k.startswith(("test/", "last/", "cost/", "detection/"))}
         assert {k: record.metrics[k] for k in same} == {k: known[trial].metrics[k] for k in same}
     assert _numbers(elsewhere / "reports" / "bundled" / "report.md") == _numbers(before)
+    monkeypatch.undo()
+    monkeypatch.chdir(elsewhere)
+    assert run_sweep(["bundled.yaml", "--verify", "1"]) == 0  # complete, and repeated to the last bit
 
 
 def _numbers(text):
