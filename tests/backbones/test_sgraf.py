@@ -307,7 +307,8 @@ def test_memory_of_scoring_does_not_grow_with_the_tiles(monkeypatch):
 
         def peak(texts, rows):
             monkeypatch.setitem(alignment.TILE_ROWS, "cpu", rows)
-            return megabytes_at_peak(lambda: net.similarity(images, texts))
+            # What else the process allocates comes on top, so the least of a few is nearest to the truth.
+            return min(megabytes_at_peak(lambda: net.similarity(images, texts)) for _ in range(3))
 
         peak(few, 2**10)  # warms up
         in_tiles, in_more_tiles, at_once = peak(few, 2**10), peak(many, 2**10), peak(many, 2**40)
