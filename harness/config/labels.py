@@ -42,7 +42,7 @@ def run_labels(trials: Sequence[Trial]) -> dict[str, dict[str, str]]:
     """Tags that tell the runs of a sweep apart, by trial id: the run's name, its row, its cell and its place
     (data set and noise). Names leave out what all trials share.
     """
-    rows, (data, noise) = row_labels(trials), place_labels(trials)
+    rows, (data, noise) = shown_rows(trials), place_labels(trials)
     places = {t.id: f"{data[t.id]}, {noise[t.id]}" for t in trials}
     several = len(set(places.values())) > 1
     own_noise = any(t.noise_seed != t.seed for t in trials)
@@ -50,6 +50,7 @@ def run_labels(trials: Sequence[Trial]) -> dict[str, dict[str, str]]:
     for trial in trials:
         where = f" {places[trial.id]}" if several else ""
         seeds = f"seed={trial.seed}" + (f" noise_seed={trial.noise_seed}" if own_noise else "")
+        seeds += f" draw={trial.perturbed}" if trial.perturbed else ""
         labels[trial.id] = {
             "mlflow.runName": f"{rows[trial.id]}{where} noise={trial.noise_ratio:g} {seeds}",
             "row": rows[trial.id],
@@ -57,6 +58,12 @@ def run_labels(trials: Sequence[Trial]) -> dict[str, dict[str, str]]:
             "place": places[trial.id],
         }
     return labels
+
+
+def shown_rows(trials: Sequence[Trial]) -> dict[str, str]:
+    """`row_labels` where rows are shown with all their trials: perturbed ones have rows of their own."""
+    labels = row_labels(trials)
+    return {t.id: f"{labels[t.id]}{' (perturbed)' if t.perturbed else ''}" for t in trials}
 
 
 def varied(rows: Sequence[dict[str, str]]) -> list[str]:

@@ -191,7 +191,9 @@ class Trial(TrainingConfig):
         """The trial in a line: method, data set, noise, seed."""
         default = self.noise == Trial.model_fields["noise"].default
         model = "" if default else f" ({self.noise_label})"
-        return f"{self.method} {self.dataset_label} noise={self.noise_ratio:g}{model} seed={self.seed}"
+        perturbed = f" perturbed={self.perturbed}" if self.perturbed else ""
+        noise = f"noise={self.noise_ratio:g}{model}"
+        return f"{self.method} {self.dataset_label} {noise} seed={self.seed}{perturbed}"
 
     def parameters(self) -> dict[str, Any]:
         """The trial as flat parameters of a run; hyper-parameters as `METHOD.KEY`, the words of a

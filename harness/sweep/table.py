@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.config.labels import place_labels, row_labels
+from harness.config.labels import place_labels, shown_rows
 from harness.config.trial import Trial
 from harness.lib.console import duration
 from harness.lib.watchdog import Heartbeat
@@ -94,7 +94,7 @@ class Board:
 
 def _labels(trials: Sequence[Trial]) -> dict[str, str]:
     """The row of each trial, with its data set and noise where there are several."""
-    rows, (data, noise) = row_labels(trials), place_labels(trials)
+    rows, (data, noise) = shown_rows(trials), place_labels(trials)
     places = {t.id: f"{data[t.id]}, {noise[t.id]}" for t in trials}
     several = len(set(places.values())) > 1
     return {t.id: rows[t.id] + (f" · {places[t.id]}" if several else "") for t in trials}

@@ -8,16 +8,17 @@ import pandas as pd
 import pytest
 import yaml
 
-from harness.config.labels import row_labels, shared_and_own_settings
+from harness.config.labels import row_labels, run_labels, shared_and_own_settings
 from harness.config.sweep_file import parse_sweep
 from harness.record.types import MethodFacts, SweepRecord
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
 from harness.report.figures import styles
-from harness.report.results import cells, tidy
+from harness.report.results import cells, primary, tidy
 from harness.report.stability import seeds_table, shares_table, stability, stability_table
 from harness.report.tables import Cell, Table
+from harness.report.write import write
 from harness.sweep.preflight import check_trial
-from tests import layouts, small
+from tests import golden, layouts, small
 
 README = Path(__file__).parents[2] / "README.md"
 DOCS = README.parent / "docs"
@@ -174,6 +175,19 @@ def test_rows_are_told_apart_by_what_varies():
         "npc (bank_threshold=0.5)",
         "npc (bank_threshold=0.9)",
     }
+
+
+def test_perturbed_trials_stand_in_no_table_and_have_rows_of_their_own_where_all_are_shown(tmp_path):
+    source = golden.source("golden")
+    frame = primary(tidy(source.sweep))
+    assert (frame["perturbed"] > 0).sum() == 2
+    labels = run_labels(source.sweep.planned)
+    moved = [labels[t] for t in frame.loc[frame["perturbed"] > 0, "trial"]]
+    assert {label["row"] for label in moved} == {"clip (perturbed)"}
+    assert len({label["mlflow.runName"] for label in moved}) == 2
+    text = (write(source, tmp_path) / "report.md").read_text()
+    assert re.search(r"\| clip +\| .*\| 17 of 18! \|", text)  # of three seeds at six ratios
+    assert re.search(r"### Moved by rounding.*\n\n.*\n.*\n\| 0.4 +\| clip +\|.*\| +2 \|", text)
 
 
 def test_settings_say_what_was_cut_for_one_method():
