@@ -46,12 +46,14 @@ class Pairs:
         captions: int64 [N], indices of captions in the split. Equal captions have one index, the first.
         split: `train`, or `meta` for the clean set.
         index: int64 [N], position of each pair in the pairs that these are a part of.
+        groups: int64 [N], of the clean set where no two pairs of a group may meet in a batch; else None.
     """
 
     images: Tensor
     captions: Tensor
     split: str = "train"
     index: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    groups: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.index) != len(self.captions):
@@ -61,7 +63,8 @@ class Pairs:
         return len(self.captions)
 
     def __getitem__(self, rows: Tensor) -> Pairs:
-        return Pairs(self.images[rows], self.captions[rows], self.split, self.index[rows])
+        groups = None if self.groups is None else self.groups[rows]
+        return Pairs(self.images[rows], self.captions[rows], self.split, self.index[rows], groups)
 
     def some(self, count: int | None, generator: torch.Generator) -> Pairs:
         """Random pairs without replacement.

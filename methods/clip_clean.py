@@ -53,13 +53,21 @@ class ClipClean(Clip):
         return {"clean": self.clean} if self.placed == "beside" else {}
 
     def auxiliary_pairs(self, index: Tensor, seed: int) -> dict[str, Pairs]:
-        """In the pool: random clean pairs, in each batch the share that they have of all pairs."""
+        """In the pool: random clean pairs, in each batch the share that they have of all pairs; the first of
+        each group, where no two of a group may meet.
+        """
         if self.placed == "beside":
             return {}
         generator = torch_generator(seed, "clean pairs")
         share = len(self.clean) * len(index) / len(self.pairs)
         count = min(len(self.clean), int(share + torch.rand((), generator=generator)))
-        return {"clean": self.clean.some(count, generator)} if count else {}
+        drawn = self.clean.some(count, generator)
+        if drawn.groups is not None:
+            listed = drawn.groups.tolist()
+            drawn = drawn[
+                torch.tensor([i for i, g in enumerate(listed) if g not in listed[:i]], dtype=torch.long)
+            ]
+        return {"clean": drawn} if count else {}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
         """The mean of `pair_losses` over training and clean pairs together."""

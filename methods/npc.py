@@ -247,8 +247,8 @@ class NPC(Method):
         return self.weight if self.has_bank and self.weights else None
 
     def training_weight(self, network: int) -> Tensor | None:
-        """The latest weight of each pair."""
-        return self.weight
+        """The latest weight of each pair; `released` weights all pairs of a batch alike."""
+        return self.weight if self.variant == "paper" else None
 
     def diagnostics(self) -> Mapping[str, Tensor]:
         """The latest r_k of each pair, as `ratio`: what the weight is made from."""

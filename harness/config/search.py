@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -360,7 +360,9 @@ def digest_of(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def shared_settings(trial: Trial, ranges: Mapping[str, Range], varied: Sequence[str] = ()) -> dict[str, str]:
+def shared_settings(
+    trial: Trial, ranges: Mapping[str, Range], varied: Collection[str] = ()
+) -> dict[str, str]:
     """The parameters of a trial that are neither searched nor an axis of all methods: what a search and a
     sweep that takes its winners have in common.
 
@@ -377,4 +379,4 @@ def shared_settings(trial: Trial, ranges: Mapping[str, Range], varied: Sequence[
     }
 
 
-_AXES = ("seed", "noise_seed", "noise_ratio", "noise_granularity", "perturbed", "n_networks")
+_AXES = ("seed", "noise_seed", "noise_ratio", "noise_granularity", "perturbed")

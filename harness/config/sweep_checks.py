@@ -112,6 +112,8 @@ def _check_search(file: SweepFile, search: Search, errors: Errors) -> None:
             errors.append(f"search.space: it has no key for {method}")
         if method in METHODS and not method_class(method).trains:
             errors.append(f"search: {method} does not train, so there is nothing to search")
+        if "lr" in ranges and ranges["lr"].log_uniform is None:
+            errors.append(f"search.space: lr of {method} must be log_uniform, so that an edge can be told")
         errors += [
             f"{method}.{key} is set both in search.space and {where}"
             for where, key in _set_keys(file, method)
@@ -168,7 +170,7 @@ def found_settings(file: SweepFile, errors: Errors) -> SearchResult | None:
         if "lr" in winner.at_edge:
             errors.append(
                 f"{where}: the best lr of {method}, {winner.settings['lr']:g}, lies at an edge of its range "
-                f"({found.space['lr']}): widen it, and search again"
+                f"({found.space_of(method)['lr']}): widen it, and search again"
             )
         errors += [
             f"{where}: {method}.{key} is set {place} too, and the search has chosen it"
@@ -199,15 +201,27 @@ def check_searched(
             "the sweep has too"
         )
     for trial in {(t.method, t.cell_id): t for t in trials if t.method in found.winners}.values():
-        axes = [name for grid in file.grid for _, name in map(split_key, grid)]
-        ours = shared_settings(trial, found.space_of(trial.method), axes)
+        varied = _varied(file, trial.method)
+        ours = shared_settings(trial, found.space_of(trial.method), varied)
         theirs = found.winners[trial.method].others
+        short = trial.method.rpartition(":")[2]
         errors += [
-            f"settings_from = {found.name!r}: {trial.method} was searched with {key} = "
-            f"{theirs.get(key, 'the default')}, and has {value} here"
-            for key, value in ours.items()
-            if theirs.get(key, value) != value
+            f"settings_from = {found.name!r}: {trial.method} was searched with {key} = {value}, and has "
+            f"{ours.get(key, 'another kind of setting')} here"
+            for key, value in theirs.items()
+            if ours.get(key) != value and key.removeprefix(f"{short}.") not in varied
         ]
+
+
+def _varied(file: SweepFile, method: str) -> set[str]:
+    """The keys that a grid varies for a method, with several values."""
+    return {
+        name
+        for grid in file.grid
+        for key, values in grid.items()
+        for owner, name in [split_key(key)]
+        if owner in ("", method) and len(values) > 1
+    }
 
 
 def split_key(key: str) -> tuple[str, str]:

@@ -1,28 +1,29 @@
 """Bundles: the records of a sweep as plain files, from which its report can be made, and its trials restored,
 without the store.
 
-`results/SWEEP/` holds `records.jsonl` (a line for each finished trial: its metrics by name, tags, parameters
-and curves over epochs), `arrays/TRIAL.npz` (ranks of all test queries, the last confidence),
-`noise/DIGEST.npz` (noise indices), `plan.json`, `sweep.yaml` and `environment.json`; a search has
-`search.json` instead of arrays. A trial is added when it has ended, so that a directory under version control
-can be committed in parts.
+`results/SWEEP/` holds `records.jsonl` (a line for each trial that is over: metrics, tags, parameters and
+curves over epochs), `arrays/TRIAL.npz` (ranks of all test queries, the last confidence), `noise/DIGEST.npz`
+(noise indices), `plan.json`, `sweep.yaml` and `environment.json`; a search has `search.json` and no arrays.
+A trial is added when it has ended, so that a directory under version control can be committed in parts.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from harness import PROTOCOL_VERSION
 from harness.config.trial import Trial
-from harness.lib.files import RESULTS, atomic_write
+from harness.lib.files import RESULTS, STORAGE, atomic_write
+from harness.lib.locks import acquire
 from harness.record.provenance import PACKAGES
-from harness.record.store import Store, sweep_of_plan
+from harness.record.store import Store, sweep_of_plan, trials_of
 from harness.record.types import RESTORED, StoreError, SweepHandle, SweepRecord, TrialRecord
 
 _CURVES = ("dev/rsum", "train/loss", "detection/", "trained_on/", "seconds/train")
@@ -57,28 +58,35 @@ class Bundle:
         self._write("sweep.yaml", text)
 
     def add(self, store: Store, records: Iterable[TrialRecord], *, arrays: bool = True) -> None:
-        """Add finished trials that it does not have.
+        """Add trials that are over (done, failed or stopped early); one that was repeated takes the place of
+        its failure.
 
         Args:
             arrays: whether ranks, confidence and noise indices are kept (not of a search).
         """
-        known = set(self._lines)
-        new = [r for r in records if r.done and r.trial.id not in known]
-        for record in new:
-            if arrays:
-                self._add_arrays(store, record)
-            curves = {
-                key: [value for _, value in sorted(dict(store.client.history(record.run_id, key)).items())]
-                for key in sorted(record.metrics)
-                if key.startswith(_CURVES)
-            }
-            line = _line(record, curves)
-            with open(self.folder / "records.jsonl", "a+b") as stream:
-                torn = stream.tell() and _last_byte(stream) != b"\n"  # by a process that was killed
-                stream.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
-            self._lines[record.trial.id] = line
-        if new:
-            self._write("environment.json", json.dumps(self._environments(), indent=1))
+        with self.locked():
+            self.__dict__.pop("_lines", None)  # another process may have added some
+            lines = self._lines
+            new = [r for r in records if r.over and lines.get(r.trial.id, {}).get("status") != "FINISHED"]
+            for record in new:
+                if arrays and record.done:
+                    self._add_arrays(store, record)
+                lines[record.trial.id] = _line(record, self._curves(store, record) if record.done else {})
+            if new:
+                self._write("records.jsonl", "\n".join(map(json.dumps, lines.values())))
+                self._write("environment.json", json.dumps(self._environments(), indent=1))
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Holds the bundle for one process at a time."""
+        return acquire(STORAGE.parent / "bundles" / self.name, wait=True)
+
+    def _curves(self, store: Store, record: TrialRecord) -> dict[str, list[tuple[int, float]]]:
+        """Values of all epochs of the metrics that are kept so, with their epochs."""
+        return {
+            key: sorted(dict(store.client.history(record.run_id, key)).items())
+            for key in sorted(record.metrics)
+            if key.startswith(_CURVES)
+        }
 
     def _add_arrays(self, store: Store, record: TrialRecord) -> None:
         arrays: dict[str, np.ndarray] = {}
@@ -90,7 +98,8 @@ class Bundle:
         files = store.client.artifacts(record.run_id, "confidence")
         if files:
             kept = store.read_array(record.run_id, files[-1])
-            arrays |= {f"{Path(files[-1]).stem}/{k}": v.astype(np.float16) for k, v in kept.items()}
+            half = {"confidence": np.float16}  # a diagnostic may need all of its digits
+            arrays |= {f"{Path(files[-1]).stem}/{k}": v.astype(half.get(k, v.dtype)) for k, v in kept.items()}
         _save(self.folder / "arrays" / f"{record.trial.id}.npz", arrays)
         noise = self._noise_file(record)
         if not noise.exists():
@@ -145,22 +154,27 @@ class Bundle:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.folder} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
+    def planned(self, text: str) -> tuple[Trial, ...] | None:
+        """The trials of its plan, if it was made from a file of this text under this protocol version."""
+        try:
+            if (self.folder / "sweep.yaml").read_text(encoding="utf-8").rstrip("\n") != text.rstrip("\n"):
+                return None
+            plan = json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return trials_of(plan) if plan["protocol_version"] == PROTOCOL_VERSION else None
+
     def records(self, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
         """What it holds of these trials, by id."""
         return {
-            t.id: TrialRecord(t, line["run"], "FINISHED", _metrics(line), dict(line["tags"]))
+            t.id: TrialRecord(t, line["run"], line["status"], _metrics(line), dict(line["tags"]))
             for t in trials
             if (line := self._lines.get(t.id))
         }
 
     def curve(self, run: str, metric: str) -> dict[int, float]:
         """Values of a metric by epoch; empty where it was not kept."""
-        values = self._lines[self._trial_of[run]]["curves"].get(metric, [])
-        return dict(enumerate(values, start=self._first_epoch(run, len(values))))
-
-    def _first_epoch(self, run: str, count: int) -> int:
-        """Values that are missing are those of the first epochs: of a warm-up without confidence."""
-        return len(self._lines[self._trial_of[run]]["curves"].get("seconds/train", [])) - count
+        return {int(k): v for k, v in self._lines[self._trial_of[run]]["curves"].get(metric, [])}
 
     def names(self, run: str, directory: str) -> list[str]:
         """Paths of the arrays in a directory of a run."""
@@ -187,13 +201,16 @@ class Bundle:
     def restore(self, store: Store, handle: SweepHandle, trials: Iterable[Trial]) -> int:
         """Make runs in the store of the trials that it lacks and the bundle has. Returns their number.
 
-        A restored run has the tag `restored_from`, and of its confidence the last epoch's.
+        A restored run has the tag `restored_from`, and of its confidence the last epoch's. Trials that had
+        failed are left to be tried again; those that a search has stopped stay stopped.
         """
         trials = list(trials)
-        there = {i for i, r in store.records(handle, trials).items() if r.done}
-        missing = [r for i, r in self.records(trials).items() if i not in there]
-        for record in missing:
-            self._restore(store, handle, record)
+        with self.locked():
+            there = {i for i, r in store.records(handle, trials).items() if r.over}
+            kept = [r for r in self.records(trials).values() if r.done or r.stopped_early]
+            missing = [r for r in kept if r.trial.id not in there]
+            for record in missing:
+                self._restore(store, handle, record)
         return len(missing)
 
     def _restore(self, store: Store, handle: SweepHandle, record: TrialRecord) -> None:
@@ -209,19 +226,15 @@ class Bundle:
                 store.write_array(run_id, path, **self.read(record.run_id, path))
             except StoreError:
                 continue  # a search keeps none
-        store.client.set_status(run_id, "FINISHED")
+        store.client.set_status(run_id, record.status)
 
 
-def _last_byte(stream: BinaryIO) -> bytes:
-    stream.seek(-1, os.SEEK_END)
-    return stream.read(1)
-
-
-def _line(record: TrialRecord, curves: Mapping[str, list[float]]) -> dict[str, Any]:
+def _line(record: TrialRecord, curves: Mapping[str, list[tuple[int, float]]]) -> dict[str, Any]:
     trial = record.trial
     return {
         "trial": trial.id,
         "run": record.run_id,
+        "status": record.status,
         "method": trial.method,
         "dataset": trial.dataset,
         "noise_ratio": trial.noise_ratio,

@@ -31,6 +31,7 @@ class Try:
         settings: the searched keys.
         trials: all planned ones.
         failed: whether one of them has failed; the try counts, and cannot win.
+        stopped: whether one of them was stopped early; the same.
         objective: mean of `OBJECTIVE` over the trials; None until all are done.
     """
 
@@ -39,12 +40,13 @@ class Try:
     settings: Settings
     trials: tuple[Trial, ...]
     failed: bool
+    stopped: bool
     objective: float | None
 
     @property
     def ended(self) -> bool:
-        """Whether it has an objective or has failed."""
-        return self.failed or self.objective is not None
+        """Whether it has an objective, or cannot have one any more."""
+        return self.failed or self.stopped or self.objective is not None
 
 
 def tries_of(sweep: SweepRecord) -> dict[str, list[Try]]:
@@ -75,8 +77,8 @@ def _try(
     known = [records[t.id] for t in trials if t.id in records]
     values = [r.metrics[OBJECTIVE] for r in known if r.done]
     complete = len(values) == len(trials)
-    failed = any(not r.done and r.over for r in known)
-    return Try(method, number, settings, tuple(trials), failed, fmean(values) if complete else None)
+    failed, stopped = any(r.status == "FAILED" for r in known), any(r.stopped_early for r in known)
+    return Try(method, number, settings, tuple(trials), failed, stopped, fmean(values) if complete else None)
 
 
 def best_of(tries: Iterable[Try]) -> Try | None:

@@ -177,7 +177,7 @@ class TrialRecord:
     @property
     def stopped_early(self) -> bool:
         """Whether its search has stopped it, so that it is not run again."""
-        return STOPPED_EARLY in self.tags
+        return STOPPED_EARLY in self.tags and not self.done
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import pandas as pd
 
 from harness.evaluation.coco import ECCV_MEASURES
 from harness.report.comparison import not_worse
-from harness.report.design import RESOLUTION, resolves
+from harness.report.design import RESOLUTION, needed_seeds
+from harness.report.results import MEAN as MEAN_OF_RATIOS
 from harness.report.results import MEASURES, cells, collapsed, heading, with_mean
 from harness.report.tables import Cell, Table
 
@@ -35,8 +36,9 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     ratios = sorted(frame["noise_ratio"].unique())
     table = cells(frame, measure)
     best = {float(r): best_rows(frame, table.xs(r, level="noise_ratio")) for r in ratios}
-    few = not resolves(frame, measure)
-    near = set() if few else not_worse(frame, best, measure)
+    needed = needed_seeds(frame, measure)
+    near = {k for k, d in not_worse(frame, best, measure).items() if d.n >= needed[k[1] == MEAN_OF_RATIOS]}
+    few = frame[frame["noise_ratio"] == ratios[0]]["seed"].nunique() < needed[ratios[0] == MEAN_OF_RATIOS]
     chance = _at_chance(frame, measure) if measure in ("rsum", "selected_rsum") else set()
     rows, planned = [], int(table["planned"].max())
     for row in dict.fromkeys(frame["row"]):

@@ -69,28 +69,28 @@ def compare(frame: pd.DataFrame, reference: str, measure: str) -> dict[tuple[str
     return {key: corrected[key] for key in differences}
 
 
-def not_worse(frame: pd.DataFrame, best: dict[float, set[str]], measure: str) -> set[tuple[str, float]]:
-    """(row, ratio) that are not significantly worse than the best row of their ratio and track: paired t test
-    over seeds, Holm over the column of means and over the others.
+def not_worse(
+    frame: pd.DataFrame, best: dict[float, set[str]], measure: str
+) -> dict[tuple[str, float], Difference]:
+    """(row, ratio) that are not significantly worse than the best row of their ratio and track, with their
+    differences: paired t test over seeds, Holm within a track over the column of means and over the others.
 
-    With one seed there is no test, and the set is empty; a row that uses the ground truth does not
-    compete.
+    With one seed there is no test; a row that uses the ground truth does not compete.
     """
-    found: set[tuple[str, float]] = set()
-    for family in ({MEAN}, set(best) - {MEAN}):
-        differences: dict[tuple[str, float], Difference] = {}
-        for ratio in family & set(best):
-            for row in best[ratio]:
-                track = frame.loc[frame["row"] == row, "track"].iloc[0]
-                here = (frame["noise_ratio"] == ratio) & (frame["track"] == track)
-                part = frame[here & ~frame["ground_truth"]]
-                differences |= {k: d for k, d in compare(part, row, measure).items() if d.n > 1}
-        corrected = holm([d.p for d in differences.values()])
-        found |= {
-            key
-            for (key, d), p in zip(differences.items(), corrected, strict=True)
-            if p >= ALPHA or d.value >= 0
-        }
+    found: dict[tuple[str, float], Difference] = {}
+    for _, track in frame[~frame["ground_truth"]].groupby("track", sort=False):
+        for family in ({MEAN}, set(best) - {MEAN}):
+            differences: dict[tuple[str, float], Difference] = {}
+            for ratio in family & set(best):
+                part = track[track["noise_ratio"] == ratio]
+                for row in best[ratio] & set(track["row"]):
+                    differences |= {k: d for k, d in compare(part, row, measure).items() if d.n > 1}
+            corrected = holm([d.p for d in differences.values()])
+            found |= {
+                key: d
+                for (key, d), p in zip(differences.items(), corrected, strict=True)
+                if p >= ALPHA or d.value >= 0
+            }
     return found
 
 
@@ -199,6 +199,7 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
     blocks = len(next(iter(scores.values()), []))
     if blocks < 2 or len(scores) < 2:
         return None
+    track_of = dict(zip(frame["row"], frame["track"], strict=True))
     ranks: dict[str, float] = {}
     for track in TRACKS:
         means = _competitors(frame, scores, track)
@@ -220,7 +221,9 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
             if reference not in scores
             else [
                 Cell(
-                    "–" if row == reference else f"{probability_of_improvement(rsums, scores[reference]):.2f}"
+                    "–"
+                    if row == reference or track_of[row] != track_of[reference]
+                    else f"{probability_of_improvement(rsums, scores[reference]):.2f}"
                 )
             ]
         )

@@ -7,7 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from numpy.typing import NDArray
+from scipy import special, stats
 
 from harness.report.results import MEAN, with_mean
 from harness.report.tables import Cell, Table
@@ -58,25 +59,34 @@ class Design:
 
 
 def design_of(
-    frame: pd.DataFrame, *, seeds: int | None = None, comparisons: int | None = None
+    frame: pd.DataFrame,
+    measure: str = "rsum",
+    *,
+    several: bool | None = None,
+    seeds: int | None = None,
+    comparisons: int | None = None,
 ) -> Design | None:
     """The design of a sweep, from its results, which are of one data set and kind of noise.
 
     Args:
         frame: in the words of `primary`.
+        several: whether it is of the mean over ratios; None: where there are several.
         seeds, comparisons: of another sweep that is planned with such results; None: those of the frame.
 
     Returns:
         None with fewer than two rows that share two seeds.
     """
-    several = frame["noise_ratio"].nunique() > 1
-    sd = paired_sd(frame, "rsum", several=several)
+    frame = frame[frame["noise_ratio"] != MEAN]
+    ratios = frame["noise_ratio"].nunique()
+    several = ratios > 1 if several is None else several
+    sd = paired_sd(frame, measure, several=several)
     rows = int(frame[~frame["ground_truth"]].groupby("track")["row"].nunique().max() or 0)
     if np.isnan(sd) or rows < 2:
         return None
     endpoint = "rSum after the last epoch" + (", mean over noise ratios" if several else "")
-    planned = seeds or int(frame.groupby("row")["seed"].nunique().max())
-    return Design(sd, planned, comparisons or rows - 1, endpoint)
+    done = frame[frame[measure].notna()].groupby(["row", "noise_ratio"])["seed"].nunique()
+    columns = 1 if several else ratios
+    return Design(sd, seeds or int(done.max()), comparisons or (rows - 1) * columns, endpoint)
 
 
 def paired_sd(frame: pd.DataFrame, measure: str, *, several: bool) -> float:
@@ -98,22 +108,33 @@ def paired_sd(frame: pd.DataFrame, measure: str, *, several: bool) -> float:
     return float(np.sqrt(np.mean(variances))) if variances else np.nan
 
 
-def resolves(frame: pd.DataFrame, measure: str) -> bool:
-    """Whether the seeds of a frame can tell rows apart that differ by `RESOLUTION` in rSum. Other measures
-    are judged by the rSum beside them.
+def needed_seeds(frame: pd.DataFrame, measure: str) -> dict[bool, float]:
+    """The pairs of seeds with which a difference of `RESOLUTION` is found, in the mean over ratios (True) and
+    at a single one (False); infinite where nothing is known of it.
+
+    Args:
+        measure: `rsum` or `selected_rsum`; other measures are judged by the rSum beside them.
     """
-    design = design_of(frame[frame["noise_ratio"] != MEAN])
-    return design is not None and design.seeds >= design.needed
+    judged = measure if measure in ("rsum", "selected_rsum") else "rsum"
+    designs = {several: design_of(frame, judged, several=several) for several in (True, False)}
+    return {several: design.needed if design else np.inf for several, design in designs.items()}
 
 
 @lru_cache
+def _spread(freedom: int) -> NDArray[np.float64]:
+    """Quantiles of the estimate of a standard deviation of 1, over which a power is averaged. (SciPy's
+    noncentral t distribution is NaN for few seeds and large effects.)
+    """
+    shares = (np.arange(4000) + 0.5) / 4000
+    quantiles: NDArray[np.float64] = np.sqrt(stats.chi2.ppf(shares, freedom) / freedom)
+    return quantiles
+
+
 def _power(effect: float, seeds: int, comparisons: int) -> float:
     """Of a two-sided paired t test for a standardised effect, at level `ALPHA` / comparisons."""
-    critical = stats.t.ppf(1 - ALPHA / comparisons / 2, seeds - 1)
-    noncentral = effect * np.sqrt(seeds)
-    return float(
-        stats.nct.sf(critical, seeds - 1, noncentral) + stats.nct.cdf(-critical, seeds - 1, noncentral)
-    )
+    bound = stats.t.ppf(1 - ALPHA / comparisons / 2, seeds - 1) * _spread(seeds - 1)
+    shift = effect * np.sqrt(seeds)
+    return float((special.ndtr(shift - bound) + special.ndtr(-shift - bound)).mean())
 
 
 def detectable_difference(sd: float, seeds: int, comparisons: int) -> float:

@@ -133,7 +133,7 @@ def _spent(sweep: SweepRecord, tries: dict[str, list[Try]], frame: pd.DataFrame)
         f"Tries are drawn by {sampler}, equally many for each method; a failed trial fails its try, which "
         f"counts. {stopping} Minutes: of all trials, one after another."
     )
-    columns = ["method", "tries", "with a result", "failed", "trials", "stopped early", "minutes"]
+    columns = ["method", "tries", "with a result", "failed", "trials", "trials stopped early", "minutes"]
     return Table("What was spent", caption, columns, rows)
 
 

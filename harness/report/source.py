@@ -63,7 +63,7 @@ def from_bundle(bundle: Bundle) -> Source:
 
 
 def find_source(name: str, uri: str | None) -> Source:
-    """A sweep from the store that holds it, else from its bundle.
+    """A sweep from the store or from its bundle, whichever has more of its trials; the store among equals.
 
     Args:
         uri: of the store; None: the default one.
@@ -74,8 +74,14 @@ def find_source(name: str, uri: str | None) -> Source:
     bundle = Bundle(name)
     try:
         require(uri)
-        return from_store(Store(uri, patient=False), name)
+        stored = from_store(Store(uri, patient=False), name)
     except StoreError as error:
         if not bundle.exists:
             raise StoreError(f"{error}; there is no bundle {bundle.folder} either") from None
-    return from_bundle(bundle)
+        return from_bundle(bundle)
+    bundled = from_bundle(bundle) if bundle.exists else stored
+    return bundled if _done(bundled) > _done(stored) else stored
+
+
+def _done(source: Source) -> int:
+    return sum(r.done for r in source.sweep.records.values())

@@ -64,7 +64,7 @@ def write(source: Source, folder: Path) -> Path:
     marked = with_marks(primary(frame))
     blocks = list(_search(source, marked, folder) if sweep.select else _comparison(source, marked, folder))
     ends = [_settings(sweep), _provenance(sweep, frame)]
-    state = "\n".join([*_version(sweep), _state(primary(frame)), *_designs(marked, sweep)])
+    state = "\n".join([*_version(sweep), _state(frame), *_designs(marked, sweep)])
     save(folder, sweep.name, [sweep.description, state], blocks, ends)
     page = Page(sweep.name, sweep.description, state, blocks, ends)
     if not sweep.select:
@@ -243,13 +243,14 @@ def _search(source: Source, frame: pd.DataFrame, folder: Path) -> Iterator[Block
 
 def _state(frame: pd.DataFrame) -> str:
     done = int(frame["done"].sum())
+    measured = primary(frame[frame["perturbed"] == 0])
     lines = [
         f"{done} of {len(frame)} planned trials are done."
         + ("" if done == len(frame) else " **Cells with fewer seeds are marked.**")
     ]
     for line in frame[frame["failure"] != ""].itertuples():
         lines.append(f"- failed: {line.row} noise {line.noise_ratio:g} seed {line.seed}: `{line.failure}`")
-    for (row, ratio), part in frame[frame["collapsed"]].groupby(["row", "noise_ratio"], sort=False):
+    for (row, ratio), part in measured[measured["collapsed"]].groupby(["row", "noise_ratio"], sort=False):
         scores = ", ".join(
             f"{rsum:.1f} (seed {seed})" for rsum, seed in zip(part["rsum"], part["seed"], strict=True)
         )
@@ -258,7 +259,7 @@ def _state(frame: pd.DataFrame) -> str:
             f"{part['chance'].iloc[0]:.1f}; ° marks an rSum of at most that plus {COLLAPSED:.0%} of the "
             f"range up to {PERFECT:g}"
         )
-    for (row, ratio), part in frame[frame["in_warmup"]].groupby(["row", "noise_ratio"], sort=False):
+    for (row, ratio), part in measured[measured["in_warmup"]].groupby(["row", "noise_ratio"], sort=False):
         seeds = ", ".join(str(s) for s in part["seed"])
         lines.append(
             f"- best on dev within the warm-up: {row} noise {ratio:g} (seeds {seeds}): the rSum of the epoch "

@@ -20,7 +20,7 @@ from harness.lib.locks import acquire, is_locked, owner
 from harness.record.provenance import Provenance
 from harness.record.store import Store, is_missing, require
 from harness.record.types import StoreError, SweepHandle, TrialRecord
-from harness.sweep.attempt import DONE, Ending, StoreGone, Task
+from harness.sweep.attempt import DONE, FAILED, STOPPED, Ending, StoreGone, Task
 from harness.sweep.foresight import design_notes
 from harness.sweep.keeping import Keeper, known_records
 from harness.sweep.launcher import Launcher, LaunchError
@@ -34,7 +34,7 @@ from harness.sweep.preflight import (
     prepare_features,
 )
 from harness.sweep.progress import Progress
-from harness.sweep.search import Find, check_searched_data, with_next_tries
+from harness.sweep.search import Find, check_searched_data, planned_before, with_next_tries
 from harness.sweep.status import board_of, score_of, show_status, show_verified
 from harness.sweep.step_cost import cached_costs, count_costs
 
@@ -64,7 +64,7 @@ def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
             return _status(options)
         sweep = load_sweep(options.file)
         data, store = _check(sweep, options)
-        sweep = with_next_tries(sweep, options.file, _finder(sweep, store))
+        sweep = with_next_tries(planned_before(sweep, store), options.file, _finder(sweep, store))
         known = known_records(sweep, store)
         fingerprints = _fingerprints(sweep, data)
         _refuse(
@@ -270,7 +270,7 @@ def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
 
     def ended(ending: Ending) -> None:
         progress.ended(ending)
-        if ending.outcome == DONE:
+        if ending.outcome in (DONE, FAILED, STOPPED):
             keeper.keep([ending.trial])
 
     try:
@@ -328,11 +328,7 @@ def _wait_for_others(progress: Progress, store: Store, task: Task) -> list[Trial
     while any(map(is_locked, directories)):
         time.sleep(1)
     known = store.records(handle, progress.busy)
-    left = [
-        t
-        for t in progress.busy
-        if t.id not in known or not (known[t.id].done or known[t.id].status == "FAILED")
-    ]
+    left = [t for t in progress.busy if t.id not in known or not known[t.id].over]
     progress.release(known)
     return left
 

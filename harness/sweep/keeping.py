@@ -21,7 +21,8 @@ def known_records(sweep: Sweep, store: Store | None) -> dict[str, TrialRecord]:
     """
     stored = store.find_records(sweep.name, sweep.trials) if store else {}
     bundled = Bundle(sweep.name).records(sweep.trials)
-    return {**stored, **{i: r for i, r in bundled.items() if i not in stored or not stored[i].done}}
+    final = {i: r for i, r in bundled.items() if r.done or r.stopped_early or i not in stored}
+    return {**stored, **{i: r for i, r in final.items() if i not in stored or not stored[i].done}}
 
 
 class Keeper:

@@ -286,7 +286,9 @@ def _reporter(trial: Trial) -> EpochEnded:
 
 
 def _asha(settings: EarlyStopping, epochs: int) -> Any:
-    """A scheduler for Tune: one ASHA for each method, noise and seed: others are no measure of a try."""
+    """A scheduler for Tune: one ASHA for each method, data set, noise and seed: others are no measure of a
+    try.
+    """
     from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
     class OnePerCell(TrialScheduler):  # type: ignore[misc]
@@ -297,7 +299,9 @@ def _asha(settings: EarlyStopping, epochs: int) -> Any:
 
         def _of(self, trial: Any) -> Any:
             given = _trial(trial.config)
-            key = (given.method, given.noise_ratio, given.noise_label, given.seed, given.noise_seed)
+            noise = (given.noise_ratio, given.noise_granularity, repr(given.noise), given.noise_seed)
+            data = (given.dataset, repr(given.dataset_options), repr(given.backbone))
+            key = (given.method, given.seed, noise, data)
             if key not in self._of_cell:
                 self._of_cell[key] = ASHAScheduler(
                     time_attr=_EPOCHS,

@@ -11,12 +11,24 @@ from harness.config.search import result_file
 from harness.config.sweep_file import Sweep, load_sweep
 from harness.config.trial import Trial
 from harness.lib.files import atomic_write
-from harness.record.store import plan_of, sweep_of_plan
+from harness.record.bundle import Bundle
+from harness.record.store import Store, plan_of, sweep_of_plan
 from harness.record.tries import result_of, tries_of
 from harness.record.types import TrialRecord
 
 Find = Callable[[Iterable[Trial]], dict[str, TrialRecord]]
 """What is on record of trials, by id."""
+
+
+def planned_before(sweep: Sweep, store: Store | None) -> Sweep:
+    """A search by Optuna with the tries that it was planned with before, in the store or in its bundle: a try
+    stays what it was, also where a trial that had failed was repeated since. Other sweeps stay as they are.
+    """
+    if sweep.file.search is None or sweep.file.search.sampler != "optuna":
+        return sweep
+    planned = store.planned(sweep.name, sweep.text) if store else None
+    planned = planned or Bundle(sweep.name).planned(sweep.text)
+    return sweep.model_copy(update={"trials": planned}) if planned else sweep
 
 
 def with_next_tries(sweep: Sweep, file: str | Path, find: Find) -> Sweep:

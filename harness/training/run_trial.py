@@ -150,7 +150,9 @@ def build_trainer(
         given["ground_truth"] = torch.from_numpy(noise.matched)
     if cls.uses_clean_data:
         meta = data["meta"]
-        given["clean"] = Pairs(torch.from_numpy(meta.owner), first_of_equal(meta.captions), "meta")
+        groups = torch.from_numpy(meta.caption_group) if data.distinct_groups else None
+        captions = first_of_equal(meta.captions)
+        given["clean"] = Pairs(torch.from_numpy(meta.owner), captions, "meta", groups=groups)
     method = cls(
         make_backbone=lambda network: backbone.make(network, trial.seed, inputs["train"]),
         pairs=Pairs(torch.from_numpy(noise.image), first_of_equal(data["train"].captions)),

@@ -77,7 +77,7 @@ def test_settings_drawn_twice_are_drawn_anew():
         (Range(uniform=(0.0, 1.0)), 0.04, "low"),
         (Range(integers=(1, 6)), 6, "high"),
         (Range(integers=(1, 6)), 5, None),
-        (Range(choices=[1, 2]), 2, None),
+        (Range(choices=["a", "b"]), "b", None),
     ],
 )
 def test_an_edge_is_within_a_twentieth_of_the_range(values, value, edge):
@@ -116,6 +116,7 @@ def space(**ranges):
         (["clip"], space(weight_decay={"log_uniform": [0, 1]}), "a lower bound above 0"),
         (["clip"], space(seed={"integers": [0, 9]}), "search.space.seed: it is an axis"),
         (["clip"], space(weight_decay={}), "expected one of log_uniform"),
+        (["clip"], {"search": {"tries": 5, "space": {"lr": {"uniform": [0.1, 1]}}}}, "must be log_uniform"),
         (
             ["small_loss"],
             space(**{"small_loss.warmup_epochs": {"integers": [0, 3]}}),
@@ -180,6 +181,7 @@ def taken(*methods, fixed=None, **changes):
     overrides = {m: {} for m in methods}
     content = small.content(*methods, fixed=fixed or {}, overrides=overrides, **changes)
     del content["fixed"]["lr"]  # which the search has chosen
+    content["fixed"] = {k: v for k, v in content["fixed"].items() if k not in content["grid"]}
     return parse_sweep({**content, "settings_from": "found"})
 
 
@@ -212,6 +214,8 @@ def test_an_axis_varies_a_setting_around_the_best(here):
         ({}, {"fixed": {"epochs": 5}}, "clip was searched with epochs = 3, and has 5 here"),
         ({}, {"fixed": {"backbone": small.backbone(image_size=8)}}, "clip was searched with backbone.image"),
         ({"clip": {"at_edge": ["lr"]}}, {}, "the best lr of clip, 0.0004, lies at an edge of its range"),
+        ({}, {"grid": {"epochs": [5]}}, "clip was searched with epochs = 3, and has 5 here"),
+        ({}, {"fixed": {"clip.n_networks": 2}}, "clip was searched with clip.n_networks = 1, and has 2"),
         ({"winners": {}}, {}, "it has no settings of clip"),
     ],
 )

@@ -7,12 +7,12 @@ import pytest
 from scipy import stats
 
 from harness.report.accuracy import by_ratio
-from harness.report.design import design_of, detectable_difference, paired_sd, resolves, seeds_for
+from harness.report.design import design_of, detectable_difference, needed_seeds, paired_sd, seeds_for
 from tests.report.test_comparison import trials
 from tests.report.test_results import frame
 
 
-@pytest.mark.parametrize(("seeds", "comparisons"), [(5, 1), (5, 5), (10, 5), (20, 1)])
+@pytest.mark.parametrize(("seeds", "comparisons"), [(2, 1), (2, 5), (3, 12), (5, 5), (10, 5), (20, 1)])
 def test_the_detectable_difference_is_found_four_times_in_five(seeds, comparisons):
     difference = detectable_difference(2.0, seeds, comparisons)
     draw = np.random.default_rng(0)
@@ -49,9 +49,27 @@ def test_the_spread_is_that_of_pairs_and_of_the_mean_over_ratios():
 def test_nothing_is_underlined_where_seeds_are_too_few():
     near = trials({"best": 9, "near": 8.5, "far": 0}, spread=0.3)
     wide = trials({"best": 9, "near": 8.5, "far": 0}, spread=8.0)
-    assert resolves(near, "rsum")
-    assert not resolves(wide, "rsum")
+    assert max(needed_seeds(near, "rsum").values()) <= 5 < min(needed_seeds(wide, "rsum").values())
     assert "<u>" in by_ratio(near, "rsum", "t", "c").markdown()
     text = by_ratio(wide, "rsum", "t", "c").markdown()
     assert "<u>" not in text
     assert "cannot tell a difference of 5 points" in text
+
+
+def test_a_row_with_few_seeds_done_is_not_called_near():
+    """Ten seeds could tell the rows apart, and two pairs cannot."""
+    draw = np.random.default_rng(0)
+    rows = [
+        (row, ratio, seed, 100 + offset + draw.standard_normal(), 1)
+        for row, offset in (("best", 12), ("other", 11.5), ("begun", 0))
+        for ratio in (0.0, 0.4)
+        for seed in range(10)
+    ]
+    made = frame(rows)
+    made = made.assign(method=made["row"])
+    made.loc[(made["row"] == "begun") & (made["seed"] > 1), "rsum"] = np.nan
+    text = by_ratio(made, "rsum", "t", "c").markdown()
+    (begun,) = (line for line in text.splitlines() if line.startswith("| begun"))
+    (other,) = (line for line in text.splitlines() if line.startswith("| other"))
+    assert "<u>" not in begun
+    assert "<u>" in other

@@ -123,7 +123,7 @@ def test_a_bundle_gives_the_report_of_its_store_and_its_trials_are_done_elsewher
         assert arrays["last/i2t_rank"].dtype.itemsize <= 2
         if line["method"] == "npc":
             assert arrays["epoch_002/confidence"].dtype == np.float16
-            assert "epoch_002/ratio" in arrays.files
+            assert arrays["epoch_002/ratio"].dtype == np.float32
     before = (here / "reports" / "bundled" / "report.md").read_text()
 
     elsewhere = here / "elsewhere"
@@ -153,6 +153,39 @@ def _numbers(text):
     """A report without what a half-precision confidence rounds, and without ids of runs."""
     text = text if isinstance(text, str) else text.read_text()
     return text.split("### Settings")[0]
+
+
+def test_failed_trials_are_in_the_bundle_until_they_are_repeated(here, monkeypatch):
+    from harness.sweep import attempt
+
+    real = attempt.work
+
+    def fails(trial, task, epoch_ended=None):
+        if trial.seed:
+            raise RuntimeError("out of luck")
+        return real(trial, task, epoch_ended)
+
+    file = write(here, "clip", name="half", grid={"seed": [0, 1]})
+    monkeypatch.setattr(attempt, "work", fails)
+    assert run_sweep([file]) == 1
+    found = Bundle("half").sweep().records.values()
+    expected = [(0, "FINISHED", True), (1, "FAILED", False)]
+    assert sorted((r.trial.seed, r.status, r.done) for r in found) == expected
+    monkeypatch.setattr(attempt, "work", real)
+    assert run_sweep([file]) == 0
+    assert all(r.done for r in Bundle("half").sweep().records.values())
+    assert len((Bundle("half").folder / "records.jsonl").read_text().splitlines()) == 2
+
+
+def test_curves_keep_their_epochs(here):
+    """Dev is evaluated every other epoch only."""
+    fixed = {"epochs": 4, "evaluate_every": 2}
+    assert run_sweep([write(here, "small_loss", name="every", fixed=fixed)]) == 0
+    (record,) = Bundle("every").sweep().records.values()
+    bundle = Bundle("every")
+    assert list(bundle.curve(record.run_id, "dev/rsum")) == [1, 3]
+    assert list(bundle.curve(record.run_id, "trained_on/share")) == [0, 1, 2, 3]
+    assert list(bundle.curve(record.run_id, "detection/auroc")) == [1, 2, 3]
 
 
 def test_a_bundle_of_a_killed_process_is_read_up_to_its_last_line(here):
