@@ -26,8 +26,18 @@ from harness.record.provenance import PACKAGES
 from harness.record.store import Store, sweep_of_plan, trials_of
 from harness.record.types import RESTORED, StoreError, SweepHandle, SweepRecord, TrialRecord
 
-_CURVES = ("dev/rsum", "train/loss", "detection/", "trained_on/", "seconds/train")
-"""What the names of metrics begin with whose values of all epochs are kept."""
+_CURVES = (
+    "dev/rsum",
+    "train/loss",
+    "detection/auroc",
+    "detection/mean_matched",
+    "detection/mean_mismatched",
+    "detection/ece",
+    "trained_on/share",
+    "trained_on/purity",
+    "seconds/train",
+)
+"""Metrics whose values of all epochs are kept: what figures show and what a verification asks for."""
 _NOT_KEPT = ("seconds/", "ranks/")
 _ENVIRONMENT = (*PACKAGES, "python", "device", "precision", "processes", "threads", "git_commit", "code")
 
@@ -84,8 +94,8 @@ class Bundle:
         """Values of all epochs of the metrics that are kept so, with their epochs."""
         return {
             key: sorted(dict(store.client.history(record.run_id, key)).items())
-            for key in sorted(record.metrics)
-            if key.startswith(_CURVES)
+            for key in _CURVES
+            if key in record.metrics
         }
 
     def _add_arrays(self, store: Store, record: TrialRecord) -> None:

@@ -84,10 +84,12 @@ def views_of(frame: pd.DataFrame, curves: Mapping[str, str]) -> list[View]:
 
 def views_of_search(trials: Sequence[Trial]) -> list[View]:
     """The views of a search, which selects settings on dev and leaves test out."""
+    # A setting that only some methods have would hide the runs of the others.
+    of_all = set.intersection(*(set(t.parameters()) for t in trials))
     chart = _chart(
         "PARALLEL",
         "settings and dev rSum",
-        selectedParams=varied([settings(t) for t in trials]),
+        selectedParams=[k for k in varied([settings(t) for t in trials]) if k in of_all],
         selectedMetrics=["dev/rsum"],
         showAllRuns=True,
         runsCountToCompare=PAGE,

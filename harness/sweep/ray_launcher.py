@@ -294,8 +294,8 @@ def _asha(settings: EarlyStopping, epochs: int) -> Any:
     class OnePerCell(TrialScheduler):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
+            # Without a metric of its own: Tune would ask for it in the result at the end of a trial too.
             self._of_cell: dict[Any, Any] = {}
-            self._metric = _SCORE
 
         def _of(self, trial: Any) -> Any:
             given = _trial(trial.config)

@@ -222,7 +222,7 @@ def test_asha_stops_tries_that_fall_behind_and_says_so(here):
         assert not any(r.done for r in stopped)
         assert "Early stopping by ASHA" in (here / "reports" / "halved" / "report.md").read_text()
         assert found("halved").missing == {"clip": 0}
-        assert execute(parse(["halved.yaml"]), launcher) == 0  # what was stopped is not run again
+        assert run_sweep(["halved.yaml"]) == 0  # what was stopped is not run again
         assert len([r for r in records("halved").values() if r.stopped_early]) == len(stopped)
     finally:
         launcher.stop()
