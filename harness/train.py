@@ -104,7 +104,7 @@ def _open(uri: str | None, sweep: Sweep, trial: Trial) -> tuple[Store | None, li
     from harness.data import load_dataset
     from harness.record.store import Store
     from harness.record.types import StoreError
-    from harness.sweep.preflight import check_same_data
+    from harness.sweep.preflight import check_same_data, check_version
 
     try:
         store = Store(uri, patient=False)
@@ -112,7 +112,8 @@ def _open(uri: str | None, sweep: Sweep, trial: Trial) -> tuple[Store | None, li
         return None, [str(error)]
     fingerprint = trial.fingerprint(load_dataset(trial.dataset, **trial.dataset_options))
     known = store.find_records(sweep.name, [trial])
-    return store, check_same_data([trial], known, {trial.id: fingerprint})
+    errors = check_version(sweep.name, store)
+    return store, errors + check_same_data([trial], known, {trial.id: fingerprint})
 
 
 def _handle(store: Store, sweep: Sweep, options: argparse.Namespace) -> SweepHandle:

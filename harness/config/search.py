@@ -34,7 +34,7 @@ EDGE = 0.05
 _DIGITS = 3  # significant digits of a drawn number
 _DRAWS = 1000  # settings drawn at most, times the number of tries, before the space counts as exhausted
 
-Bounds = Annotated[tuple[float, float], Field(strict=False)]
+Bounds = tuple[float, float]
 Settings = dict[str, Any]
 """Values by the keys of a sweep file, without the name of the method."""
 

@@ -37,6 +37,8 @@ from harness.config.trial import Trial, method_class
 from harness.lib.registry import resolve, suggest
 from harness.noise.models import MODELS, NoiseModel
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+"""The name of a sweep, which is a directory too."""
 BASELINE = "clip"
 """The method that a report compares the others with, unless a sweep names another: the field's baseline."""
 _NOISE_FIELDS = {m.model_fields["model"].default: m.model_fields for m in get_args(get_args(NoiseModel)[0])}
@@ -69,7 +71,7 @@ class SweepFile(StrictModel):
         settings_from: a search whose best settings the methods have.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+    name: Name
     description: str = ""
     grid: list[dict[str, list[Any]]]
     fixed: dict[str, Any] = Field(default_factory=dict)
@@ -78,7 +80,7 @@ class SweepFile(StrictModel):
     reference: str | None = None
     select: bool = False
     search: Search | None = None
-    settings_from: str | None = None
+    settings_from: Name | None = None
 
     @field_validator("grid", mode="before")
     @classmethod

@@ -4,15 +4,16 @@ without the store.
 `results/SWEEP/` holds `records.jsonl` (a line for each trial that is over: metrics, tags, parameters and
 curves over epochs), `arrays/TRIAL.npz` (ranks of all test queries, the last confidence), `noise/DIGEST.npz`
 (noise indices), `plan.json`, `sweep.yaml` and `environment.json`; a search has `search.json` and no arrays.
-A trial is added when it has ended, so that a directory under version control can be committed in parts.
+A trial is appended when it has ended, so that a directory under version control can be committed in parts; of
+several lines of a trial the last counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,6 @@ _CURVES = (
     "seconds/train",
 )
 """Metrics whose values of all epochs are kept: what figures show and what a verification asks for."""
-_NOT_KEPT = ("seconds/", "ranks/")
 _ENVIRONMENT = (*PACKAGES, "python", "device", "precision", "processes", "threads", "git_commit", "code")
 
 
@@ -46,13 +46,15 @@ class Bundle:
     """The plain files of a sweep.
 
     Args:
-        name: of the sweep.
-        folder: default: `results/NAME` in the working directory.
+        name: of the sweep; the folder is `results/NAME` in the working directory.
     """
 
-    def __init__(self, name: str, folder: Path | None = None) -> None:
-        self.name = name
-        self.folder = folder or RESULTS / name
+    def __init__(self, name: str) -> None:
+        self.name, self.folder = name, RESULTS / name
+        self._file = self.folder / "records.jsonl"
+        self._read = 0  # bytes of it
+        self._known: dict[str, dict[str, Any]] = {}
+        self._runs: dict[str, dict[str, Any]] = {}
 
     @property
     def exists(self) -> bool:
@@ -68,25 +70,33 @@ class Bundle:
         self._write("sweep.yaml", text)
 
     def add(self, store: Store, records: Iterable[TrialRecord], *, arrays: bool = True) -> None:
-        """Add trials that are over (done, failed or stopped early); one that was repeated takes the place of
-        its failure.
+        """Append trials that are over: done, failed or stopped early.
 
         Args:
             arrays: whether ranks, confidence and noise indices are kept (not of a search).
         """
         with self.locked():
-            self.__dict__.pop("_lines", None)  # another process may have added some
-            lines = self._lines
-            new = [r for r in records if r.over and lines.get(r.trial.id, {}).get("status") != "FINISHED"]
+            known = self._lines()
+            new = [r for r in records if r.over and known.get(r.trial.id, {}).get("status") != "FINISHED"]
             for record in new:
                 if arrays and record.done:
                     self._add_arrays(store, record)
-                lines[record.trial.id] = _line(record, self._curves(store, record) if record.done else {})
-            if new:
-                self._write("records.jsonl", "\n".join(map(json.dumps, lines.values())))
-                self._write("environment.json", json.dumps(self._environments(), indent=1))
+            lines = [_line(r, self._curves(store, r) if r.done else {}) for r in new]
+            with open(self._file, "ab") as stream:
+                torn = stream.tell() > self._read  # a line that a killed process has begun
+                stream.write(b"\n" * torn + b"".join(json.dumps(line).encode() + b"\n" for line in lines))
 
-    def locked(self) -> AbstractContextManager[None]:
+    def close(self) -> None:
+        """Write the file of environments, and leave one line of each trial."""
+        with self.locked():
+            lines = self._lines().values()
+            self._write("environment.json", json.dumps(_environments(lines), indent=1))
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            if lines and text.encode() != self._file.read_bytes():
+                self._write(self._file.name, text.rstrip("\n"))
+                self._read = len(text.encode())
+
+    def locked(self) -> contextlib.AbstractContextManager[None]:
         """Holds the bundle for one process at a time."""
         return acquire(STORAGE.parent / "bundles" / self.name, wait=True)
 
@@ -111,7 +121,7 @@ class Bundle:
             half = {"confidence": np.float16}  # a diagnostic may need all of its digits
             arrays |= {f"{Path(files[-1]).stem}/{k}": v.astype(half.get(k, v.dtype)) for k, v in kept.items()}
         _save(self.folder / "arrays" / f"{record.trial.id}.npz", arrays)
-        noise = self._noise_file(record)
+        noise = self._noise_file(record.tags["noise_digest"])
         if not noise.exists():
             index = dict(store.read_array(record.run_id, "noise_index.npz"))
             index["image"] = index["image"].astype(np.min_scalar_type(index["image"].max(initial=0)))
@@ -121,36 +131,25 @@ class Bundle:
         with atomic_write(self.folder / name, "w") as stream:
             stream.write(text + "\n")
 
-    def _noise_file(self, record: TrialRecord) -> Path:
-        return self.folder / "noise" / f"{record.tags['noise_digest']}.npz"
-
-    def _environments(self) -> list[dict[str, Any]]:
-        """Each distinct environment with the number of trials that ran in it."""
-        counts: dict[str, int] = {}
-        for line in self._lines.values():
-            key = json.dumps({k: line["tags"].get(k, "") for k in _ENVIRONMENT})
-            counts[key] = counts.get(key, 0) + 1
-        return [{**json.loads(key), "trials": count} for key, count in counts.items()]
-
     # Reading
 
-    @cached_property
     def _lines(self) -> dict[str, dict[str, Any]]:
-        file = self.folder / "records.jsonl"
-        if not file.is_file():
-            return {}
-        lines: dict[str, dict[str, Any]] = {}
-        for text in file.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue  # the last line of a process that was killed
-            lines[line["trial"]] = line
-        return lines
+        """The lines by trial; what was added since the last call is read."""
+        if self._file.is_file():
+            with open(self._file, "rb") as stream:
+                stream.seek(self._read)
+                whole = stream.read().rpartition(b"\n")
+            for text in whole[0].splitlines():
+                with contextlib.suppress(ValueError):  # a line that a killed process has begun
+                    line = json.loads(text)
+                    self._known[line["trial"]] = line
+            self._read += len(whole[0]) + len(whole[1])
+        return self._known
 
-    @cached_property
-    def _trial_of(self) -> dict[str, str]:
-        return {line["run"]: trial for trial, line in self._lines.items()}
+    def _line_of(self, run: str) -> dict[str, Any]:
+        if run not in self._runs:
+            self._runs = {line["run"]: line for line in self._lines().values()}
+        return self._runs[run]
 
     def sweep(self) -> SweepRecord:
         """Plan and records.
@@ -176,37 +175,45 @@ class Bundle:
 
     def records(self, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
         """What it holds of these trials, by id."""
+        lines = self._lines()
         return {
             t.id: TrialRecord(t, line["run"], line["status"], _metrics(line), dict(line["tags"]))
             for t in trials
-            if (line := self._lines.get(t.id))
+            if (line := lines.get(t.id))
         }
 
     def curve(self, run: str, metric: str) -> dict[int, float]:
         """Values of a metric by epoch; empty where it was not kept."""
-        return {int(k): v for k, v in self._lines[self._trial_of[run]]["curves"].get(metric, [])}
+        return {int(epoch): value for epoch, value in self._line_of(run)["curves"].get(metric, [])}
 
     def names(self, run: str, directory: str) -> list[str]:
         """Paths of the arrays in a directory of a run."""
-        epochs = {k.partition("/")[0] for k in self._arrays(run) if k.startswith("epoch_")}
-        return sorted(f"confidence/{epoch}.npz" for epoch in epochs) if directory == "confidence" else []
+        if directory != "confidence":
+            return []
+        with np.load(self._arrays(run)) as content:
+            epochs = {name.partition("/")[0] for name in content.files if name.startswith("epoch_")}
+        return sorted(f"confidence/{epoch}.npz" for epoch in epochs)
 
     def read(self, run: str, path: str) -> dict[str, np.ndarray]:
         """The arrays of a run under the path that they have in the store. Raises StoreError without them."""
         if path == "noise_index.npz":
-            digest = self._lines[self._trial_of[run]]["tags"]["noise_digest"]
-            arrays = _load(self.folder / "noise" / f"{digest}.npz")
+            file, part = self._noise_file(self._line_of(run)["tags"]["noise_digest"]), ""
         else:
-            stem = Path(path).stem.removesuffix("_rankings")
-            arrays = {
-                k.partition("/")[2]: v for k, v in self._arrays(run).items() if k.partition("/")[0] == stem
-            }
+            file, part = self._arrays(run), Path(path).stem.removesuffix("_rankings") + "/"
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                arrays = {k.removeprefix(part): content[k] for k in content.files if k.startswith(part)}
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{file} cannot be read: {error}") from None
         if not arrays:
             raise StoreError(f"{self.folder} has no {path} of run {run}")
         return arrays
 
-    def _arrays(self, run: str) -> dict[str, np.ndarray]:
-        return _load(self.folder / "arrays" / f"{self._trial_of[run]}.npz")
+    def _arrays(self, run: str) -> Path:
+        return self.folder / "arrays" / f"{self._line_of(run)['trial']}.npz"
+
+    def _noise_file(self, digest: str) -> Path:
+        return self.folder / "noise" / f"{digest}.npz"
 
     def restore(self, store: Store, handle: SweepHandle, trials: Iterable[Trial]) -> int:
         """Make runs in the store of the trials that it lacks and the bundle has. Returns their number.
@@ -224,18 +231,15 @@ class Bundle:
         return len(missing)
 
     def _restore(self, store: Store, handle: SweepHandle, record: TrialRecord) -> None:
-        line = self._lines[record.trial.id]
         tags = {**record.tags, RESTORED: str(self.folder)}
         run_id = store.create_run(handle, record.trial, tags)
-        curves = {key: self.curve(record.run_id, key) for key in line["curves"]}
+        curves = {key: self.curve(record.run_id, key) for key in self._line_of(record.run_id)["curves"]}
         store.client.log_curves(run_id, curves)
         store.client.log(run_id, metrics={k: v for k, v in record.metrics.items() if k not in curves})
         paths = ["last_rankings.npz", "test_rankings.npz", "noise_index.npz"]
-        for path in [*paths, *self.names(record.run_id, "confidence")]:
-            try:
+        if self._arrays(record.run_id).is_file():  # a search keeps none
+            for path in [*paths, *self.names(record.run_id, "confidence")]:
                 store.write_array(run_id, path, **self.read(record.run_id, path))
-            except StoreError:
-                continue  # a search keeps none
         store.client.set_status(run_id, record.status)
 
 
@@ -249,7 +253,7 @@ def _line(record: TrialRecord, curves: Mapping[str, list[tuple[int, float]]]) ->
         "dataset": trial.dataset,
         "noise_ratio": trial.noise_ratio,
         "seed": trial.seed,
-        **{k: v for k, v in sorted(record.metrics.items()) if not k.startswith(_NOT_KEPT)},
+        **{k: v for k, v in sorted(record.metrics.items()) if not k.startswith("seconds/")},
         "tags": {k: v for k, v in record.tags.items() if not k.startswith("mlflow.")},
         "parameters": {k: str(v) for k, v in trial.parameters().items()},
         "curves": dict(curves),
@@ -266,9 +270,7 @@ def _save(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 
-def _load(file: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            return {k: content[k] for k in content.files}
-    except (OSError, ValueError):
-        return {}
+def _environments(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each distinct environment with the number of trials that ran in it."""
+    counts = Counter(json.dumps({k: line["tags"].get(k, "") for k in _ENVIRONMENT}) for line in lines)
+    return [{**json.loads(key), "trials": count} for key, count in counts.items()]

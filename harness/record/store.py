@@ -181,6 +181,17 @@ class Store:
             return None
         return trials_of(plan) if plan["protocol_version"] == PROTOCOL_VERSION else None
 
+    def planned_version(self, name: str) -> int | None:
+        """The protocol version of a sweep's plan; None where it was never started, or its plan is lost."""
+        experiment_id = self.client.experiment_id(name)
+        parents = self.parents(experiment_id) if experiment_id else []
+        try:
+            plan = json.loads(self.client.read(parents[0].run_id, "plan.json")) if parents else {}
+        except (StoreError, ValueError):
+            return None
+        version: int | None = plan.get("protocol_version")
+        return version
+
     def records(self, handle: SweepHandle, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
         """What the store holds of these trials, by id. A finished run wins over others of the same trial,
         then the last one started.

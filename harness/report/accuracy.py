@@ -11,15 +11,13 @@ import pandas as pd
 from harness.evaluation.coco import ECCV_MEASURES
 from harness.report.comparison import not_worse
 from harness.report.design import RESOLUTION, needed_seeds
-from harness.report.results import MEAN as MEAN_OF_RATIOS
-from harness.report.results import MEASURES, cells, collapsed, heading, with_mean
+from harness.report.results import MEAN, MEASURES, cells, collapsed, heading, with_mean
 from harness.report.tables import Cell, Table
 
-MEAN = "Mean ± sd over seeds (ddof 1)"
+MEAN_SD = "Mean ± sd over seeds (ddof 1)"
 _UNDERLINED = (
-    " Underlined: not significantly worse than the best of its track (paired t test over seeds, Holm "
-    "over the "
-    "column of means and over the others)."
+    " Underlined: not significantly worse than the best of its track (paired t test over seeds, Holm over "
+    "the column of means and over the others)."
 )
 _FEW = (
     f" These seeds cannot tell a difference of {RESOLUTION:g} points (see the design): nothing is underlined."
@@ -37,8 +35,8 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     table = cells(frame, measure)
     best = {float(r): best_rows(frame, table.xs(r, level="noise_ratio")) for r in ratios}
     needed = needed_seeds(frame, measure)
-    near = {k for k, d in not_worse(frame, best, measure).items() if d.n >= needed[k[1] == MEAN_OF_RATIOS]}
-    few = frame[frame["noise_ratio"] == ratios[0]]["seed"].nunique() < needed[ratios[0] == MEAN_OF_RATIOS]
+    near = {k for k, d in not_worse(frame, best, measure).items() if d.n >= needed[k[1] == MEAN]}
+    few = frame[frame["noise_ratio"] == ratios[0]]["seed"].nunique() < needed[ratios[0] == MEAN]
     chance = _at_chance(frame, measure) if measure in ("rsum", "selected_rsum") else set()
     rows, planned = [], int(table["planned"].max())
     for row in dict.fromkeys(frame["row"]):
@@ -59,7 +57,7 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
         )
     at_chance = " ° at least one seed is close to chance level." if chance else ""
     caption = (
-        f"{what}. {MEAN}, n = {planned} seeds per cell unless marked. "
+        f"{what}. {MEAN_SD}, n = {planned} seeds per cell unless marked. "
         f"{legend(frame)}{_FEW if few else _UNDERLINED if near else ''}{at_chance}"
     )
     return Table(title, caption, ["method", *map(heading, ratios)], rows)
@@ -89,7 +87,7 @@ def by_measure(
             count = pd.Series({"n": part[list(measures)].notna().any(axis=1).sum(), "planned": len(part)})
             rows.append([Cell(f"{ratio:g}"), Cell(row), *values, Cell(counted(count))])
     columns = ["noise", "method", *(heading for heading, _, _ in measures.values()), "n"]
-    return Table(title, f"{what}. {MEAN}. {legend(frame)}", columns, rows)
+    return Table(title, f"{what}. {MEAN_SD}. {legend(frame)}", columns, rows)
 
 
 def recalls_table(frame: pd.DataFrame, where: str) -> Table:
@@ -145,9 +143,9 @@ def search_table(frame: pd.DataFrame) -> Table:
         ]
     tries = ", ".join(f"{method} {len(part)}" for method, part in dev_rsums.groupby(level=0, sort=False))
     caption = (
-        f"Dev rSum of each configuration after the last epoch, mean ± sd over its trials (noise ratios and "
-        f"seeds pooled). "
-        f"Bold: the configuration selected for the method, among complete ones. Configurations: {tries}."
+        "Dev rSum of each configuration after the last epoch, mean ± sd over its trials (noise ratios and "
+        "seeds pooled). Bold: the configuration selected for the method, among complete ones. "
+        f"Configurations: {tries}."
     )
     return Table("Search on dev", caption, ["configuration", "dev rSum"], rows)
 

@@ -109,11 +109,10 @@ def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
             elif row != own:
                 rows.append([Cell(row), *(Cell(_difference(differences.get((row, r)))) for r in ratios)])
     caption = (
-        f"Test rSum after the last epoch minus that of {reference} (rows of several networks: minus "
-        f"{method} of "
-        "several), paired by seed: mean and 95 % t interval. "
-        f"*: p < {ALPHA:g} in a paired t test, Holm-corrected over the means and over the other columns; the "
-        "intervals are not corrected, so an interval can exclude zero without a *."
+        f"Test rSum after the last epoch minus that of {reference} (rows of several networks: minus {method} "
+        f"of several), paired by seed: mean and 95 % t interval. *: p < {ALPHA:g} in a paired t test, "
+        "Holm-corrected over the means and over the other columns; the intervals are not corrected, so an "
+        "interval can exclude zero without a *."
     )
     if omitted:
         caption += f" Omitted, since no {method} has as many networks: {', '.join(omitted)}."
@@ -240,10 +239,8 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
     )
     caption = (
         f"{blocks} blocks (data set x noise ratio). Inter-quartile mean of test rSum after the last epoch, "
-        f"{interval}; {beats}"
-        "average rank among rows of the same track that do not use the ground truth (1 is the best, ties "
-        "share "
-        "the mean rank). "
+        f"{interval}; {beats}average rank among rows of the same track that do not use the ground truth (1 "
+        "is the best, ties share the mean rank). "
     )
     if blocks >= LEAST_BLOCKS and len(ranks) > 1:
         caption += (

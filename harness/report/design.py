@@ -25,7 +25,7 @@ class Design:
 
     Attributes:
         sd: standard deviation over seeds of the difference of two rows, pooled over all pairs of rows.
-        seeds: of each row.
+        seeds: finished ones of the row that has most.
         comparisons: in the family that Holm's procedure corrects: every other row of a track against one.
         endpoint: what is compared.
     """
@@ -50,11 +50,10 @@ class Design:
         found = "no difference (one seed)" if np.isinf(self.detectable) else f"{self.detectable:.1f} points"
         return (
             f"Design: the difference of two rows in {self.endpoint} has a standard deviation of "
-            f"{self.sd:.1f} "
-            f"over seeds (pooled over all pairs of rows). With {self.seeds} seeds and {self.comparisons} "
-            f"comparisons, a paired t test finds {found} with a power of {POWER:.0%} after Holm's "
-            "correction; "
-            f"{RESOLUTION:g} points take {self.needed} seeds, and below that nothing is underlined."
+            f"{self.sd:.1f} over seeds (pooled over all pairs of rows). With {self.seeds} seeds and "
+            f"{self.comparisons} comparisons, a paired t test finds {found} with a power of {POWER:.0%} "
+            f"after Holm's correction; {RESOLUTION:g} points take {self.needed} seeds, and below that "
+            "nothing is underlined."
         )
 
 
@@ -196,9 +195,8 @@ def rounding_table(frame: pd.DataFrame, where: str) -> Table | None:
     if not rows:
         return None
     caption = (
-        "The same trial with each initial weight multiplied by 1 + 1e-6 z, z standard normal: by how "
-        "much test "
-        "rSum after the last epoch then differs. Two machines that round sums differently differ as "
+        "The same trial with each initial weight multiplied by 1 + 1e-6 z, z standard normal: by how much "
+        "test rSum after the last epoch then differs. Two machines that round sums differently may differ as "
         "much, and no difference between single trials below it says anything. n: perturbed trials."
     )
     return Table(

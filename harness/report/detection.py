@@ -168,9 +168,8 @@ def trained_on(source: Source, frame: pd.DataFrame, where: str, folder: Path) ->
             f"What is trained on, over epochs: {where}",
             file,
             "Top: purity, the matched part of the training pairs as they are selected and weighted; the "
-            "dotted "
-            "line is that of all pairs. Bottom: share, their mean weight. Mean and a band of one sd over "
-            "seeds.",
+            "dotted line is that of all pairs. Bottom: share, their mean weight. Mean and a band of one sd "
+            "over seeds.",
         )
     columns = {"share": ("share", 2, True), "purity": ("purity ↑", 3, True)}
     what = (

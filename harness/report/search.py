@@ -122,9 +122,8 @@ def _spent(sweep: SweepRecord, tries: dict[str, list[Try]], frame: pd.DataFrame)
         rows.append([Cell(text) for text in texts])
     asha = sweep.search.asha if sweep.search else None
     stopping = (
-        f"Early stopping by ASHA after {asha.grace_epochs} epochs, one of {asha.reduction} trials goes "
-        "on; the "
-        "try of a stopped trial has lost."
+        f"Early stopping by ASHA after {asha.grace_epochs} epochs, one of {asha.reduction} trials goes on; "
+        "the try of a stopped trial has lost."
         if asha
         else "No trial is stopped early."
     )
@@ -162,11 +161,7 @@ def _best_tries(method: str, tries: Sequence[Try]) -> Table:
         ]
         for t in ranked[:_SHOWN]
     ]
-    caption = (
-        f"The best try of {method} and the {_SHOWN - 1} next, by mean dev rSum after the last epoch. "
-        f"Neighbours "
-        "in this list differ by less than the seeds of a search can tell."
-    )
+    caption = f"The best try of {method} and the {_SHOWN - 1} next, by mean dev rSum after the last epoch."
     return Table(f"Best tries: {method}", caption, ["try", *keys, "dev rSum"], rows)
 
 

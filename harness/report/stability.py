@@ -100,13 +100,12 @@ def stability_table(frame: pd.DataFrame, where: str, legend: str) -> Table:
         count = f"{line['n']:g}" if line["n"] == line["planned"] else f"{line['n']:g} of {line['planned']:g}!"
         rows.append([*row_cells, Cell(count)])
     caption = (
-        "Of the last epoch. Computed for each seed over its noise ratios, then mean and 95 % t interval over "
-        "seeds. Variance of R@1: population variance over noise ratios (as NPC defines it), not over "
-        "seeds; a "
-        "method with low recall at all ratios also has a low variance. Per 10 points: least-squares slope. "
-        "Area: under rSum relative to that at the lowest ratio (1: no loss). Drop: mean rSum at the lowest "
-        "ratio minus that at the highest. Sd over seeds: of rSum (ddof 1), averaged over ratios. Worst seed: "
-        f"lowest rSum at the highest ratio. n: trials. {legend}"
+        "Of the last epoch. Computed for each seed over its noise ratios, then mean and 95 % t interval "
+        "over seeds. Variance of R@1: population variance over noise ratios (as NPC defines it), not over "
+        "seeds; a method with low recall at all ratios also has a low variance. Per 10 points: "
+        "least-squares slope. Area: under rSum relative to that at the lowest ratio (1: no loss). Drop: "
+        "mean rSum at the lowest ratio minus that at the highest. Sd over seeds: of rSum (ddof 1), averaged "
+        f"over ratios. Worst seed: lowest rSum at the highest ratio. n: trials. {legend}"
     )
     return Table(
         f"Stability: {where}", caption, ["method", *(heading for _, heading, _, _ in _COLUMNS), "n"], rows
@@ -177,8 +176,7 @@ def seeds_table(frame: pd.DataFrame, where: str) -> Table:
         )
     caption = (
         "Sd of test rSum after the last epoch over seeds (ddof 1) with 95 % chi-square interval; worst "
-        "ratio: "
-        "the one with the lowest mean, with a 95 % t interval."
+        "ratio: the one with the lowest mean, with a 95 % t interval."
     )
     return Table(
         f"Spread over seeds: {where}",

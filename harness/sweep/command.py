@@ -30,6 +30,7 @@ from harness.sweep.preflight import (
     check_devices,
     check_same_data,
     check_sweep,
+    check_version,
     data_key,
     prepare_features,
 )
@@ -69,6 +70,7 @@ def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
         fingerprints = _fingerprints(sweep, data)
         _refuse(
             [
+                *check_version(sweep.name, store),
                 *check_same_data(sweep.trials, known, fingerprints),
                 *check_searched_data(sweep, fingerprints),
             ]
@@ -282,7 +284,7 @@ def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
         return _stop(progress, store, task, launcher)
     for failed in progress.failures:
         console.print(f"failed: {failed.trial.label} ({failed.trial.id}): {failed.reason}", markup=False)
-    keeper.keep(sweep.trials)  # what ended elsewhere, or in a process that died right after
+    keeper.end()
     return 0
 
 

@@ -11,7 +11,7 @@ from harness.config.trial import Trial
 from harness.lib.console import console
 from harness.record.bundle import Bundle
 from harness.record.store import Store, plan_of
-from harness.record.types import SweepHandle, TrialRecord
+from harness.record.types import StoreError, SweepHandle, TrialRecord
 from harness.sweep.search import write_found
 
 
@@ -53,17 +53,29 @@ class Keeper:
             self._complain(error)
 
     def keep(self, trials: Iterable[Trial]) -> None:
-        """Add those of the trials that are done, and what a search has found."""
-        records = self.store.records(self.handle, trials).values()
+        """Add those of the trials that are over. What cannot be added now is added at the end: the store has
+        it, and a trial that has ended must not fail for its copy.
+        """
         try:
+            records = self.store.records(self.handle, trials).values()
             self.bundle.add(self.store, records, arrays=not self.sweep.file.chooses)
-            if self.sweep.file.search:
-                write_found(self.sweep, lambda given: self.store.records(self.handle, given))
-        except OSError as error:
+        except (OSError, StoreError) as error:
             self._complain(error)
 
-    def _complain(self, error: OSError) -> None:
+    def end(self) -> None:
+        """Add what is missing (it ended elsewhere, or in a process that died right after), and write what a
+        search has found.
+        """
+        self.keep(self.sweep.trials)
+        try:
+            self.bundle.close()
+            if self.sweep.file.search:
+                write_found(self.sweep, lambda given: self.store.records(self.handle, given))
+        except (OSError, StoreError) as error:
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
         """Once: the store has everything."""
         if not self.complained:
-            console.print(f"note: {self.bundle.folder} cannot be written: {error}", markup=False)
+            console.print(f"note: {self.bundle.folder} cannot be written now: {error}", markup=False)
         self.complained = True

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 
 import numpy as np
 
+from harness import PROTOCOL_VERSION
 from harness.backbones import backbone_setup
 from harness.config.resources import Resources
 from harness.config.sweep_file import Sweep
@@ -16,6 +17,7 @@ from harness.data.base import DataError, DataSet
 from harness.lib.console import console
 from harness.lib.processes import in_own_process
 from harness.lib.registry import UnknownName
+from harness.record.store import Store
 from harness.record.types import TrialRecord
 from harness.training.sampling import PoolTooNarrow, epoch_batches
 
@@ -128,6 +130,19 @@ _CHECKS: dict[Check, Callable[[Trial], Hashable]] = {
     _check_noise: lambda t: (repr(t.noise), t.noise_ratio, t.noise_granularity, t.noise_seed, t.method),
 }
 """Each check with what it depends on besides the data set: trials that share it are checked once."""
+
+
+def check_version(name: str, store: Store | None) -> list[str]:
+    """Whether a sweep is on record under another protocol version, whose plan must stay for its records to be
+    readable.
+    """
+    version = store.planned_version(name) if store else None
+    if version in (None, PROTOCOL_VERSION):
+        return []
+    return [
+        f"sweep {name!r} is on record under protocol version {version}, and this is {PROTOCOL_VERSION}: give "
+        "the sweep another `name`, or name another store with --tracking-uri"
+    ]
 
 
 def check_same_data(

@@ -12,6 +12,7 @@ from harness.config.search import SearchResult
 from harness.record.bundle import Bundle
 from harness.record.store import Store
 from harness.record.tries import OBJECTIVE, tries_of
+from harness.record.types import StoreError
 from harness.report.__main__ import main as report
 from harness.sweep.__main__ import parse
 from harness.sweep.command import execute
@@ -197,6 +198,37 @@ def test_a_bundle_of_a_killed_process_is_read_up_to_its_last_line(here):
     assert len(bundle.sweep().records) == 1
     bundle.add(Store(), records("torn").values())
     assert len(Bundle("torn").sweep().records) == 2
+
+
+def test_a_store_that_does_not_answer_for_a_moment_costs_no_trial(here, monkeypatch, capfd):
+    """What could not be copied when a trial ended is copied at the end of the sweep."""
+    real, calls = Bundle._curves, []
+
+    def away_once(self, store, record):
+        calls.append(record.trial.seed)
+        if len(calls) == 1:
+            raise StoreError("the tracking store does not answer any more")
+        return real(self, store, record)
+
+    monkeypatch.setattr(Bundle, "_curves", away_once)
+    assert run_sweep([write(here, "clip", name="away", grid={"seed": [0, 1]})]) == 0
+    assert "cannot be written now: the tracking store does not answer" in capfd.readouterr().err
+    assert calls == [0, 1, 0]
+    assert all(r.done for r in Bundle("away").sweep().records.values())
+    assert len(Bundle("away").sweep().records) == 2
+
+
+def test_a_sweep_of_an_older_protocol_version_is_not_written_over(here, capfd):
+    file = write(here, "clip", name="older")
+    assert run_sweep([file]) == 0
+    store = Store()
+    (parent,) = store.parents(store.client.experiment_id("older"))
+    plan = json.loads(store.client.read(parent.run_id, "plan.json"))
+    store.client.log_text(parent.run_id, json.dumps({**plan, "protocol_version": 1}), "plan.json")
+    capfd.readouterr()
+    assert run_sweep([file]) == 2
+    assert "sweep 'older' is on record under protocol version 1, and this is 2" in capfd.readouterr().err
+    assert store.read_sweep("older").protocol_version == 1
 
 
 # With Ray ------------------------------------------------------------------------------------------
