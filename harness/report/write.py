@@ -175,8 +175,7 @@ def _of_one(
             part,
             "selected_rsum",
             f"rSum of the epoch selected on dev: {where}",
-            "Test rSum at the epoch with the best dev rSum: a second endpoint, which the maximum over noisy "
-            "epochs favours",
+            "Test rSum at the epoch with the best dev rSum: the second endpoint",
         ),
     )
     if several:
