@@ -100,6 +100,7 @@ class Batch:
         lengths: int64 [B], numbers of words of the global batch's captions, for backbones on word ids; None
             for others. They stay on the CPU, where their values are read without waiting for the device.
         network: index of the network that is trained on the batch.
+        progress: part of the trial's steps that lies before this one, in [0, 1).
     """
 
     index: Tensor
@@ -112,6 +113,7 @@ class Batch:
     auxiliary: dict[str, Batch] = field(default_factory=dict)
     lengths: Tensor | None = None
     network: int = 0
+    progress: float = 0.0
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """The batch and its auxiliary batches on `device`, but for `lengths`; floating point in `dtype`."""
@@ -152,6 +154,8 @@ class Backbone(Protocol):
     """Whether, in training mode, the similarity of a pair depends on the other pairs that are scored with it
     (batch normalisation in SAF).
     """
+    sigmoid: bool
+    """Whether similarities are sigmoids, in (0, 1) (`sgraf`); otherwise they are cosines."""
     published_head: Mapping[str, Tensor] | None
     """Weights of MSCN's similarity head, if the network was loaded from a checkpoint that has one."""
 
@@ -272,7 +276,7 @@ class Method(nn.Module):
     State that a resumed trial needs is held in buffers.
 
     Args:
-        make_backbone: makes network number i, initialised from the trial's seed.
+        make_backbone: makes network number i, initialised from the trial's seed and i.
         pairs: the N training pairs as they are trained on: caption k with image `pairs.images[k]`.
         batch_size: number of pairs in a global batch.
         seed: the trial's model seed, for draws of the method.
@@ -312,6 +316,7 @@ class Method(nn.Module):
     ) -> None:
         super().__init__()
         self.networks = nn.ModuleList(make_backbone(i) for i in range(n_networks))  # type: ignore[assignment]
+        self.make_backbone = make_backbone
         self.pairs = pairs
         self.batch_size = batch_size
         self.seed = seed
@@ -324,6 +329,12 @@ class Method(nn.Module):
     def groups(self) -> dict[str, Group]:
         """Groups of parameters, one optimizer each. Default: `network0`, `network1`, ..., one per network."""
         return {f"network{i}": Group(trainable(net)) for i, net in enumerate(self.networks)}
+
+    def replacement(self, epoch: int, network: int) -> nn.Module | None:
+        """A network whose weights one of the method's takes on before its pass of an epoch, with a new
+        optimizer; None: it goes on. The schedule goes on in either case.
+        """
+        return None
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
         """Prepare a network's pass of an epoch, e.g. fit mixtures or build memory banks.
@@ -371,6 +382,15 @@ class Method(nn.Module):
             hyper: hyper-parameters by name.
         """
         return batch_size
+
+    @classmethod
+    def needs_alignment(cls, hyper: Mapping[str, Any]) -> bool:
+        """Whether the method relies on similarities of networks as they come, before any training.
+
+        Args:
+            hyper: hyper-parameters by name.
+        """
+        return False
 
     def auxiliary_pairs(self, index: Tensor, seed: int) -> dict[str, Pairs]:
         """Further pairs by name that the step on a batch needs, as `batch.auxiliary[name]`.

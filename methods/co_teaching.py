@@ -1,6 +1,7 @@
 """Co-teaching: two networks, each of which selects the training pairs of the other.
 
-The base class of `methods/ncr.py` and `methods/mscn.py`.
+`CoTeaching` divides the pairs, and `TwoPart` trains on both parts. They are the base classes of the files
+that import them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods.base import Count, Method, Report, Scan, Share, Size
+from methods.base import Count, Method, Pairs, Report, Scan, Share, Size
 
 
 class CoTeaching(Method):
@@ -104,3 +105,36 @@ class CoTeaching(Method):
     def confidence(self) -> Tensor | None:
         """The mean posterior over the networks, [N] in [0, 1]; None during the warm-up."""
         return self.posterior.mean(0) if self.divided else None
+
+
+class TwoPart(CoTeaching):
+    """Co-teaching that trains on the noisy part too, with labels of its own, from some epoch on.
+
+    Source: NCR, whose released code BiCro and others have grown from.
+
+    Args:
+        noisy_after: number of epochs after the warm-up without the noisy part (released code: half of all;
+            20 of 40 on Flickr30K).
+        common: the arguments of `CoTeaching` and `Method`.
+    """
+
+    def __init__(self, *, noisy_after: Count = 20, **common: Any) -> None:
+        super().__init__(**common)
+        self.noisy_after = noisy_after
+
+    def kept(self, network: int) -> Tensor:
+        """Whether each training pair is in the clean part for the pass of `network`: bool [N].
+
+        If all pairs are, the hundredth with the lowest posterior forms the noisy part (released code).
+        """
+        clean = super().kept(network)
+        if not clean.all():
+            return clean
+        posterior = self.posterior[self.judge(network)]
+        return posterior > posterior.sort().values[len(posterior) // 100]
+
+    def auxiliary_pools(self, network: int) -> dict[str, Tensor | Pairs]:
+        """The noisy part, as the pool `noisy`, in the epochs that train on it."""
+        if self.epoch < self.warmup_epochs + self.noisy_after:
+            return {}
+        return {"noisy": (~self.kept(network)).nonzero().flatten()}

@@ -33,6 +33,40 @@ def pair_losses(logits: Tensor) -> Tensor:
     return (by_image + by_text) / 2
 
 
+LOG_ZERO = 16.118
+"""-log(1e-7), which stands in for the logarithm of a zero label in a reverse cross-entropy."""
+
+
+def symmetric_cross_entropy(logits: Tensor, reverse: float = 1.0) -> Tensor:
+    """Cross-entropy and reverse cross-entropy, mean of both directions: [B, B] -> [B].
+
+    Source: Wang et al., ICCV 2019, as the released code of L2RM has it (models.py:563-581).
+
+    Args:
+        logits: [B, B], similarities divided by the temperature.
+        reverse: weight of the reverse cross-entropy.
+    """
+    missing = 2 - logits.softmax(1).diagonal() - logits.softmax(0).diagonal()
+    return pair_losses(logits) + reverse * LOG_ZERO * missing / 2
+
+
+def match_probability(logits: Tensor) -> Tensor:
+    """The probability p_k that a batch gives to each pair, mean of both directions: [B, B] -> [B].
+
+    It has no gradient.
+
+    Args:
+        logits: [B, B], similarities divided by the temperature.
+    """
+    logits = logits.detach()
+    return (logits.softmax(1).diagonal() + logits.softmax(0).diagonal()) / 2
+
+
+def off_diagonal_mean(similarity: Tensor) -> Tensor:
+    """The mean similarity of each image with the captions of other pairs: [B, B] -> [B]."""
+    return (similarity.sum(1) - similarity.diagonal()) / max(len(similarity) - 1, 1)
+
+
 def weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:
     """Mean of losses [B] with weights [B] of at least 0; 0 where all weights are."""
     weight = weight.to(losses.dtype)
@@ -70,6 +104,26 @@ def mean_triplet(similarity: Tensor, margin: Tensor | float) -> Tensor:
     """
     by_image, by_text = hinges(similarity, margin)
     return by_image.mean(1) + by_text.mean(1)
+
+
+def retained_margin(similarity: Tensor, margin: float) -> Tensor:
+    """The part of the margin that each pair retains, averaged over negatives and directions: [B, B] -> [B].
+
+    Source: NCR section 3.3; in [0, margin].
+    """
+    return (margin - mean_triplet(similarity, margin) / 2).clamp(0, margin)
+
+
+def soft_margin(target: Tensor, margin: float) -> Tensor:
+    """alpha (10^y - 1) / 9, from 0 at y = 0 to alpha at y = 1: [...] -> [...].
+
+    Source: NCR section 3 and released code; BiCro has it from there.
+
+    Args:
+        target: y, in [0, 1].
+        margin: alpha.
+    """
+    return margin * (10**target - 1) / 9
 
 
 def hardest_triplet(similarity: Tensor, margin: Tensor | float) -> Tensor:

@@ -75,6 +75,33 @@ def matched_posterior(
     return matched
 
 
+def low_loss_beta_posterior(losses: np.ndarray, *, iterations: int = 10) -> np.ndarray:
+    """Posterior of the low-loss component of a two-component Beta mixture: [N] -> [N] in [0, 1].
+
+    Source: released code of BiCro and L2RM, after Arazo et al. (ICML 2019): the components start as
+    Beta(1, 2) and Beta(2, 1) with equal weights, and the M-step matches moments.
+
+    Args:
+        losses: losses of all training pairs, [N]; they are scaled to [0, 1] first.
+        iterations: EM iterations (released code: 10; with matched moments, many more can end in two equal
+            components).
+
+    Returns:
+        The posterior of the first component; 1 for all pairs if all losses are equal.
+    """
+    span = float(losses.max() - losses.min())
+    if span <= 0:
+        return np.ones(len(losses))
+    values = np.clip((losses - losses.min()) / span, 1e-4, 1 - 1e-4).astype(np.float64)
+    shapes, weights = np.array([[1.0, 2.0], [2.0, 1.0]]), np.array([0.5, 0.5])
+    for _ in range(iterations):
+        posterior, _ = _e_step(values, shapes, weights)
+        weights = posterior.mean(1)
+        shapes = np.array([_match_moments(values, p) for p in posterior])
+    low: np.ndarray = _e_step(values, shapes, weights)[0][0]
+    return low
+
+
 def _clamp(scores: np.ndarray) -> np.ndarray:
     """A copy in which scores outside (0, 1) are moved inside; others stay."""
     scores = np.asarray(scores, np.float64).copy()

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Backbone, Batch, Count, Optimizers, Pairs, Positive, Report, Scan, evaluation_mode
-from methods.co_teaching import CoTeaching
-from methods.losses import hardest_triplet_of, mean_triplet
+from methods.base import Backbone, Batch, Optimizers, Positive, Report, Scan, evaluation_mode
+from methods.co_teaching import TwoPart
+from methods.losses import hardest_triplet_of, mean_triplet, retained_margin, soft_margin
 from methods.mixtures import low_loss_posterior
 from methods.seeding import seed_of
 
 
-class NCR(CoTeaching):
+class NCR(TwoPart):
     """Noisy Correspondence Rectifier.
 
     1. Warm-up: triplet loss averaged over negatives, on all pairs.
@@ -31,12 +31,10 @@ class NCR(CoTeaching):
 
     Args:
         margin: alpha, in units of the similarity (paper: 0.2).
-        noisy_after: number of epochs after the warm-up without the noisy part (released code: half of all;
-            20 of 40 on Flickr30K).
         released_margins: reproduce two properties of the released code. The target of a clean pair is
             broadcast to [B, B] and mixes its posterior with the predictions of the other pairs. In one
             direction of the noisy part, the margin of a negative image replaces that of the pair.
-        common: the arguments of `CoTeaching` and `Method`.
+        common: the arguments of `TwoPart` and `Method`.
     """
 
     paper = "NCR (NeurIPS 2021)"
@@ -46,13 +44,11 @@ class NCR(CoTeaching):
         self,
         *,
         margin: Positive = 0.2,
-        noisy_after: Count = 20,
         released_margins: bool = False,
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self.margin = margin
-        self.noisy_after = noisy_after
         self.released_margins = released_margins
 
     def divide(self, judge: int, scan: Scan) -> Tensor:
@@ -64,23 +60,6 @@ class NCR(CoTeaching):
         )["loss"]
         seed = seed_of(self.seed, "mixture", self.epoch, judge)
         return torch.from_numpy(low_loss_posterior(losses.numpy(), seed=seed, max_iter=10))
-
-    def kept(self, network: int) -> Tensor:
-        """Whether each training pair is in the clean part for the pass of `network`: bool [N].
-
-        If all pairs are, the hundredth with the lowest posterior forms the noisy part (released code).
-        """
-        clean = super().kept(network)
-        if not clean.all():
-            return clean
-        posterior = self.posterior[self.judge(network)]
-        return posterior > posterior.sort().values[len(posterior) // 100]
-
-    def auxiliary_pools(self, network: int) -> dict[str, Tensor | Pairs]:
-        """The noisy part, as the pool `noisy`, in the epochs that train on it."""
-        if self.epoch < self.warmup_epochs + self.noisy_after:
-            return {}
-        return {"noisy": (~self.kept(network)).nonzero().flatten()}
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
         """Train on a batch of the clean part and, if there is one, on a batch of the noisy part.
@@ -140,18 +119,6 @@ def predicted_match(similarity: Tensor, margin: float) -> Tensor:
         similarity: [B, B].
         margin: alpha.
     """
-    retained = (margin - mean_triplet(similarity, margin) / 2).clamp(0, margin)
+    retained = retained_margin(similarity, margin)
     best = retained.topk(len(retained) // 10 + 1).values.mean()
     return (retained / best.clamp(min=torch.finfo(retained.dtype).tiny)).clamp(0, 1)
-
-
-def soft_margin(target: Tensor, margin: float) -> Tensor:
-    """alpha (10^y - 1) / 9, from 0 at y = 0 to alpha at y = 1: [...] -> [...].
-
-    Source: section 3 of the paper and released code.
-
-    Args:
-        target: y, in [0, 1].
-        margin: alpha.
-    """
-    return margin * (10**target - 1) / 9

@@ -27,6 +27,14 @@ WARMED_UP = {
     "npc": {"warmup_epochs": 1, "least_bank": 0.2},
     "ncr": {"warmup_epochs": 1, "noisy_after": 0},
     "mscn": {"warmup_epochs": 1, "meta_lr": 1e-3},
+    "crcl": {"warmup_epochs": 1},
+    "decl": {"warmup_epochs": 1},
+    "bicro": {"warmup_epochs": 1, "noisy_after": 0},
+    "cream": {"warmup_epochs": 1, "hard_after": 0, "noisy_after": 0, "mining_after": 1},
+    "score_filter": {"warmup_epochs": 1},
+    "lemon": {"warmup_epochs": 1, "neighbours": 5},
+    "osa": {"warmup_epochs": 1},
+    "l2rm": {"warmup_epochs": 1},
 }
 
 

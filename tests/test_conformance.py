@@ -78,7 +78,7 @@ def test_losses_are_finite_and_every_recall_is_recorded(finished, name):
     assert len(records) == (3 if trainer.method.trains else 0)
     for record in records:
         assert np.isfinite(list(record.metrics.values())).all()
-        assert record.metrics["train/loss"] > 0
+        assert "train/loss" in record.metrics  # negative with some methods
     assert 0 < outcome.metrics["test/rsum"] <= 600
     assert outcome.metrics["cost/networks_at_test"] == trainer.method.n_networks
 

@@ -74,6 +74,11 @@ class BackboneSetup(ABC, Generic[ConfigT]):
         """Whether features or pictures are computed once and cached."""
         return False
 
+    @property
+    def aligned(self) -> bool:
+        """Whether networks compare images and texts before any training, by weights that were trained to."""
+        return False
+
     @staticmethod
     def check(config: Any) -> str | None:
         """Check a configuration beyond the types of its fields, without building anything.
@@ -173,13 +178,14 @@ def with_lengths(texts: Tensor, lengths: Tensor) -> Tensor:
 class Scaled(nn.Module):
     """Base class of networks: a learned temperature, `logits` = exp(`logit_scale`) * `similarity`.
 
-    See `methods.base.Backbone` for `couples_pairs` and `published_head`.
+    See `methods.base.Backbone` for `couples_pairs`, `sigmoid` and `published_head`.
 
     Args:
         logit_scale: initial logarithm of the inverse temperature, a scalar.
     """
 
     couples_pairs = False
+    sigmoid = False
     published_head: Mapping[str, Tensor] | None = None
 
     def __init__(self, logit_scale: Tensor | float) -> None:

@@ -104,6 +104,11 @@ class ClipSetup(BackboneSetup[ClipConfig]):
             )
         return check_towers(model=config.model, pretrained=config.pretrained)
 
+    @property
+    def aligned(self) -> bool:
+        """Whether the towers come from one model, and no new head is on them."""
+        return self.config.head is None and self.config.pretrained not in ("none", "packages")
+
     def identity(self, data: DataSet) -> str:
         """16 hex digits of the towers' architecture, weights and library versions.
 

@@ -78,6 +78,11 @@ class SgrafSetup(BackboneSetup[SgrafConfig]):
     Config = SgrafConfig
     takes = "regions"
 
+    @property
+    def aligned(self) -> bool:
+        """Whether there is a checkpoint."""
+        return self.config.pretrained is not None
+
     @staticmethod
     def check(config: SgrafConfig) -> str | None:
         """Check that the configured files exist."""
@@ -190,6 +195,8 @@ class SgrafBackbone(Scaled):
         words: number of word ids.
         network: number of the network within the method, for its dropout masks.
     """
+
+    sigmoid = True
 
     def __init__(self, config: SgrafConfig, regions: tuple[int, int], words: int, network: int) -> None:
         super().__init__(-math.log(config.temperature))

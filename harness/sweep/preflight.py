@@ -98,6 +98,16 @@ def _check_backbone(trial: Trial, data: DataSet) -> str:
     return backbone_setup(trial.backbone).check_data(data, trial.hyper.get("n_networks", 1)) or ""
 
 
+def _check_alignment(trial: Trial, data: DataSet) -> str:
+    if not method_class(trial.method).needs_alignment(trial.hyper) or backbone_setup(trial.backbone).aligned:
+        return ""
+    return (
+        f"{trial.method}.estimator = pretrained: it judges pairs before training, and the weights of this "
+        f"backbone ({trial.backbone['kind']}) were never trained to compare images with texts: take "
+        "estimator: warmup"
+    )
+
+
 def _check_clean(trial: Trial, data: DataSet) -> str:
     if method_class(trial.method).uses_clean_data and "meta" not in data.splits:
         return (
@@ -126,6 +136,7 @@ def _check_noise(trial: Trial, data: DataSet) -> str:
 _CHECKS: dict[Check, Callable[[Trial], Hashable]] = {
     _check_batch: _largest_batch,
     _check_backbone: lambda t: (repr(t.backbone), t.hyper.get("n_networks", 1)),
+    _check_alignment: lambda t: (t.method, repr(t.backbone), repr(t.hyper)),
     _check_clean: lambda t: t.method,
     _check_noise: lambda t: (repr(t.noise), t.noise_ratio, t.noise_granularity, t.noise_seed, t.method),
 }

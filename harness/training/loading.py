@@ -30,12 +30,15 @@ Received = TypeVar("Received")
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch that is to be loaded: its pairs, their indices, its seed, and auxiliary pairs by name."""
+    """A batch that is to be loaded: its pairs, their indices, its seed, auxiliary pairs by name, and how far
+    the trial is.
+    """
 
     index: Tensor
     pairs: Pairs
     seed: int = 0
     auxiliary: Mapping[str, tuple[Tensor, Pairs]] = field(default_factory=dict)
+    progress: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,17 +83,23 @@ class Fetch:
 
     def batch(self, plan: Plan, loaded: Iterator[Tensor]) -> Batch:
         """The batch of a plan, from the inputs that its requests gave."""
-        batch = self._batch(plan.index, plan.pairs, plan.seed, loaded)
+        batch = self._batch(plan, plan.index, plan.pairs, loaded)
         for name, (index, pairs) in plan.auxiliary.items():
-            batch.auxiliary[name] = self._batch(index, pairs, plan.seed, loaded)
+            batch.auxiliary[name] = self._batch(plan, index, pairs, loaded)
         return batch
 
-    def _batch(self, index: Tensor, pairs: Pairs, seed: int, loaded: Iterator[Tensor]) -> Batch:
+    def _batch(self, plan: Plan, index: Tensor, pairs: Pairs, loaded: Iterator[Tensor]) -> Batch:
         start, _ = self._range(len(pairs))
-        images, texts = next(loaded), next(loaded)
-        lengths = self.inputs[pairs.split].lengths(pairs.captions)
         return Batch(
-            index, images, texts, start, len(pairs), seed, sharded=self.processes > 1, lengths=lengths
+            index,
+            next(loaded),
+            next(loaded),
+            start,
+            len(pairs),
+            plan.seed,
+            sharded=self.processes > 1,
+            lengths=self.inputs[pairs.split].lengths(pairs.captions),
+            progress=plan.progress,
         )
 
     def _range(self, total: int) -> tuple[int, int]:

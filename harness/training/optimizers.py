@@ -96,6 +96,10 @@ class Optimizers:
         )
         return dict(zip(weights, gradients, strict=True))
 
+    def reset(self, group: str) -> None:
+        """Give a group a new optimizer; its schedule goes on."""
+        self.adam[group] = self._adam(list(self.parameters[group].values()))
+
     def state_dict(self) -> dict[str, Any]:
         """State of the optimizers, by group."""
         return {name: adam.state_dict() for name, adam in self.adam.items()}

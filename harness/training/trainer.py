@@ -160,6 +160,9 @@ class Trainer:
 
     def _train_pass(self, epoch: int, network: int) -> dict[str, float]:
         self.method.eval()
+        if (new := self.method.replacement(epoch, network)) is not None:
+            self.method.networks[network].load_state_dict(new.state_dict())  # type: ignore[operator]
+            self.optimizers.reset(f"network{network}")
         with self.cost.clock("method"):
             report = dict(self.method.start_epoch(epoch, network, self.scan))
         with self.cost.clock("train"):
@@ -277,7 +280,8 @@ class Trainer:
                 name: (pairs.index, pairs) for name, pairs in self.method.auxiliary_pairs(index, seed).items()
             }
             auxiliary |= {name: drawn[step] for name, drawn in plan.pools.items()}
-            yield Plan(index, self.method.pairs[index], seed, auxiliary)
+            progress = (plan.epoch + step / len(plan.batches)) / max(self.config.epochs, 1)
+            yield Plan(index, self.method.pairs[index], seed, auxiliary, progress)
 
     def _fetch(self) -> Fetch:
         inputs = {name: source for name, source in self.inputs.items() if name in self._allowed}

@@ -1,0 +1,90 @@
+"""OSA (arXiv 2410.01944): one look at all pairs by an estimator gives the weights of InfoNCE."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from methods.base import Batch, Report, Scan
+from methods.estimating import Estimating
+from methods.losses import off_diagonal_mean, pair_losses
+
+
+class OSA(Estimating):
+    """One-step anti-noise: weights from how far a pair's similarity is above that of a random pair.
+
+    Embeddings lie in a cone, so that random pairs have a similarity b above 0. A pair below b counts nothing;
+    above it, the weight grows with the distance and falls again for pairs that are sure.
+
+    Source: arXiv 2410.01944; released code (main_clip.py:36-53, 111-168), which takes b from one batch of
+    random images and words. Ours: b is the mean similarity of mismatched pairs in the estimator's pass, and
+    the estimator is asked once for each pair, as its answer does not change.
+
+    Args:
+        variant: `paper` -(s - b)^2 (s - b - 1), or `released`: x^2 (1 - x^2) with x the distance as a part of
+            the batch's largest, by which the best pair of every batch has the weight 0.
+        common: the arguments of `Estimating` and `Method`.
+    """
+
+    paper = "OSA (arXiv 2410.01944)"
+    published = ("CLIP+OSA",)
+
+    above: Tensor
+    weight: Tensor
+
+    def __init__(self, *, variant: Literal["paper", "released"] = "paper", **common: Any) -> None:
+        super().__init__(**common)
+        self.variant = variant
+        self.register_buffer("above", torch.zeros(len(self.pairs)))
+        self.register_buffer("weight", torch.ones(len(self.pairs)))
+
+    def judge(self, scan: Scan) -> Report:
+        """How far each pair's similarity is above that of random pairs."""
+        net = self.networks[0]
+
+        def look(images: Tensor, texts: Tensor) -> dict[str, Tensor]:
+            similarity = net.similarity(images, texts)
+            return {"own": similarity.diagonal(), "others": off_diagonal_mean(similarity)}
+
+        found = scan(look)
+        threshold = found["others"].mean()
+        self.above = (found["own"] - threshold).clamp(min=0).to(self.above)
+        return {"threshold": float(threshold), "above": float((self.above > 0).float().mean())}
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Report]:
+        """The mean over the batch of `pair_losses` times the weights."""
+        network = self.networks[batch.network]
+        losses = pair_losses(network.logits(*network(batch)))
+        if not self.warming_up:
+            weights = paper_weights if self.variant == "paper" else released_weights
+            self.weight[batch.index] = weights(self.above[batch.index])
+        return (self.weight[batch.index] * losses).mean(), {}
+
+    def confidence(self) -> Tensor | None:
+        """The distance above random pairs, [N] in [0, 1]; None during the warm-up."""
+        return self.above.clamp(max=1) if self.judged else None
+
+    def training_weight(self, network: int) -> Tensor | None:
+        """The weight of each pair in its last step."""
+        return self.weight
+
+
+def paper_weights(above: Tensor) -> Tensor:
+    """x^2 (1 - x): [B] -> [B], largest at 2/3.
+
+    Args:
+        above: x, distance above random pairs, at least 0.
+    """
+    return above.square() * (1 - above).clamp(min=0)
+
+
+def released_weights(above: Tensor) -> Tensor:
+    """x^2 (1 - x^2) with x as a part of the largest; 0 for all where none is above 0: [B] -> [B].
+
+    Args:
+        above: distance above random pairs, at least 0.
+    """
+    share = (above / above.amax().clamp(min=torch.finfo(above.dtype).tiny)).square()
+    return share * (1 - share)

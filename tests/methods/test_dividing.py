@@ -1,0 +1,208 @@
+"""BiCro, CREAM, L2RM, and the methods that judge the pairs once, against numbers from published code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from harness.sweep.preflight import check_sweep
+from methods.bicro import Anchors, clean_labels
+from methods.cream import soft_cross_entropy
+from methods.l2rm import rematching_loss, transport_plan
+from methods.lemon import neighbour_scores
+from methods.losses import hardest_triplet, match_probability, pair_losses, retained_margin, soft_margin
+from methods.mixtures import low_loss_beta_posterior
+from methods.osa import paper_weights, released_weights
+from tests import build, small
+from tests.methods.golden_input import I6, T6, S
+
+
+def near(expected):
+    return pytest.approx(expected, abs=1e-4)
+
+
+# BiCro ----------------------------------------------------------------------------------------------
+
+
+def soft_loss(similarity, label, *, released):
+    margin = soft_margin(label, 0.2)
+    margin = margin.expand(len(margin), -1) if released else margin
+    return hardest_triplet(similarity, margin).sum().item()
+
+
+def test_labels_of_bicro_as_meant_and_as_released():
+    retained = retained_margin(I6 @ T6.T, 0.2)
+    anchors = Anchors.of(retained, I6, T6)
+    assert anchors.index.tolist() == [0]
+    assert anchors.consistency(I6, T6).tolist() == near([1, 0.839016, 0.583203, 0.734043, 0.591830, 0.778676])
+    meant, released = (clean_labels(anchors, retained, released=r) for r in (False, True))
+    assert meant.tolist() == near([1, 0.919508, 0.791602, 0.867022, 0.795915, 0.889338])
+    assert released.tolist() == near([1, 0.867022, 1, 0.795915, 0.919508, 0.791602])
+    assert soft_loss(I6 @ T6.T, meant, released=True) == near(1.987164)
+    assert soft_loss(I6 @ T6.T, released, released=True) == near(2.193546)
+    assert soft_loss(I6 @ T6.T, meant, released=False) == near(1.996674)
+
+
+def test_margins_of_bicro_as_meant_and_as_released():
+    label = torch.tensor([1, 0.8, 0.4, 0.7])
+    assert soft_loss(S, label, released=True) == near(0.187991)
+    assert soft_loss(S, label, released=False) == near(0.103597)
+
+
+def test_a_ratio_of_different_signs_is_bounded_unless_as_released():
+    images, texts = torch.tensor([[1.0, 0.0], [0.5, 0.866]]), torch.tensor([[1.0, 0.0], [-0.1, 0.995]])
+    anchors = Anchors(torch.tensor([0]), images, texts)
+    assert anchors.consistency(images, texts).tolist() == near([1, 0])
+    assert anchors.consistency(images, texts, bounded=False)[1].item() == near(0.5 / -0.1)
+
+
+def test_a_beta_mixture_finds_the_part_with_low_losses():
+    draw = np.random.default_rng(0)
+    low, high = draw.beta(2, 12, 600), draw.beta(12, 4, 400)
+    posterior = low_loss_beta_posterior(np.concatenate([low, high]))
+    assert ((posterior > 0.5) == (np.arange(1000) < 600)).mean() > 0.98
+    assert (low_loss_beta_posterior(np.ones(5)) == 1).all()
+
+
+def test_the_warm_up_of_bicro_trains_on_the_smallest_losses():
+    made = build.trainer("bicro", precision="fp64", hyper={"warmup_epochs": 3, "warmup_share": 0.25})
+    method, batch = made.method.eval(), build.first_batch(made)
+    net = method.networks[0]
+    similarity = net.similarity(*net(batch))
+    made.optimizers.at_step(0)
+    loss = method.step(batch, made.optimizers, 0)["loss"].item()
+    retained = 0.4 - 2 * retained_margin(similarity, 0.2)  # the loss, where it is below 0.4
+    assert loss == pytest.approx(retained.sort().values[:4].sum().item())
+
+
+# CREAM ----------------------------------------------------------------------------------------------
+
+
+def test_cream_as_released():
+    positive, target = (1 + S) / 2, torch.tensor([1, 0.8, 0.3, 0.9])
+
+    def loss(logits, least):
+        return soft_cross_entropy(logits / 0.07, positive, target, least).mean().item()
+
+    assert loss(positive, 0.0) == near(1.514527)
+    assert loss(positive, 0.2) == near(0.760644)
+    assert loss(S, 0.0) == near(1.969241)
+    assert match_probability(positive / 0.07).tolist() == near([0.897392, 0.719060, 0.388452, 0.830137])
+    assert (2 * pair_losses(positive / 0.07)).tolist() == near([0.216838, 0.664834, 1.914385, 0.372924])
+
+
+def test_cream_divides_in_three_by_the_verdicts_of_both():
+    method = build.method("cream")
+    method.epoch = 1
+    method.posterior[:, :3] = torch.tensor([[0.9, 0.9, 0.1], [0.8, 0.2, 0.3]])
+    method.prediction[:, :3] = torch.tensor([[0.5, 0.6, 0.2], [0.7, 0.4, 0.4]])
+    assert method.kept(0)[:3].tolist() == [True, False, False]
+    assert method.noisy()[:3].tolist() == [False, False, True]
+    pools = method.auxiliary_pools(0)
+    assert {k: v.tolist()[0] for k, v in pools.items()} == {"hard": 1, "noisy": 2}
+    expected = [0.8 + 0.2 * 0.5, 0.55 + 0.45 * 0.6, 0.3]
+    assert method.targets(0)[:3].tolist() == near(expected)
+
+
+# L2RM -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entropy", "masses", "divergence"),
+    [
+        (0.07, [0.027330, 0.013355, 0.046438, 0.012877], 20.464192),
+        (0.01, [0.001770, 0.000001, 0.098229, 0], 14.960523),
+    ],
+)
+def test_the_plan_of_l2rm_where_sinkhorn_has_converged(entropy, masses, divergence):
+    plan = transport_plan(1 - S, mass=0.1, entropy=entropy)
+    assert plan.sum(1).tolist() == near(masses)
+    assert plan.sum().item() == near(0.1)
+    assert plan.diagonal().abs().max() < 1e-12
+    assert rematching_loss(S / 0.05, plan, by_mass=False).item() == pytest.approx(divergence, abs=1e-3)
+
+
+def test_a_plan_that_may_keep_pairs_and_moves_all_mass_finds_a_permutation():
+    order = torch.tensor([2, 0, 3, 1])
+    cost = 1 - torch.eye(4)[order].double()
+    plan = transport_plan(cost, mass=1.0, entropy=0.01, masked=False)
+    assert plan.argmax(1).tolist() == order.tolist()
+    assert [*plan.sum(0).tolist(), *plan.sum(1).tolist()] == near([0.25] * 8)
+
+
+def test_an_image_without_mass_counts_nothing_unless_as_released():
+    plan = torch.zeros(3, 3)
+    plan[0, 1] = 0.1
+    logits = torch.zeros(3, 3)
+    by_mass, alike = (rematching_loss(logits, plan, by_mass=m).item() for m in (True, False))
+    # Of a one-hot row: KL(uniform || plan) + KL(plan || uniform), with plan floored at 1e-10.
+    row = np.log(3) + (2 / 3) * np.log(1e9) - np.log(3)
+    assert by_mass == pytest.approx(row, rel=1e-4)
+    assert alike == pytest.approx(row / 3, rel=1e-4)
+
+
+# Judged once ----------------------------------------------------------------------------------------
+
+
+def test_neighbour_scores_of_lemon():
+    def scores(offset, **changes):
+        settings = {"count": 2, "weight": 5, "near": 0.1, "trusted": 5, "offset": offset, **changes}
+        return neighbour_scores(I6, T6, torch.arange(6), **settings).tolist()
+
+    released = [1.402958, 1.950886, 2.712923, 1.371295, 3.580684, 1.874335]
+    assert scores(0.0) == near(released)
+    assert scores(1.0) == near([1.272125, 1.767550, 2.484568, 1.241248, 3.275077, 1.698190])
+    assert scores(0.0, chunk=4) == near(released)
+
+
+def test_weights_of_osa_as_released():
+    above = (S.diagonal() - 0.15).clamp(min=0)
+    weights = released_weights(above)
+    assert weights.tolist() == near([0, 0.249951, 0.070652, 0.199685])
+    assert (weights * pair_losses(100 * S)).mean().item() == near(0.061851)
+    assert released_weights(torch.zeros(3)).tolist() == [0, 0, 0]
+
+
+def test_weights_of_osa_as_in_the_paper_are_largest_at_two_thirds():
+    x = torch.linspace(0, 1, 301)
+    assert x[paper_weights(x).argmax()].item() == pytest.approx(2 / 3, abs=1e-2)
+    assert paper_weights(x)[0] == paper_weights(x)[-1] == 0
+
+
+@pytest.mark.parametrize("name", ["score_filter", "lemon", "osa"])
+def test_pairs_are_judged_once_and_by_plain_training_before(name):
+    made, beliefs = build.trainer(name, hyper={"warmup_epochs": 2}, epochs=4, precision="fp64"), []
+    made.fit(lambda record: beliefs.append(record.confidence))
+    assert [b is None for b in beliefs] == [True, True, False, False]
+    assert (beliefs[2] == beliefs[3]).all()
+    judged = build.trainer(name, hyper={"warmup_epochs": 2}, precision="fp64")
+    plain = build.trainer("clip", precision="fp64")
+    for trainer in (judged, plain):
+        trainer.method.eval().start_epoch(0, 0, trainer.scan)
+    losses = [t.method.loss(build.first_batch(t))[0].item() for t in (judged, plain)]
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def test_a_score_filter_keeps_the_share_with_the_best_scores():
+    made = build.trainer("score_filter", hyper={"keep": 0.25, "warmup_epochs": 0}, precision="fp64")
+    made.method.eval().start_epoch(0, 0, made.scan)
+    kept = made.method.selected(0)
+    assert len(kept) == round(0.25 * len(made.method.pairs))
+    assert made.method.confidence()[kept].min() > 0.74
+
+
+@pytest.mark.parametrize("name", ["score_filter", "lemon", "osa"])
+def test_towers_that_were_never_aligned_cannot_judge(name):
+    """Before any work starts, with the way out."""
+    sweep = small.sweep(name, overrides={name: {"estimator": "pretrained"}})
+    errors, _ = check_sweep(sweep)
+    assert [e for e in errors if "estimator: warmup" in e and name in e]
+    assert not check_sweep(small.sweep(name))[0]
+
+
+def test_a_pretrained_estimator_judges_before_the_first_step():
+    made = build.trainer("osa", hyper={"estimator": "pretrained"}, precision="fp64")
+    assert made.method.confidence() is None
+    made.method.eval().start_epoch(0, 0, made.scan)
+    assert made.method.confidence() is not None
