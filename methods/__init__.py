@@ -33,3 +33,15 @@ METHODS = {
     "l2rm": "methods.l2rm:L2RM",
 }
 """`module:class` of each method by its name in sweep files."""
+
+FAMILIES = (
+    "loss",  # by the loss of a batch alone
+    "weighting",  # weights of pairs
+    "label refinement",  # labels or partners other than those given
+    "co-teaching",  # what another network believes
+    "filter",  # pairs are left out
+    "clean data",
+    "other",
+    "reference",  # an upper bound, or no training
+)
+"""How methods deal with mismatched pairs (`Method.family`), in the order in which reports list them."""

@@ -285,6 +285,8 @@ class Method(nn.Module):
 
     paper: ClassVar[str] = ""
     """What the method implements: a paper and its venue, or a baseline."""
+    family: ClassVar[str] = "other"
+    """How the method deals with mismatched pairs: one of `methods.FAMILIES`."""
     published: ClassVar[tuple[str, ...]] = ()
     """Names of the method in tables of published results, which reports show next to ours."""
     uses_clean_data: ClassVar[bool] = False

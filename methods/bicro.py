@@ -40,6 +40,7 @@ class BiCro(TwoPart):
     """
 
     paper = "BiCro (CVPR 2023)"
+    family = "co-teaching"
     published = ("BiCro",)
 
     def __init__(

@@ -22,6 +22,7 @@ class Clip(Method):
     """
 
     paper = "CLIP (ICML 2021)"
+    family = "loss"
     published: ClassVar[tuple[str, ...]] = ("CLIP", "CLIP fine-tuned", "CLIP ViT-B/32")
 
     id_neutral_defaults: ClassVar = {"n_networks": 1}

@@ -32,6 +32,7 @@ class ClipClean(Clip):
     """
 
     paper = "baseline"
+    family = "clean data"
     published = ()
     uses_clean_data = True
     id_neutral_defaults: ClassVar = {**Clip.id_neutral_defaults, "placed": "beside"}

@@ -39,6 +39,7 @@ class CRCL(Method):
     """
 
     paper = "CRCL (NeurIPS 2023)"
+    family = "label refinement"
     published = ("CRCL",)
 
     label: Tensor

@@ -44,6 +44,7 @@ class CREAM(CoTeaching):
     """
 
     paper = "CREAM (TIP 2024)"
+    family = "co-teaching"
     published = ("CREAM",)
 
     prediction: Tensor

@@ -44,6 +44,7 @@ class DECL(Method):
     """
 
     paper = "DECL (ACM MM 2022)"
+    family = "weighting"
     published = ("DECL", "DECL-SAF", "DECL-SGR", "DECL-SGRAF")
 
     belief: Tensor

@@ -37,6 +37,7 @@ class GSC(Method):
     """
 
     paper = "GSC (CVPR 2024)"
+    family = "weighting"
     published = ("GSC",)
 
     target: Tensor

@@ -42,6 +42,7 @@ class L2RM(TwoPart):
     """
 
     paper = "L2RM (CVPR 2024)"
+    family = "label refinement"
     published = ("L2RM",)
 
     def __init__(

@@ -41,6 +41,7 @@ class LEMoN(Estimating):
     """
 
     paper = "LEMoN (ICML 2025)"
+    family = "filter"
 
     posterior: Tensor
 

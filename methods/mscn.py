@@ -89,6 +89,7 @@ class MSCN(CoTeaching):
     """
 
     paper = "MSCN (CVPR 2023)"
+    family = "clean data"
     published = ("MSCN",)
     uses_clean_data = True
     differentiates_twice = True

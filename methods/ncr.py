@@ -38,6 +38,7 @@ class NCR(TwoPart):
     """
 
     paper = "NCR (NeurIPS 2021)"
+    family = "co-teaching"
     published = ("NCR", "NCR-single")
 
     def __init__(

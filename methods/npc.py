@@ -77,6 +77,7 @@ class NPC(Method):
     """
 
     paper = "NPC (AAAI 2024)"
+    family = "weighting"
     published = ("NPC",)
     id_neutral_defaults: ClassVar = {
         "weights": True,

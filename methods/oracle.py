@@ -24,6 +24,7 @@ class Oracle(Clip):
     """
 
     paper = "oracle upper bound"
+    family = "reference"
     published = ()
     uses_ground_truth = True
 

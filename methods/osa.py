@@ -29,6 +29,7 @@ class OSA(Estimating):
     """
 
     paper = "OSA (arXiv 2410.01944)"
+    family = "weighting"
     published = ("CLIP+OSA",)
 
     above: Tensor

@@ -23,6 +23,8 @@ class Predicting(Method):
         common: the arguments of `Method`.
     """
 
+    family = "loss"
+
     predicted: Tensor
 
     def __init__(self, **common: Any) -> None:

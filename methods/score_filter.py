@@ -27,6 +27,7 @@ class ScoreFilter(Estimating):
     """
 
     paper = "score filter (DataComp, NeurIPS 2023)"
+    family = "filter"
 
     rank: Tensor
 

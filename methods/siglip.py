@@ -31,6 +31,7 @@ class SigLIP(Method):
     """
 
     paper = "SigLIP (ICCV 2023)"
+    family = "loss"
 
     belief: Tensor
 

@@ -30,6 +30,7 @@ class SmallLoss(Method):
     """
 
     paper = "baseline (mixture of DivideMix, ICLR 2020)"
+    family = "weighting"
     id_neutral_defaults: ClassVar = {"n_networks": 1}
 
     weight: Tensor

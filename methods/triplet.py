@@ -25,6 +25,7 @@ class Triplet(Method):
     """
 
     paper = "VSE++ (BMVC 2018)"
+    family = "loss"
     published = ("SGR", "SAF")
     id_neutral_defaults: ClassVar = {"warmup_epochs": 0}
 

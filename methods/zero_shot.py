@@ -15,5 +15,6 @@ class ZeroShot(Method):
     """
 
     paper = "CLIP (ICML 2021)"
+    family = "reference"
     published = ("CLIP zero-shot", "CLIP ViT-B/32 zero-shot", "CLIP ViT-L/14 zero-shot")
     trains = False

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from harness.config.trial import method_class
-from methods import METHODS
+from methods import FAMILIES, METHODS
 from methods.base import Method
 from tests import build, small
 from tests.processes import few_embeddings
@@ -259,3 +259,9 @@ def test_shared_code_names_no_method(file):
     assert not set(strings) & (
         set(METHODS) - {"clip"}
     )  # `clip` is a backbone too, and the simplest method to warm a cache with
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_method_says_which_family_it_is_of(name):
+    assert method_class(name).family in FAMILIES
+    assert method_class(name).family != "other"

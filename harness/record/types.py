@@ -186,17 +186,19 @@ class MethodFacts:
 
     Attributes:
         published: what the method is called in tables of published results.
+        family: one of `methods.FAMILIES`; older plans have none.
     """
 
     uses_clean_data: bool
     uses_ground_truth: bool
     published: tuple[str, ...]
+    family: str = "other"
 
     @classmethod
     def of(cls, name: str) -> MethodFacts:
         """The facts of a method by name. Loads its class. Raises UnknownName."""
         method = method_class(name)
-        return cls(method.uses_clean_data, method.uses_ground_truth, tuple(method.published))
+        return cls(method.uses_clean_data, method.uses_ground_truth, tuple(method.published), method.family)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from harness.report.design import RESOLUTION, needed_seeds
 from harness.report.results import MEAN, MEASURES, cells, collapsed, heading, with_mean
 from harness.report.tables import Cell, Table
 
+LONG = 12
+"""Rows beyond which a table by noise ratio names their families."""
 MEAN_SD = "Mean ± sd over seeds (ddof 1)"
 _UNDERLINED = (
     " Underlined: not significantly worse than the best of its track (paired t test over seeds, Holm over "
@@ -38,6 +40,8 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     near = {k for k, d in not_worse(frame, best, measure).items() if d.n >= needed[k[1] == MEAN]}
     few = frame[frame["noise_ratio"] == ratios[0]]["seed"].nunique() < needed[ratios[0] == MEAN]
     chance = _at_chance(frame, measure) if measure in ("rsum", "selected_rsum") else set()
+    family = dict(zip(frame["row"], frame["family"], strict=True))
+    long = len(family) > LONG and len(set(family.values())) > 1
     rows, planned = [], int(table["planned"].max())
     for row in dict.fromkeys(frame["row"]):
         if measure not in MEASURES and not measure.startswith("selected_") and table.loc[row]["n"].sum() == 0:
@@ -49,6 +53,7 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
         rows.append(
             [
                 Cell(row),
+                *([Cell(family[row])] if long else []),
                 *(
                     Cell(t, best=row in best[r], near=(row, r) in near)
                     for t, r in zip(texts, ratios, strict=True)
@@ -60,7 +65,8 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
         f"{what}. {MEAN_SD}, n = {planned} seeds per cell unless marked. "
         f"{legend(frame)}{_FEW if few else _UNDERLINED if near else ''}{at_chance}"
     )
-    return Table(title, caption, ["method", *map(heading, ratios)], rows)
+    columns = ["method", *(["family"] if long else []), *map(heading, ratios)]
+    return Table(title, caption, columns, rows)
 
 
 def by_measure(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from harness.report import figures
 from harness.report.accuracy import best_rows, counted, legend
+from harness.report.results import needs
 from harness.report.tables import Cell, Figure, Table, slug
 
 _COLUMNS = {  # column: heading, digits, whether higher is better
@@ -83,9 +84,12 @@ def _table(frame: pd.DataFrame, numbers: pd.DataFrame, where: str) -> Table:
         name: best_rows(frame, numbers.assign(mean=numbers[name]), more=more)
         for name, (_, _, more) in columns.items()
     }
+    about = dict(iter(frame.groupby("row")))
     rows = [
         [
             Cell(str(row)),
+            Cell(about[row]["family"].iloc[0]),
+            Cell(needs(about[row])),
             *(
                 Cell("–" if pd.isna(line[name]) else f"{line[name]:.{digits}f}", best=row in best[name])
                 for name, (_, digits, _) in columns.items()
@@ -98,8 +102,11 @@ def _table(frame: pd.DataFrame, numbers: pd.DataFrame, where: str) -> Table:
         "Test rSum after the last epoch: mean over noise ratios and seeds, and at the lowest "
         "and the highest ratio. Drop: the former minus the latter. Sd over seeds: ddof 1, mean over ratios. "
         "Worst seed: lowest rSum at the highest ratio. s/trial: mean seconds of a trial. n: trials. "
+        "Needs: beside the training pairs and one network; further passes are looks at all pairs. "
         f"{legend(frame)}"
     )
     ratios = {"lowest": frame["noise_ratio"].min(), "highest": frame["noise_ratio"].max()}
     headings = [heading.format(**ratios) for heading, _, _ in columns.values()]
-    return Table(f"Accuracy, stability and cost: {where}", caption, ["method", *headings, "n"], rows)
+    return Table(
+        f"Accuracy, stability and cost: {where}", caption, ["method", "family", "needs", *headings, "n"], rows
+    )

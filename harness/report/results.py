@@ -13,6 +13,7 @@ from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES
 from harness.evaluation.metrics import DETECTION, PERFECT, RECALLS, chance_rsum
 from harness.record.types import StoreError, SweepRecord
 from harness.report.source import Source
+from methods import FAMILIES
 
 MEASURES = (*RECALLS, "rsum")
 MEAN = -1.0
@@ -40,14 +41,13 @@ rSum.
 
 
 def tidy(sweep: SweepRecord) -> pd.DataFrame:
-    """One line for each planned trial, finished or not.
+    """One line for each planned trial, finished or not; by family, and within one in the order of the plan.
 
-    Columns: trial, run, status, done, method, row (method and what else varies), data set, noise (as text),
-        granularity, noise model, backbone, noise_ratio,
-    seed, noise_seed, perturbed, the recalls and rsum of the best dev epoch (of MS-COCO also `1k_` and `eccv_`
-    ones), the same with `last_` of the last epoch, dev_rsum and last_dev_rsum, best_epoch, share and purity
-    of what was trained on and detection scores (last epoch), realised ratio, costs, and whether the method
-    uses clean data or the ground truth.
+    Columns: trial, run, status, done, method, family, row (method and what else varies), data set, noise (as
+    text), granularity, noise model, backbone, noise_ratio, seed, noise_seed, perturbed, the recalls and rsum
+    of the best dev epoch (of MS-COCO also `1k_` and `eccv_` ones), the same with `last_` of the last epoch,
+    dev_rsum and last_dev_rsum, best_epoch, share and purity of what was trained on and detection scores (last
+    epoch), realised ratio, costs, and whether the method uses clean data or the ground truth.
     """
     labels = row_labels(sweep.planned, full=sweep.select)
     data, noise = place_labels(sweep.planned)
@@ -62,6 +62,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "status": record.status if record else "MISSING",
             "done": bool(record and record.done),
             "method": trial.method,
+            "family": method.family,
             "row": labels[trial.id],
             "dataset": data[trial.id],
             "noise": noise[trial.id],
@@ -101,6 +102,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "failure": record.tags.get("failure", "") if record else "",
         }
         lines.append(line)
+    lines.sort(key=lambda line: FAMILIES.index(line["family"]))
     return pd.DataFrame(lines)
 
 
@@ -129,6 +131,19 @@ def with_mean(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
     planned = groups.size() == ratios
     lines.loc[~complete, measure] = np.nan
     return pd.concat([lines[planned].reset_index().assign(noise_ratio=MEAN), frame], ignore_index=True)
+
+
+def needs(part: pd.DataFrame) -> str:
+    """What a row needs beside the training pairs and one network, of its lines in the frame of `tidy`."""
+    networks, warmup = part["networks"].max(), part["warmup_epochs"].max()
+    texts = {
+        "the truth": part["ground_truth"].any(),
+        "clean pairs": part["clean_data"].any(),
+        f"{networks:g} networks": networks > 1,
+        f"{warmup:g} warm-up epochs".replace("1 warm-up epochs", "1 warm-up epoch"): warmup > 0,
+        "further passes": (part["method_pairs_per_second"] > 0).any(),
+    }
+    return ", ".join(text for text, needed in texts.items() if needed) or "–"
 
 
 def heading(ratio: float) -> str:

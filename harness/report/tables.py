@@ -9,6 +9,8 @@ from tabulate import tabulate
 
 TEXT_COLUMNS = (
     "method",
+    "family",
+    "needs",
     "noise",
     "configuration",
     "protocol",

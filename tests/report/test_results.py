@@ -13,11 +13,12 @@ from harness.config.sweep_file import parse_sweep
 from harness.record.types import MethodFacts, SweepRecord
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
 from harness.report.figures import styles
-from harness.report.results import cells, primary, tidy
+from harness.report.results import cells, needs, primary, tidy
 from harness.report.stability import seeds_table, shares_table, stability, stability_table
 from harness.report.tables import Cell, Table
 from harness.report.write import write
 from harness.sweep.preflight import check_trial
+from methods import FAMILIES, METHODS
 from tests import golden, layouts, small
 
 README = Path(__file__).parents[2] / "README.md"
@@ -38,6 +39,9 @@ def frame(rows):
         ground_truth=made["row"] == "ceiling",
         clean_data=made["row"] == "clean",
         networks=1 + (made["row"] == "clean"),
+        family="loss",
+        warmup_epochs=0,
+        method_pairs_per_second=np.nan,
         track="one network",
     )
 
@@ -328,3 +332,19 @@ def test_data_sets_of_one_name_are_not_pooled_as_seeds():
         "table photos (held_out=None)",
     }
     assert labels({"folder": "photos"}) == {"table photos"}
+
+
+def test_many_rows_are_told_apart_by_family_and_by_what_they_need():
+    """Families come in one order, whatever the plan's; a long table names them."""
+    names = [*METHODS][::-1]
+    planned = small.sweep(*names, grid={"noise_ratio": [0.2, 0.6]}).trials
+    lines = tidy(SweepRecord("x", "", False, planned, {}, {n: MethodFacts.of(n) for n in names}))
+    order = list(dict.fromkeys(lines["family"]))
+    assert order == [f for f in FAMILIES if f != "other"]
+    table = by_ratio(with_marks(primary(lines)), "rsum", "title", "what")
+    assert table.columns[:2] == ["method", "family"]
+    assert list(dict.fromkeys(row[1].text for row in table.rows)) == order
+    rows = dict(iter(lines.assign(networks=2, method_pairs_per_second=9.0).groupby("method")))
+    assert needs(rows["ncr"]) == "2 networks, 1 warm-up epoch, further passes"
+    assert needs(lines[lines["method"] == "clip"]) == "–"
+    assert needs(lines[lines["method"] == "mscn"]).startswith("clean pairs")
