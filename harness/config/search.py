@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -329,6 +329,11 @@ class SearchResult(StrictModel):
     def tags(self) -> dict[str, str]:
         """What a record of a trial with these settings says of the search."""
         return {"search": self.name, "search_digest": self.digest, "search_tries": str(self.tries)}
+
+
+def search_of(found: Iterable[SearchResult], method: str) -> SearchResult | None:
+    """The first search that has settings of a method, if one has."""
+    return next((result for result in found if method in result.winners), None)
 
 
 def result_file(name: str) -> Path:

@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness import PROTOCOL_VERSION
-from harness.config.search import Search, SearchResult, never_begins, read_result, shared_settings
+from harness.config.search import (
+    Search,
+    SearchResult,
+    never_begins,
+    read_result,
+    search_of,
+    shared_settings,
+)
 from harness.config.trial import Trial, method_class
 from harness.lib.registry import UnknownName, suggest
 from methods import METHODS
@@ -142,15 +149,31 @@ def _set_keys(file: SweepFile, method: str, *, axes: bool = True) -> list[tuple[
     return found + [("in overrides", key) for key in file.overrides.get(method, {})]
 
 
-def found_settings(file: SweepFile, errors: Errors) -> SearchResult | None:
-    """The search that `settings_from` names, if it can be taken from; errors are collected."""
-    if file.settings_from is None:
-        return None
-    try:
-        found = read_result(file.settings_from)
-    except ValueError as error:
-        errors.append(str(error))
-        return None
+def found_settings(file: SweepFile, errors: Errors) -> tuple[SearchResult, ...]:
+    """The searches that `settings_from` names, as far as they can be taken from; errors are collected."""
+    results = []
+    for name in file.settings_from:
+        try:
+            results.append(read_result(name))
+        except ValueError as error:
+            errors.append(str(error))
+    if not file.settings_from or errors:
+        return tuple(results)
+    for result in results:
+        _check_result(file, result, errors)
+    for method in map(str, file.methods):
+        owners = [result.name for result in results if method in result.winners]
+        if len(owners) > 1:
+            errors.append(f"settings_from: {method} was searched by {' and by '.join(owners)}")
+        if not owners and not (method in METHODS and not method_class(method).trains):
+            known = ", ".join(m for result in results for m in result.winners)
+            names = ", ".join(file.settings_from)
+            errors.append(f"settings_from = {names}: no settings of {method} (there are: {known})")
+    return tuple(results)
+
+
+def _check_result(file: SweepFile, found: SearchResult, errors: Errors) -> None:
+    """What keeps a search, or its best settings of the file's methods, from being taken."""
     where = f"settings_from = {found.name!r}"
     if found.protocol_version != PROTOCOL_VERSION:
         errors.append(
@@ -162,11 +185,9 @@ def found_settings(file: SweepFile, errors: Errors) -> SearchResult | None:
             f"{where}: the search is incomplete; of {found.tries} tries each there are missing: {missing}"
         )
     for method in map(str, file.methods):
-        if method not in found.winners:
-            if not (method in METHODS and not method_class(method).trains):
-                errors.append(f"{where}: it has no settings of {method} (it has: {', '.join(found.winners)})")
+        winner = found.winners.get(method)
+        if winner is None:
             continue
-        winner = found.winners[method]
         if "lr" in winner.at_edge:
             errors.append(
                 f"{where}: the best lr of {method}, {winner.settings['lr']:g}, lies at an edge of its range "
@@ -177,11 +198,10 @@ def found_settings(file: SweepFile, errors: Errors) -> SearchResult | None:
             for place, key in _set_keys(file, method, axes=False)
             if key in winner.settings
         ]
-    return found
 
 
 def check_searched(
-    file: SweepFile, found: SearchResult | None, trials: Sequence[Trial], errors: Errors
+    file: SweepFile, found: Sequence[SearchResult], trials: Sequence[Trial], errors: Errors
 ) -> None:
     """Trials of a search whose own stage never begins, and what trials do not share with the search that
     their settings are from.
@@ -192,21 +212,23 @@ def check_searched(
                 f"{trial.method}.warmup_epochs = {trial.hyper['warmup_epochs']}: of {trial.epochs} epochs "
                 "none is left for the method's own stage, so the try would be one of its warm-up"
             )
-    if found is None:
-        return
-    seeds = sorted({t.seed for t in trials} | {t.noise_seed for t in trials})
-    if shared := sorted(set(seeds) & set(found.seeds)):
-        errors.append(
-            f"settings_from = {found.name!r}: it has chosen on seeds {', '.join(map(str, shared))}, which "
-            "the sweep has too"
-        )
-    for trial in {(t.method, t.cell_id): t for t in trials if t.method in found.winners}.values():
+    seeds = {t.seed for t in trials} | {t.noise_seed for t in trials}
+    for result in found:
+        if shared := sorted(seeds & set(result.seeds)):
+            errors.append(
+                f"settings_from = {result.name!r}: it has chosen on seeds {', '.join(map(str, shared))}, "
+                "which the sweep has too"
+            )
+    for trial in {(t.method, t.cell_id): t for t in trials}.values():
+        search = search_of(found, trial.method)
+        if search is None:
+            continue
         varied = _varied(file, trial.method)
-        ours = shared_settings(trial, found.space_of(trial.method), varied)
-        theirs = found.winners[trial.method].others
+        ours = shared_settings(trial, search.space_of(trial.method), varied)
+        theirs = search.winners[trial.method].others
         short = trial.method.rpartition(":")[2]
         errors += [
-            f"settings_from = {found.name!r}: {trial.method} was searched with {key} = {value}, and has "
+            f"settings_from = {search.name!r}: {trial.method} was searched with {key} = {value}, and has "
             f"{ours.get(key, 'another kind of setting')} here"
             for key, value in theirs.items()
             if ours.get(key) != value and key.removeprefix(f"{short}.") not in varied

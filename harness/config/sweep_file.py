@@ -22,7 +22,7 @@ from harness.config.base import StrictModel
 from harness.config.hyper import admits_bool, hyper_model
 from harness.config.plain_yaml import MOST_BYTES, read_yaml
 from harness.config.resources import Resources
-from harness.config.search import Search, SearchResult, Settings
+from harness.config.search import Search, SearchResult, Settings, search_of
 from harness.config.sweep_checks import (
     TRIAL_KEYS,
     Errors,
@@ -68,7 +68,7 @@ class SweepFile(StrictModel):
         select: whether the grid is one of settings to choose from: the report then names the best of each
             method on dev, and leaves test out.
         search: the same, with settings drawn from a space, equally many for each method.
-        settings_from: a search whose best settings the methods have.
+        settings_from: the search, or the searches, whose best settings the methods have.
     """
 
     name: Name
@@ -80,12 +80,12 @@ class SweepFile(StrictModel):
     reference: str | None = None
     select: bool = False
     search: Search | None = None
-    settings_from: Name | None = None
+    settings_from: list[Name] = Field(default_factory=list)
 
-    @field_validator("grid", mode="before")
+    @field_validator("grid", "settings_from", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
-        return [value] if isinstance(value, Mapping) else value
+        return [value] if isinstance(value, (Mapping, str)) else value
 
     @property
     def chooses(self) -> bool:
@@ -103,13 +103,13 @@ class Sweep(StrictModel):
     """A validated sweep: its file, its trials in the order of the grid, and the text of the file.
 
     Attributes:
-        found: what the search found that its settings are from.
+        found: what the searches found that its settings are from.
     """
 
     file: SweepFile
     trials: tuple[Trial, ...]
     text: str
-    found: SearchResult | None = None
+    found: tuple[SearchResult, ...] = ()
 
     @property
     def name(self) -> str:
@@ -187,7 +187,7 @@ def parse_sweep(content: Mapping[str, Any], *, text: str = "", told: Told | None
 
 
 def _points(
-    file: SweepFile, found: SearchResult | None, told: Told, errors: Errors
+    file: SweepFile, found: Sequence[SearchResult], told: Told, errors: Errors
 ) -> Iterator[dict[str, Any]]:
     """All combinations of each grid, method by method; of a search, try by try.
 
@@ -203,7 +203,8 @@ def _points(
                 errors.append(f"{method}.{clash} is set both in the grid and in the settings of {method}")
             axes = {**shared_axes, **method_axes}
             axes = {k: v for k, v in axes.items() if k != "method" and k not in own}
-            chosen = found.winners[method].settings if found and method in found.winners else {}
+            search = search_of(found, method)
+            chosen = search.winners[method].settings if search else {}
             for settings in _tries(file, method, told, errors):
                 for values in itertools.product(*axes.values()):
                     point = dict(zip(axes, values, strict=True))

@@ -351,7 +351,7 @@ def plan_of(sweep: Sweep) -> dict[str, Any]:
         "description": sweep.file.description,
         "select": sweep.file.chooses,
         "search": sweep.file.search and sweep.file.search.model_dump(mode="json"),
-        "settings_from": sweep.found.tags if sweep.found else {},
+        "settings_from": [result.tags for result in sweep.found],
         "reference": sweep.file.reference,
         "protocol_version": PROTOCOL_VERSION,
         "methods": {name: vars(fact) for name, fact in facts.items()},
@@ -387,7 +387,7 @@ def sweep_of_plan(
         methods={t.method: _facts(t.method, facts) for t in trials},
         reference=plan.get("reference"),
         search=Search.model_validate(plan["search"]) if plan.get("search") else None,
-        settings_from=plan.get("settings_from") or {},
+        settings_from=tuple(plan.get("settings_from") or ()),
         protocol_version=version,
     )
 

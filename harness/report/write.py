@@ -314,12 +314,11 @@ def _realised(part: pd.DataFrame) -> str:
 
 def _origin(sweep: SweepRecord) -> list[str]:
     """Where the settings are from, and the digests of the code that made the numbers."""
-    lines = []
-    if found := sweep.settings_from:
-        lines.append(
-            f"- settings from the search {found['search']} (digest {found['search_digest']}, "
-            f"{found['search_tries']} tries for each method)"
-        )
+    lines = [
+        f"- settings from the search {found['search']} (digest {found['search_digest']}, "
+        f"{found['search_tries']} tries for each method)"
+        for found in sweep.settings_from
+    ]
     digests: dict[str, set[str]] = {}
     for record in sweep.records.values():
         if record.done:

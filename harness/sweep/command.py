@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from harness.config.labels import run_labels
+from harness.config.search import search_of
 from harness.config.sweep_file import BadInput, Sweep, load_sweep, read_sweep_file
 from harness.config.trial import Trial
 from harness.data.base import DataError, DataSet
@@ -154,7 +155,8 @@ def _task(
     sweep: Sweep, handle: SweepHandle | None, data: Mapping[str, DataSet], options: argparse.Namespace
 ) -> Task:
     """What the trials of a sweep are run with."""
-    found = sweep.found.tags if sweep.found else {}
+    searches = {t.id: search_of(sweep.found, t.method) for t in sweep.trials}
+    found = {trial: search.tags if search else {} for trial, search in searches.items()}
     return Task(
         handle,
         sweep.file.resources,
@@ -162,7 +164,7 @@ def _task(
         options.storage,
         os.getcwd(),
         expected=_fingerprints(sweep, data),
-        labels={trial: {**labels, **found} for trial, labels in run_labels(sweep.trials).items()},
+        labels={trial: {**labels, **found[trial]} for trial, labels in run_labels(sweep.trials).items()},
         since=time.time(),
         repeat=options.verify is not None,
         asha=sweep.file.search.asha if sweep.file.search else None,

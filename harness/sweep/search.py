@@ -54,19 +54,23 @@ def check_searched_data(sweep: Sweep, fingerprints: Mapping[str, str]) -> list[s
     Args:
         fingerprints: of the data, by trial id.
     """
-    if sweep.found is None:
-        return []
     # A trial's fingerprint names the files of its noise too, which are not what settings are chosen on.
-    known = {label: version.partition("+")[0] for label, version in sweep.found.fingerprints.items()}
-    now = {t.dataset_label: fingerprints[t.id].partition("+")[0] for t in sweep.trials}
-    where = f"settings_from = {sweep.found.name!r}: it has searched on"
-    return [
-        f"{where} version {known[label]} of {label!r}, and the data are {fingerprint} now"
-        if label in known
-        else f"{where} {', '.join(known) or 'nothing'}, not on {label!r}"
-        for label, fingerprint in now.items()
-        if known.get(label) != fingerprint
-    ]
+    now = {
+        (result, t.dataset_label): fingerprints[t.id].partition("+")[0]
+        for t in sweep.trials
+        for result in range(len(sweep.found))
+        if t.method in sweep.found[result].winners
+    }
+    errors = []
+    for (result, label), fingerprint in now.items():
+        search = sweep.found[result]
+        known = {name: version.partition("+")[0] for name, version in search.fingerprints.items()}
+        where = f"settings_from = {search.name!r}: it has searched on"
+        if label not in known:
+            errors.append(f"{where} {', '.join(known) or 'nothing'}, not on {label!r}")
+        elif known[label] != fingerprint:
+            errors.append(f"{where} version {known[label]} of {label!r}, and the data are {fingerprint} now")
+    return errors
 
 
 def write_found(sweep: Sweep, find: Find) -> Path:

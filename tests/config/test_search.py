@@ -165,8 +165,10 @@ class Found:
             others = shared_settings(trial, settings)
             winners[method] = {"settings": settings, "others": others, "objective": 100.0}
         winners["clip"] |= changes.pop("clip", {})
+        only = changes.pop("only", winners)
+        winners = {method: winners[method] for method in only}
         content = SearchResult.model_validate({**self.result, "winners": winners, **changes})
-        file = folder / "results" / "found" / "search.json"
+        file = folder / "results" / content.name / "search.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content.model_dump_json())
 
@@ -182,7 +184,7 @@ def taken(*methods, fixed=None, **changes):
     content = small.content(*methods, fixed=fixed or {}, overrides=overrides, **changes)
     del content["fixed"]["lr"]  # which the search has chosen
     content["fixed"] = {k: v for k, v in content["fixed"].items() if k not in content["grid"]}
-    return parse_sweep({**content, "settings_from": "found"})
+    return parse_sweep({"settings_from": "found", **content})
 
 
 def test_a_sweep_takes_the_best_settings_and_names_their_search(here):
@@ -193,7 +195,22 @@ def test_a_sweep_takes_the_best_settings_and_names_their_search(here):
         ("small_loss", 2e-4, 0.2),
     }
     assert {t.hyper.get("warmup_epochs") for t in sweep.trials if t.method == "small_loss"} == {1}
-    assert sweep.found.tags == {"search": "found", "search_digest": "0123456789ab", "search_tries": "12"}
+    assert sweep.found[0].tags == {"search": "found", "search_digest": "0123456789ab", "search_tries": "12"}
+
+
+def test_each_method_takes_its_settings_from_the_search_that_has_it(here):
+    Found(here, only=["clip"])
+    Found(here, only=["small_loss"], name="other", seeds=[200])
+    sweep = taken("clip", "small_loss", settings_from=["found", "other"])
+    assert {t.method: t.lr for t in sweep.trials} == {"clip": 4e-4, "small_loss": 2e-4}
+    assert [result.name for result in sweep.found] == ["found", "other"]
+    with pytest.raises(BadInput, match="it has chosen on seeds 200, which the sweep has too"):
+        taken("clip", "small_loss", settings_from=["found", "other"], grid={"seed": [200]})
+    with pytest.raises(BadInput, match=r"no settings of triplet \(there are: clip, small_loss\)"):
+        taken("clip", "triplet", settings_from=["found", "other"])
+    Found(here, name="other")
+    with pytest.raises(BadInput, match="clip was searched by found and by other"):
+        taken("clip", settings_from=["found", "other"])
 
 
 def test_an_axis_varies_a_setting_around_the_best(here):
@@ -216,7 +233,6 @@ def test_an_axis_varies_a_setting_around_the_best(here):
         ({"clip": {"at_edge": ["lr"]}}, {}, "the best lr of clip, 0.0004, lies at an edge of its range"),
         ({}, {"grid": {"epochs": [5]}}, "clip was searched with epochs = 3, and has 5 here"),
         ({}, {"fixed": {"clip.n_networks": 2}}, "clip was searched with clip.n_networks = 1, and has 2"),
-        ({"winners": {}}, {}, "it has no settings of clip"),
     ],
 )
 def test_a_search_that_does_not_fit_is_refused(here, found, changes, message):
