@@ -24,8 +24,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 # Types of hyper-parameters. The harness checks a sweep file against the annotations of a constructor.
 Positive = Annotated[float, at.Gt(0)]
 """A number above 0."""
+NonNegative = Annotated[float, at.Ge(0)]
+"""A number of at least 0."""
 Share = Annotated[float, at.Ge(0), at.Le(1)]
 """A number in [0, 1]."""
+PositiveShare = Annotated[float, at.Gt(0), at.Le(1)]
+"""A number in (0, 1]."""
 Count = Annotated[int, at.Ge(0)]
 """An integer of at least 0."""
 Size = Annotated[int, at.Ge(1)]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from methods.base import Backbone, Batch, Optimizers, Positive, Report, Scan, Share, evaluation_mode
+from methods.base import Backbone, Batch, Count, Optimizers, Report, Scan, Share, evaluation_mode
 from methods.co_teaching import TwoPart
 from methods.losses import hardest_triplet_of, mean_triplet, retained_margin, soft_margin
 from methods.mixtures import low_loss_beta_posterior
+from methods.precision import full, full_precision
 
 
 class BiCro(TwoPart):
@@ -26,10 +28,11 @@ class BiCro(TwoPart):
        from `noisy_after` on, then one on a batch of the clean part.
 
     Labels come from the other network. Source: Yang et al., CVPR 2023; released code (model.py:473-589,
-    804-850, co_train.py:189-372), whose optimizer steps, sums and mixture this follows.
+    804-850, co_train.py:189-372), whose optimizer steps, sums and mixture this follows. Ours: the vectors
+    that labels come from are those of `pooled`, where the released code takes means over regions and words.
 
     Args:
-        margin: alpha, in units of the similarity (released code: 0.2).
+        warmup_epochs: see `CoTeaching` (released code: 10).
         warmup_share: part of a warm-up batch that is trained on (scripts of the released code: 0.3).
         least_label: labels of the noisy part up to it become 0 (scripts of the released code: 0.5).
         released: reproduce three faults of the released code. Labels of the clean part are scattered to the
@@ -43,27 +46,25 @@ class BiCro(TwoPart):
     family = "co-teaching"
     published = ("BiCro",)
 
+    label: Tensor
+
     def __init__(
         self,
         *,
-        margin: Positive = 0.2,
+        warmup_epochs: Count = 10,
         warmup_share: Share = 0.3,
         least_label: Share = 0.5,
         released: bool = False,
         **common: Any,
     ) -> None:
-        super().__init__(**common)
-        self.margin, self.warmup_share = margin, warmup_share
+        super().__init__(warmup_epochs=warmup_epochs, **common)
+        self.warmup_share = warmup_share
         self.least_label, self.released = least_label, released
+        self.register_buffer("label", torch.ones(self.n_networks, len(self.pairs)))
 
     def divide(self, judge: int, scan: Scan) -> Tensor:
         """Posterior of a low warm-up loss under network `judge`, [N]."""
-        net = self.networks[judge]
-        losses = scan(
-            lambda images, texts: {"loss": mean_triplet(net.similarity(images, texts), self.margin)},
-            network=judge,
-        )["loss"]
-        return torch.from_numpy(low_loss_beta_posterior(losses.numpy()))
+        return torch.from_numpy(low_loss_beta_posterior(self.triplet_losses(judge, scan)))
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
         """Train on a batch of the noisy part, if there is one, and then on a batch of the clean part."""
@@ -76,14 +77,20 @@ class BiCro(TwoPart):
 
         noisy = batch.auxiliary.get("noisy")
         clean_label, noisy_label = self._labels(self.networks[self.judge(network)], batch, noisy)
+        self.label[network, batch.index] = clean_label.to(self.label)
         report: Report = {}
         if noisy is not None and noisy_label is not None:
+            self.label[network, noisy.index] = noisy_label.to(self.label)
             loss = self._triplet(net, noisy, noisy_label)
             optimizers.update(loss, group)
             report["noisy_loss"] = loss.detach()
         loss = self._triplet(net, batch, clean_label)
         optimizers.update(loss, group)
         return {"loss": loss.detach(), **report}
+
+    def diagnostics(self) -> Mapping[str, Tensor]:
+        """The mean over the networks of each pair's last label; 1 before its first."""
+        return {"label": self.label.mean(0)}
 
     def _triplet(self, net: Backbone, batch: Batch, label: Tensor) -> Tensor:
         margin = soft_margin(label, self.margin)
@@ -124,8 +131,9 @@ class Anchors:
     @classmethod
     def of(cls, retained: Tensor, images: Tensor, texts: Tensor) -> Anchors:
         """The B // 10 + 1 pairs that retain most of their margin (released code)."""
-        return cls(retained.topk(len(retained) // 10 + 1).indices, images, texts)
+        return cls(retained.argsort(stable=True)[-(len(retained) // 10 + 1) :], images, texts)
 
+    @full_precision
     def consistency(self, images: Tensor, texts: Tensor, *, bounded: bool = True) -> Tensor:
         """How alike image and caption of each pair are to an anchor's: the mean of the ratio at the anchor of
         the nearest image and at that of the nearest caption: [b, D], [b, D] -> [b].
@@ -135,11 +143,11 @@ class Anchors:
             texts: unit vectors.
             bounded: a ratio is at least 0; otherwise as released, unbounded below where signs differ.
         """
-        by_image, by_text = images @ self.images[self.index].T, texts @ self.texts[self.index].T
+        by_image, by_text = images @ full(self.images)[self.index].T, texts @ full(self.texts)[self.index].T
         ratios = []
         for nearest in (by_image.argmax(1, keepdim=True), by_text.argmax(1, keepdim=True)):
             u, v = by_image.gather(1, nearest)[:, 0], by_text.gather(1, nearest)[:, 0]
-            ratio = (u / v).where(u / v < 1, v / u)
+            ratio = (u / v).where(u / v < 1, v / u).nan_to_num()
             ratios.append(ratio.clamp(min=0) if bounded else ratio)
         return (ratios[0] + ratios[1]) / 2
 
@@ -152,7 +160,7 @@ def clean_labels(anchors: Anchors, retained: Tensor, *, released: bool = False) 
         retained: margin that each pair retains, [B].
         released: see `BiCro`.
     """
-    label = (1 + anchors.consistency(anchors.images, anchors.texts, bounded=not released)) / 2
+    label: Tensor = (1 + anchors.consistency(anchors.images, anchors.texts, bounded=not released)) / 2
     label = label.index_fill(0, anchors.index, 1)
     if released:
         others = retained.argsort(stable=True)[: -len(anchors.index)]

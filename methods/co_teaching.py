@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from methods.base import Count, Method, Pairs, Report, Scan, Share, Size
+from methods.base import Count, Method, Pairs, Positive, Report, Scan, Share, Size
+from methods.losses import mean_triplet
 
 
 class CoTeaching(Method):
@@ -113,14 +115,25 @@ class TwoPart(CoTeaching):
     Source: NCR, whose released code BiCro and others have grown from.
 
     Args:
+        margin: alpha of the triplet losses, in units of the similarity (NCR: 0.2).
         noisy_after: number of epochs after the warm-up without the noisy part (released code: half of all;
             20 of 40 on Flickr30K).
         common: the arguments of `CoTeaching` and `Method`.
     """
 
-    def __init__(self, *, noisy_after: Count = 20, **common: Any) -> None:
+    def __init__(self, *, margin: Positive = 0.2, noisy_after: Count = 20, **common: Any) -> None:
         super().__init__(**common)
+        self.margin = margin
         self.noisy_after = noisy_after
+
+    def triplet_losses(self, judge: int, scan: Scan) -> np.ndarray:
+        """`mean_triplet` of every training pair under network `judge`: [N]."""
+        net = self.networks[judge]
+        losses: np.ndarray = scan(
+            lambda images, texts: {"loss": mean_triplet(net.similarity(images, texts), self.margin)},
+            network=judge,
+        )["loss"].numpy()
+        return losses
 
     def kept(self, network: int) -> Tensor:
         """Whether each training pair is in the clean part for the pass of `network`: bool [N].

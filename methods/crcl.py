@@ -23,7 +23,8 @@ class CRCL(Method):
     and forgetting all but the labels. Within the same number of steps the last network has fewer of them.
 
     Source: Qin et al., NeurIPS 2023; released code (CRCL_NeurIPS23/model/CRCL.py:57-117, train.py:223-266).
-    The equations of the paper could not be compared. The released code starts each round with a learning
+    The equations of the paper could not be compared. Ours: softmax without the 1e-10 that the released code
+    adds to denominators. The released code starts each round with a learning
     rate of its own; here the schedule of the sweep goes on.
 
     Args:
@@ -32,9 +33,10 @@ class CRCL(Method):
         momentum: alpha, the weight of a label's past (released code: 0.8).
         least_label: labels below it become 0 (released code: 0.1).
         complementary: weight of the complementary term (released code: 5).
-        restarts: number of restarts (released code: 3; 0: ours, to train one network with all steps).
+        restarts: number of restarts (released code: 3; 0: ours, to train one network with all steps). Only
+            networks of the last round are selected on dev.
         round_epochs: epochs of each round but the last, which has the rest (scripts of the released code: 7,
-            with the warm-up).
+            with the warm-up); the trial needs more than `restarts` times as many.
         common: the arguments of `Method`.
     """
 
@@ -103,8 +105,8 @@ class CRCL(Method):
         return self.label
 
     def training_weight(self, network: int) -> Tensor | None:
-        """The labels."""
-        return self.label
+        """The labels; in the first warm-up all pairs are alike."""
+        return None if self.round == 0 and self.epoch < self.warmup_epochs else self.label
 
 
 def complementary(logits: Tensor, label: Tensor) -> Tensor:

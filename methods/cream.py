@@ -36,10 +36,11 @@ class CREAM(CoTeaching):
         temperature: of the cross-entropy, in units of the similarity (released code: 0.07).
         hard_after: number of epochs after the warm-up without the hard part (released code: 10).
         noisy_after: number of epochs after the warm-up without the noisy part (released code: 15).
-        mining_after: number of epochs after the warm-up in which the clean part has no shares (released code:
-            10).
-        shares: which shares count: `adaptive`, those that reach the mean target of all pairs, or all where
-            more than 85 % are clean (released code), or `all`.
+        mining_after: number of epochs after the warm-up in which the clean part has no shares, with
+            `adaptive` (released code: 10).
+        shares: which shares count: `adaptive`, those that reach the mean target of all pairs, or all in the
+            clean and the hard part where more than 85 % are clean, in the first epochs too (as we read the
+            released code); or `all`.
         common: the arguments of `CoTeaching` and `Method`.
     """
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-import annotated_types as at
 from torch import Tensor
 
-from methods.base import Batch, Report
+from methods.base import Batch, NonNegative, Report
 from methods.losses import pair_losses
+from methods.precision import full_precision
 from methods.predicting import Predicting
-
-Weight = Annotated[float, at.Ge(0)]
-"""A number of at least 0."""
 
 
 class CyCLIP(Predicting):
@@ -30,7 +27,7 @@ class CyCLIP(Predicting):
 
     paper = "CyCLIP (NeurIPS 2022)"
 
-    def __init__(self, *, cross: Weight = 0.25, within: Weight = 0.25, **common: Any) -> None:
+    def __init__(self, *, cross: NonNegative = 0.25, within: NonNegative = 0.25, **common: Any) -> None:
         super().__init__(**common)
         self.cross, self.within = cross, within
 
@@ -45,11 +42,13 @@ class CyCLIP(Predicting):
         return pair_losses(logits).mean() + self.cross * cross + self.within * within, {}
 
 
+@full_precision
 def asymmetry(similarity: Tensor) -> Tensor:
     """B times the mean of (s_ij - s_ji)^2: [B, B] -> scalar."""
     return len(similarity) * (similarity - similarity.T).square().mean()
 
 
+@full_precision
 def disagreement(images: Tensor, texts: Tensor) -> Tensor:
     """B times the mean of squared differences of similarities within each modality: unit [B, D] -> scalar."""
     return len(images) * (images @ images.T - texts @ texts.T).square().mean()

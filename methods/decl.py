@@ -29,8 +29,10 @@ class DECL(Method):
 
     Source: Qin et al., ACM MM 2022; released code (2022-ACMMM-DECL/model/DECL.py:7-149, train.py:227-255).
     There the warm-up has 5, 5, 2, 2 epochs at noise 0.2, 0.4, 0.6, 0.8: it knows the ratio. Here one number
-    serves all. Ours: on cosines the evidence is exp(cosine / tau), where the released code has the tanh of a
-    raw score (which `sgraf` has here, too); the hinge anneals over the same part of the trial, however long.
+    serves all. Ours: the verdict comes from batches in a fixed order, where the released code shuffles them
+    (in either case it depends on the size of a batch); on cosines the evidence is exp(cosine / tau), where
+    the released code has the tanh of a raw score (which `sgraf` has here, too); the hinge anneals over the
+    same part of the trial, however long.
 
     Args:
         temperature: tau of the evidence (released code: 0.1).
@@ -139,10 +141,14 @@ def evidential_losses(evidence: Tensor, matched: Tensor, no_evidence: float) -> 
 
 
 def divergence_from_none(alpha: Tensor) -> Tensor:
-    """KL(Dirichlet(alpha) || Dirichlet(1)) of each row: [B, K] -> [B]."""
+    """KL(Dirichlet(alpha) || Dirichlet(1)) of each row: [B, K] -> [B].
+
+    In double precision: it is a small difference of logarithms of factorials.
+    """
+    dtype, alpha = alpha.dtype, alpha.double()
     strength = alpha.sum(1, keepdim=True)
     normalisers = strength[:, 0].lgamma() - alpha.lgamma().sum(1) - math.lgamma(alpha.shape[1])
-    return normalisers + ((alpha - 1) * (alpha.digamma() - strength.digamma())).sum(1)
+    return (normalisers + ((alpha - 1) * (alpha.digamma() - strength.digamma())).sum(1)).to(dtype)
 
 
 def annealed_hinges(similarity: Tensor, margin: float, count: int) -> Tensor:

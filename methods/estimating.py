@@ -1,4 +1,4 @@
-"""Methods whose pairs are judged once, by networks as they come or after a warm-up."""
+"""Methods that judge all pairs once, by the network as it comes or after a warm-up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from methods.base import Batch, Count, Method, Report, Scan
+from methods.base import Batch, Method, Report, Scan, Size
 from methods.losses import pair_losses
 
 Estimator = Literal["pretrained", "warmup"]
@@ -16,7 +16,7 @@ Estimator = Literal["pretrained", "warmup"]
 
 
 class Estimating(Method):
-    """Plain InfoNCE until the pairs are judged, in one pass over them. A subclass defines `judge`.
+    """Plain InfoNCE until the pairs are judged, in one pass over them. A subclass defines `estimate`.
 
     Args:
         estimator: `pretrained`, the network before training, which must have been trained to compare images
@@ -27,7 +27,9 @@ class Estimating(Method):
 
     judged: Tensor
 
-    def __init__(self, *, estimator: Estimator = "warmup", warmup_epochs: Count = 2, **common: Any) -> None:
+    def __init__(
+        self, *, estimator: Estimator = "pretrained", warmup_epochs: Size = 2, **common: Any
+    ) -> None:
         super().__init__(**common)
         self.due = warmup_epochs if estimator == "warmup" else 0
         self.warming_up = True
@@ -38,7 +40,7 @@ class Estimating(Method):
         """Whether the estimator is the network before training."""
         return bool(hyper["estimator"] == "pretrained")
 
-    def judge(self, scan: Scan) -> Report:
+    def estimate(self, scan: Scan) -> Report:
         """Judge all pairs, and keep in buffers what comes of it."""
         raise NotImplementedError
 
@@ -47,7 +49,7 @@ class Estimating(Method):
         self.warming_up = epoch < self.due
         if epoch != self.due:
             return {}
-        report = self.judge(scan)
+        report = self.estimate(scan)
         self.judged.fill_(True)
         return report
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from methods.base import Batch, Method, Positive, Report, Scan, Share, Size
 from methods.losses import match_probability, pair_losses
 from methods.mixtures import low_loss_posterior
+from methods.precision import full_precision
 from methods.seeding import seed_of
 
 
@@ -18,15 +19,14 @@ class GSC(Method):
     """Geometrical structure consistency.
 
     In each step the similarities among the images of a batch and among its captions are compared, row by row
-    (`topology`). From what the steps of an epoch saw of a pair come two targets, moving averages over epochs:
-    one of the posterior that its geometry is consistent, one of the probability that the batch gives to it.
-    The smaller one is its weight.
+    (`compare_structure`). From what the steps of an epoch saw of a pair come two targets, moving averages
+    over epochs: one of the posterior that its geometry is consistent, one of the probability that the batch
+    gives to it. The smaller one is its weight.
 
     Source: Zhao et al., CVPR 2024 (arXiv 2405.16996), from the formulas: the released code has no licence.
-    Ours: the
-    similarity within a modality is the sigmoid of the cosine of `pooled` vectors on both backbones, where the
-    released code runs its similarity network on image with image and caption with caption, at three times the
-    cost.
+    Ours: the similarity within a modality is the sigmoid of the cosine of `pooled` vectors on both backbones,
+    where the released code runs its similarity network on image with image and caption with caption, at three
+    times the cost.
 
     Args:
         temperature: of the cross-entropy, in units of the similarity (released code: 0.07).
@@ -41,9 +41,9 @@ class GSC(Method):
     published = ("GSC",)
 
     target: Tensor
-    topology_target: Tensor
+    consistency_target: Tensor
     prediction_target: Tensor
-    topology: Tensor
+    consistency: Tensor
     prediction: Tensor
 
     def __init__(
@@ -57,23 +57,28 @@ class GSC(Method):
     ) -> None:
         super().__init__(n_networks=n_networks, **common)
         self.temperature, self.momentum, self.structure = temperature, momentum, structure
-        for name in ("target", "topology_target", "prediction_target", "topology", "prediction"):
+        for name in ("target", "consistency_target", "prediction_target", "consistency", "prediction"):
             self.register_buffer(name, torch.ones(n_networks, len(self.pairs)))
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
-        """Update the targets of a network from what the steps of its last pass saw."""
-        if epoch == 0:
-            return {}
+        """Before the first pass of an epoch, update all targets from what the steps of the last one saw."""
+        if epoch and network == self.passes()[0]:
+            for number in range(self.n_networks):
+                self._update_targets(epoch, number)
+        return {"mean_target": float(self.target[network].mean())}
+
+    def _update_targets(self, epoch: int, network: int) -> None:
         seed = seed_of(self.seed, "mixture", epoch, network)
-        distance = -self.topology[network].double().cpu().numpy()
+        distance = -self.consistency[network].double().cpu().numpy()
         consistent = torch.from_numpy(low_loss_posterior(distance, seed=seed, max_iter=10))
         for target, newest in (
-            (self.topology_target[network], consistent.to(self.target)),
+            (self.consistency_target[network], consistent.to(self.target)),
             (self.prediction_target[network], self.prediction[network]),
         ):
             target.lerp_(newest, self.momentum)
-        self.target[network] = torch.minimum(self.topology_target[network], self.prediction_target[network])
-        return {"mean_target": float(self.target[network].mean())}
+        self.target[network] = torch.minimum(
+            self.consistency_target[network], self.prediction_target[network]
+        )
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
         """The mean over the batch of the cross-entropy and the structure loss, both times the target."""
@@ -81,9 +86,9 @@ class GSC(Method):
         images, texts = network(batch)
         logits = network.similarity(images, texts) / self.temperature
         target = self.target[other][batch.index]
-        structure, consistency = topology(network.pooled(images), network.pooled(texts), target)
+        structure, consistency = compare_structure(network.pooled(images), network.pooled(texts), target)
         self.prediction[batch.network, batch.index] = match_probability(logits).to(self.prediction)
-        self.topology[batch.network, batch.index] = consistency.detach().to(self.topology)
+        self.consistency[batch.network, batch.index] = consistency.detach().to(self.consistency)
         return (target * (pair_losses(logits) + self.structure * structure)).mean(), {}
 
     def confidence(self) -> Tensor | None:
@@ -95,7 +100,8 @@ class GSC(Method):
         return self.target[(network + 1) % self.n_networks]
 
 
-def topology(images: Tensor, texts: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+@full_precision
+def compare_structure(images: Tensor, texts: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The structure loss of each pair, and how consistent its geometry is, in [-1, 1]: -> [B], [B].
 
     Row k of each matrix of similarities within a modality is the place of pair k among the others, whose

@@ -8,13 +8,13 @@ import annotated_types as at
 import torch
 from torch import Tensor
 
-from methods.base import Report, Scan, Share, Size
+from methods.base import NonNegative, Report, Scan, Share, Size
 from methods.estimating import Estimating
 from methods.mixtures import low_loss_posterior
 from methods.seeding import seed_of, torch_generator
 
-Weight = Annotated[float, at.Ge(0)]
-"""A number of at least 0."""
+AtLeastTwo = Annotated[int, at.Ge(2)]
+"""An integer of at least 2."""
 
 
 class LEMoN(Estimating):
@@ -25,8 +25,8 @@ class LEMoN(Estimating):
     (`neighbour_scores`). A Gaussian mixture over the scores divides the pairs.
 
     Source: Zhang et al., ICML 2025 (arXiv 2407.18941), and its released code (run_lemon.py:170-290). There
-    the settings are tuned on a validation set with labels; here they are those of its notebook without
-    labels. Ours: the mixture, where the paper filters a given share.
+    weights and exponents are tuned on a validation set with labels; here they are those of its notebook
+    without labels. Ours: the mixture, where the paper filters a given share.
 
     Args:
         neighbours: k (released code: 5; 30 for real captions).
@@ -49,10 +49,10 @@ class LEMoN(Estimating):
         self,
         *,
         neighbours: Size = 30,
-        weight: Weight = 5.0,
-        near: Weight = 0.1,
-        trusted: Weight = 5.0,
-        candidates: Size = 50_000,
+        weight: NonNegative = 5.0,
+        near: NonNegative = 0.1,
+        trusted: NonNegative = 5.0,
+        candidates: AtLeastTwo = 50_000,
         keep_above: Share = 0.5,
         released: bool = False,
         **common: Any,
@@ -62,7 +62,7 @@ class LEMoN(Estimating):
         self.candidates, self.keep_above, self.released = candidates, keep_above, released
         self.register_buffer("posterior", torch.ones(len(self.pairs)))
 
-    def judge(self, scan: Scan) -> Report:
+    def estimate(self, scan: Scan) -> Report:
         """Score all pairs, and fit the mixture."""
         net = self.networks[0]
         vectors = scan(lambda images, texts: {"image": net.pooled(images), "text": net.pooled(texts)})

@@ -78,7 +78,7 @@ def matched_posterior(
 def low_loss_beta_posterior(losses: np.ndarray, *, iterations: int = 10) -> np.ndarray:
     """Posterior of the low-loss component of a two-component Beta mixture: [N] -> [N] in [0, 1].
 
-    Source: released code of BiCro and L2RM, after Arazo et al. (ICML 2019): the components start as
+    Source: released code of BiCro, after Arazo et al. (ICML 2019): the components start as
     Beta(1, 2) and Beta(2, 1) with equal weights, and the M-step matches moments.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Backbone, Batch, Optimizers, Positive, Report, Scan, evaluation_mode
+from methods.base import Backbone, Batch, Optimizers, Report, Scan, evaluation_mode
 from methods.co_teaching import TwoPart
 from methods.losses import hardest_triplet_of, mean_triplet, retained_margin, soft_margin
 from methods.mixtures import low_loss_posterior
@@ -30,7 +30,6 @@ class NCR(TwoPart):
     code: shuffled batches, so a posterior depends on the composition of its batch). See `docs/field.md`.
 
     Args:
-        margin: alpha, in units of the similarity (paper: 0.2).
         released_margins: reproduce two properties of the released code. The target of a clean pair is
             broadcast to [B, B] and mixes its posterior with the predictions of the other pairs. In one
             direction of the noisy part, the margin of a negative image replaces that of the pair.
@@ -44,23 +43,17 @@ class NCR(TwoPart):
     def __init__(
         self,
         *,
-        margin: Positive = 0.2,
         released_margins: bool = False,
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.margin = margin
         self.released_margins = released_margins
 
     def divide(self, judge: int, scan: Scan) -> Tensor:
         """Posterior of a low warm-up loss under network `judge`, [N]; at most 10 EM iterations."""
-        net = self.networks[judge]
-        losses = scan(
-            lambda images, texts: {"loss": mean_triplet(net.similarity(images, texts), self.margin)},
-            network=judge,
-        )["loss"]
         seed = seed_of(self.seed, "mixture", self.epoch, judge)
-        return torch.from_numpy(low_loss_posterior(losses.numpy(), seed=seed, max_iter=10))
+        losses = self.triplet_losses(judge, scan)
+        return torch.from_numpy(low_loss_posterior(losses, seed=seed, max_iter=10))
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
         """Train on a batch of the clean part and, if there is one, on a batch of the noisy part.

@@ -41,7 +41,7 @@ class OSA(Estimating):
         self.register_buffer("above", torch.zeros(len(self.pairs)))
         self.register_buffer("weight", torch.ones(len(self.pairs)))
 
-    def judge(self, scan: Scan) -> Report:
+    def estimate(self, scan: Scan) -> Report:
         """How far each pair's similarity is above that of random pairs."""
         net = self.networks[0]
 
@@ -52,6 +52,7 @@ class OSA(Estimating):
         found = scan(look)
         threshold = found["others"].mean()
         self.above = (found["own"] - threshold).clamp(min=0).to(self.above)
+        self.weight = self._weights(self.above)
         return {"threshold": float(threshold), "above": float((self.above > 0).float().mean())}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
@@ -59,9 +60,11 @@ class OSA(Estimating):
         network = self.networks[batch.network]
         losses = pair_losses(network.logits(*network(batch)))
         if not self.warming_up:
-            weights = paper_weights if self.variant == "paper" else released_weights
-            self.weight[batch.index] = weights(self.above[batch.index])
+            self.weight[batch.index] = self._weights(self.above[batch.index])
         return (self.weight[batch.index] * losses).mean(), {}
+
+    def _weights(self, above: Tensor) -> Tensor:
+        return paper_weights(above) if self.variant == "paper" else released_weights(above)
 
     def confidence(self) -> Tensor | None:
         """The distance above random pairs, [N] in [0, 1]; None during the warm-up."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Batch, Method
+from methods.base import Batch, Method, Positive, Report
 from methods.losses import match_probability
 
 
@@ -15,9 +15,9 @@ class Predicting(Method):
     """Keeps what the network predicts of each pair in the step that trains on it, at no cost.
 
     A subclass calls `remember` in `loss`. The prediction is that of the last step on the pair, among the
-    pairs of its batch and with dropout; 1 for a pair that no batch has had.
-
-    Ours: the losses have no confidence of their own.
+    pairs of its batch and with dropout; 1 for a pair that no batch has had. The losses have no confidence of
+    their own (ours). It costs no pass over the pairs, which a plain loss does not need, and is a little
+    noisier than the confidence of methods that make one.
 
     Args:
         common: the arguments of `Method`.
@@ -43,3 +43,27 @@ class Predicting(Method):
     def confidence(self) -> Tensor | None:
         """The mean prediction over the networks, [N] in [0, 1]."""
         return self.predicted.mean(0)
+
+
+class OnLogits(Predicting):
+    """A loss of each pair from logits at a fixed temperature; a subclass defines `losses`.
+
+    Args:
+        temperature: in units of the similarity (released code of RCL and L2RM: 0.05).
+        common: the arguments of `Method`.
+    """
+
+    def __init__(self, *, temperature: Positive = 0.05, **common: Any) -> None:
+        super().__init__(**common)
+        self.temperature = temperature
+
+    def losses(self, logits: Tensor) -> Tensor:
+        """The loss of each pair: [B, B] -> [B]."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Report]:
+        """The mean over the batch of `losses`."""
+        network = self.networks[batch.network]
+        logits = network.similarity(*network(batch)) / self.temperature
+        self.remember(batch, logits)
+        return self.losses(logits).mean(), {}

@@ -7,22 +7,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from methods.base import Batch, Positive, Report, Share
-from methods.predicting import Predicting
+from methods.base import Positive, PositiveShare
+from methods.predicting import OnLogits
 
 Form = Literal["log", "tan", "abs", "exp", "gce"]
 """How the probability of a negative becomes a loss."""
 
 
-class RCL(Predicting):
+class RCL(OnLogits):
     """The probability that each image gives to captions of other pairs, and each caption to other images, is
     lowered; nothing is said of the pair's own.
 
     A mismatched pair is then pushed with a bounded force: its loss diverges only where one negative takes all
     of the probability.
 
-    Source: Hu et al., TPAMI 2023; released code (RCL-SGRAF/model.py:453-492). Ours: softmax without the 1e-10
-    that the released code adds to its denominators.
+    Source: Hu et al., TPAMI 2023; released code (RCL-SGRAF/model.py:453-492), with all negatives: its option
+    of a random share of them is left out. Ours: softmax without the 1e-10 that it adds to denominators, in
+    double precision, since 1 - p of a negative that takes nearly all has no digits in single precision.
 
     Args:
         temperature: tau, in units of the similarity (released code: 0.05).
@@ -36,17 +37,14 @@ class RCL(Predicting):
     published = ("RCL-SAF", "RCL-SGR", "RCL-SGRAF")
 
     def __init__(
-        self, *, temperature: Positive = 0.05, form: Form = "log", q: Share = 0.2, **common: Any
+        self, *, temperature: Positive = 0.05, form: Form = "log", q: PositiveShare = 0.2, **common: Any
     ) -> None:
-        super().__init__(**common)
-        self.temperature, self.form, self.q = temperature, form, q
+        super().__init__(temperature=temperature, **common)
+        self.form, self.q = form, q
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Report]:
-        """The mean over the batch of `complementary_losses`."""
-        network = self.networks[batch.network]
-        logits = network.similarity(*network(batch)) / self.temperature
-        self.remember(batch, logits)
-        return complementary_losses(logits, self.form, self.q).mean(), {}
+    def losses(self, logits: Tensor) -> Tensor:
+        """See `complementary_losses`."""
+        return complementary_losses(logits, self.form, self.q)
 
 
 def complementary_losses(logits: Tensor, form: Form = "log", q: float = 0.2) -> Tensor:
@@ -59,9 +57,9 @@ def complementary_losses(logits: Tensor, form: Form = "log", q: float = 0.2) -> 
     """
     diagonal = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     losses = logits.new_zeros(len(logits))
-    for p in (logits.softmax(1), logits.T.softmax(1)):
+    for p in (logits.double().softmax(1), logits.double().T.softmax(1)):
         others = _penalty(p.masked_fill(diagonal, 0), form, q)
-        losses = losses + others.masked_fill(diagonal, 0).sum(1)
+        losses = losses + others.masked_fill(diagonal, 0).sum(1).to(losses.dtype)
     return losses
 
 

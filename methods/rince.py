@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Any
 
-import annotated_types as at
 from torch import Tensor
 
-from methods.base import Batch, Positive, Report
-from methods.predicting import Predicting
-
-Exponent = Annotated[float, at.Gt(0), at.Le(1)]
-"""A number in (0, 1]."""
+from methods.base import Positive, PositiveShare
+from methods.predicting import OnLogits
 
 
-class RINCE(Predicting):
+class RINCE(OnLogits):
     """Robust InfoNCE: with q near 0 it is InfoNCE, with q = 1 every pair has the same weight.
 
-    Source: Chuang et al., CVPR 2022, eq. (6); released code (ImageNet/simclr/simclr_module.py:320-323). Ours:
+    Source: Chuang et al., CVPR 2022; released code (ImageNet/simclr/simclr_module.py:320-323). Ours:
     the mean of both directions, whose negatives are captions for an image and images for a caption. The
     temperature is fixed, since a learned one could lower the loss by itself. The loss may be negative.
 
@@ -32,17 +28,14 @@ class RINCE(Predicting):
     paper = "RINCE (CVPR 2022)"
 
     def __init__(
-        self, *, temperature: Positive = 0.1, q: Exponent = 0.1, weight: Positive = 0.01, **common: Any
+        self, *, temperature: Positive = 0.1, q: PositiveShare = 0.1, weight: Positive = 0.01, **common: Any
     ) -> None:
-        super().__init__(**common)
-        self.temperature, self.q, self.weight = temperature, q, weight
+        super().__init__(temperature=temperature, **common)
+        self.q, self.weight = q, weight
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Report]:
-        """The mean over the batch of `robust_losses`."""
-        network = self.networks[batch.network]
-        logits = network.similarity(*network(batch)) / self.temperature
-        self.remember(batch, logits)
-        return robust_losses(logits, self.q, self.weight).mean(), {}
+    def losses(self, logits: Tensor) -> Tensor:
+        """See `robust_losses`."""
+        return robust_losses(logits, self.q, self.weight)
 
 
 def robust_losses(logits: Tensor, q: float, weight: float) -> Tensor:

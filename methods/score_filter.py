@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-import annotated_types as at
 import torch
 from torch import Tensor
 
-from methods.base import Report, Scan
+from methods.base import PositiveShare, Report, Scan
 from methods.estimating import Estimating
-
-Part = Annotated[float, at.Gt(0), at.Le(1)]
-"""A share in (0, 1]."""
 
 
 class ScoreFilter(Estimating):
     """InfoNCE on the share of the pairs with the largest similarity under an estimator.
 
-    Source: the CLIP score baseline of DataComp (NeurIPS 2023), which keeps 30 % and takes as many steps as
+    Source: the CLIP score baseline of DataComp (NeurIPS 2023), which takes as many steps as
     without a filter. The share is one for all noise ratios: the method does not know the ratio.
 
     Args:
-        keep: share of the pairs that is kept.
+        keep: share of the pairs that is kept (DataComp: 0.3).
         common: the arguments of `Estimating` and `Method`.
     """
 
@@ -31,12 +27,12 @@ class ScoreFilter(Estimating):
 
     rank: Tensor
 
-    def __init__(self, *, keep: Part = 0.5, **common: Any) -> None:
+    def __init__(self, *, keep: PositiveShare = 0.3, **common: Any) -> None:
         super().__init__(**common)
         self.keep = keep
         self.register_buffer("rank", torch.ones(len(self.pairs)))
 
-    def judge(self, scan: Scan) -> Report:
+    def estimate(self, scan: Scan) -> Report:
         """Rank all pairs by their similarity; pairs that come first win ties."""
         net = self.networks[0]
         scores = scan(lambda images, texts: {"score": net.pair_similarity(images, texts)})["score"]

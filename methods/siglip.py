@@ -24,9 +24,9 @@ class SigLIP(Method):
 
     Args:
         scale: t at the start (section 3.2: 10).
-        bias: b at the start (section 3.2: -10, for batches of 32,768). None: the bias at which the mean
-            similarity of mismatched pairs, measured before training, has the odds 1 : B - 1 (ours), which is
-            needed where similarities are not centred on 0, as on `sgraf`.
+        bias: b at the start (section 3.2: -10, which suits batches of 32,768). None: the bias at which the
+            mean similarity of mismatched pairs, measured before training, has the odds 1 : B - 1 (ours): for
+            smaller batches, and for similarities that are not centred on 0, as those of `sgraf`.
         common: the arguments of `Method`.
     """
 
@@ -35,7 +35,7 @@ class SigLIP(Method):
 
     belief: Tensor
 
-    def __init__(self, *, scale: Positive = 10.0, bias: float | None = None, **common: Any) -> None:
+    def __init__(self, *, scale: Positive = 10.0, bias: float | None = -10.0, **common: Any) -> None:
         super().__init__(**common)
         self.measures_bias = bias is None
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))

@@ -31,9 +31,9 @@ WARMED_UP = {
     "decl": {"warmup_epochs": 1},
     "bicro": {"warmup_epochs": 1, "noisy_after": 0},
     "cream": {"warmup_epochs": 1, "hard_after": 0, "noisy_after": 0, "mining_after": 1},
-    "score_filter": {"warmup_epochs": 1},
-    "lemon": {"warmup_epochs": 1, "neighbours": 5},
-    "osa": {"warmup_epochs": 1},
+    "score_filter": {"estimator": "warmup", "warmup_epochs": 1},
+    "lemon": {"estimator": "warmup", "warmup_epochs": 1, "neighbours": 5},
+    "osa": {"estimator": "warmup", "warmup_epochs": 1},
     "l2rm": {"warmup_epochs": 1},
 }
 

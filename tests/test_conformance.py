@@ -113,8 +113,23 @@ def test_same_seed_same_numbers_other_seed_others(finished, scrambled, name):
     assert not same(*(weights(build.trainer(name, seed=seed)) for seed in (0, 1)))
 
 
-@pytest.mark.parametrize("setting", ["clip, dropout", "SGR, dropout"])
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_method_trains_on_region_features(name):
+    """Those in `small.EVERY_SETTING` do so in the tests below."""
+    sgr = {**small.SGRAF, "module": "SGR"}
+    data = small.regions(10)
+    records, outcome, _ = run(name, backbone=sgr, epochs=2, batch_size=8, lr=2e-4, data=data)
+    assert np.isfinite([record.metrics["train/loss"] for record in records]).all()
+    assert 0 < outcome.metrics["last/rsum"] <= 600
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        *((name, "clip, dropout") for name in TRAINED),
+        *((name, "SGR, dropout") for name in TRAINED if name in small.EVERY_SETTING),
+    ],
+)
 def test_a_resumed_trial_continues_bit_for_bit(name, setting, tmp_path):
     """With dropout, so that random streams are part of it."""
     changes = {**small.SETTINGS[setting], "precision": "fp64"}

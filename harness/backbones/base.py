@@ -7,7 +7,6 @@ configuration and the data, reads or computes inputs, and makes networks. Its ne
 
 from __future__ import annotations
 
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -145,25 +144,6 @@ def _wrong_kind(backbone: str, takes: DataKind, data: str) -> str:
         f"`python -m harness.data export {data} --format scan`, and use `dataset: scan` (in a data set of "
         f'your own, splits with region features are made with kind="regions")'
     )
-
-
-def full(x: Tensor) -> Tensor:
-    """`x` in single precision if it is in half precision (bf16 or fp16), else `x` itself."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def full_precision(function: Any) -> Any:
-    """Decorator of a method on tensors: it runs without autocast, on arguments in full precision.
-
-    Similarities are computed so. The resolution of bf16 at a logit of 20 is 0.1.
-    """
-
-    @functools.wraps(function)
-    def inner(self: Any, first: Tensor, *others: Tensor) -> Any:
-        with torch.autocast(first.device.type, enabled=False):
-            return function(self, full(first), *map(full, others))
-
-    return inner
 
 
 def with_lengths(texts: Tensor, lengths: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from harness.backbones.base import BackboneConfig, BackboneSetup, Scaled, full, full_precision
+from harness.backbones.base import BackboneConfig, BackboneSetup, Scaled
 from harness.backbones.features import CachedInputs, Inputs, LiveInputs, cached_features
 from harness.backbones.pixels import PixelInputs, stored_pixels
 from harness.backbones.rows import (
@@ -28,6 +28,7 @@ from harness.backbones.rows import (
 from harness.backbones.towers import Towers, build_towers, check_towers, weights_identity
 from harness.data.base import DataSet
 from methods.base import Batch
+from methods.precision import full, full_precision
 from methods.seeding import seed_of
 
 

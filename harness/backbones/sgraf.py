@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from harness.backbones.alignment import attend, distances, tiles, unit
-from harness.backbones.base import BackboneConfig, BackboneSetup, Scaled, full_precision, with_lengths
+from harness.backbones.base import BackboneConfig, BackboneSetup, Scaled, with_lengths
 from harness.backbones.features import Inputs, RegionInputs
 from harness.backbones.published import read_published
 from harness.backbones.rows import (
@@ -39,6 +39,7 @@ from harness.data.base import DataError, DataSet
 from harness.data.vocabulary import Vocabulary
 from harness.lib.files import file_digest, is_file
 from methods.base import Batch, cudnn_switched
+from methods.precision import full_precision
 from methods.seeding import seed_of
 
 

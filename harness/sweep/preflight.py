@@ -93,18 +93,23 @@ def _check_batch(trial: Trial, data: DataSet) -> str:
     return ""
 
 
+def _networks(trial: Trial) -> int:
+    """How many networks the trial makes, those that it begins anew with among them."""
+    return int(max(trial.hyper.get("n_networks", 1), trial.hyper.get("restarts", 0) + 1))
+
+
 def _check_backbone(trial: Trial, data: DataSet) -> str:
     """Whether the backbone takes such data."""
-    return backbone_setup(trial.backbone).check_data(data, trial.hyper.get("n_networks", 1)) or ""
+    return backbone_setup(trial.backbone).check_data(data, _networks(trial)) or ""
 
 
 def _check_alignment(trial: Trial, data: DataSet) -> str:
     if not method_class(trial.method).needs_alignment(trial.hyper) or backbone_setup(trial.backbone).aligned:
         return ""
+    way_out = " (estimator: warmup judges after some epochs)" if "estimator" in trial.hyper else ""
     return (
-        f"{trial.method}.estimator = pretrained: it judges pairs before training, and the weights of this "
-        f"backbone ({trial.backbone['kind']}) were never trained to compare images with texts: take "
-        "estimator: warmup"
+        f"method {trial.method!r} judges pairs before any training, and the weights of this backbone "
+        f"({trial.backbone['kind']}) were never trained to compare images with texts{way_out}"
     )
 
 
@@ -135,7 +140,7 @@ def _check_noise(trial: Trial, data: DataSet) -> str:
 
 _CHECKS: dict[Check, Callable[[Trial], Hashable]] = {
     _check_batch: _largest_batch,
-    _check_backbone: lambda t: (repr(t.backbone), t.hyper.get("n_networks", 1)),
+    _check_backbone: lambda t: (repr(t.backbone), _networks(t)),
     _check_alignment: lambda t: (t.method, repr(t.backbone), repr(t.hyper)),
     _check_clean: lambda t: t.method,
     _check_noise: lambda t: (repr(t.noise), t.noise_ratio, t.noise_granularity, t.noise_seed, t.method),

@@ -163,6 +163,7 @@ class Trainer:
         if (new := self.method.replacement(epoch, network)) is not None:
             self.method.networks[network].load_state_dict(new.state_dict())  # type: ignore[operator]
             self.optimizers.reset(f"network{network}")
+            self.state.best_epoch, self.state.best_rsum = -1, -1.0  # those of the former network
         with self.cost.clock("method"):
             report = dict(self.method.start_epoch(epoch, network, self.scan))
         with self.cost.clock("train"):

@@ -32,6 +32,20 @@ def test_rcl_with_a_generalised_cross_entropy_as_released():
     given(2 * pair_losses(S / 0.05).mean(), 0.520384)  # its `infoNCE`
 
 
+@pytest.mark.parametrize("form", ["log", "gce"])
+@pytest.mark.parametrize("gap", [10, 17, 18, 30])
+def test_rcl_pushes_a_mismatched_pair_with_a_bounded_force(form, gap):
+    """In single precision 1 - p would have no digits left where one negative takes nearly everything."""
+    z = torch.zeros(8, 8)
+    z[0, 1] = gap
+    force = [
+        torch.autograd.grad(complementary_losses(x, form).sum(), x)[0]
+        for x in (z.clone().requires_grad_(), z.double().requires_grad_())
+    ]
+    assert torch.allclose(force[0].double(), force[1], atol=1e-4)
+    assert force[0].abs().max() < 4
+
+
 @pytest.mark.parametrize("form", ["tan", "abs", "exp", "gce"])
 def test_rcl_bounds_what_a_mismatched_pair_costs(form):
     """Where one negative takes all of the probability, cross-entropy grows without end."""
@@ -68,7 +82,8 @@ def test_siglip_against_the_formula():
 
 
 def test_siglip_measures_a_bias_at_which_mismatched_pairs_have_the_odds_of_a_batch():
-    made = build.trainer("siglip", backbone={"module": "SGR", **small.SGRAF}, precision="fp64")
+    sgr = {"module": "SGR", **small.SGRAF}
+    made = build.trainer("siglip", hyper={"bias": None}, backbone=sgr, precision="fp64")
     method = made.method.eval()
     method.start_epoch(0, 0, made.scan)
     with torch.no_grad():

@@ -65,6 +65,25 @@ def test_a_beta_mixture_finds_the_part_with_low_losses():
     assert (low_loss_beta_posterior(np.ones(5)) == 1).all()
 
 
+def test_labels_of_bicro_come_from_the_other_network_and_its_noisy_step_is_first():
+    made = build.trainer("bicro", precision="fp64", hyper={"warmup_epochs": 0, "noisy_after": 0})
+    method = made.method.eval()
+    method.start_epoch(0, 0, made.scan)
+    batch, seen = build.first_batch(made), []
+    method._triplet = lambda net, part, label: seen.append((net, part, label)) or net.logit_scale * 0
+    made.optimizers.at_step(0)
+    method.step(batch, made.optimizers, 0)
+    other = method.networks[1]
+    with torch.no_grad():
+        images, texts = other(batch)
+        retained = retained_margin(other.similarity(images, texts), method.margin)
+    expected = clean_labels(Anchors.of(retained, images, texts), retained)
+    assert [part is batch for _, part, _ in seen] == [False, True]
+    assert all(net is method.networks[0] for net, _, _ in seen)
+    assert torch.allclose(seen[1][2], expected)
+    assert torch.allclose(method.label[0, batch.index], expected)
+
+
 def test_the_warm_up_of_bicro_trains_on_the_smallest_losses():
     made = build.trainer("bicro", precision="fp64", hyper={"warmup_epochs": 3, "warmup_share": 0.25})
     method, batch = made.method.eval(), build.first_batch(made)
@@ -72,8 +91,8 @@ def test_the_warm_up_of_bicro_trains_on_the_smallest_losses():
     similarity = net.similarity(*net(batch))
     made.optimizers.at_step(0)
     loss = method.step(batch, made.optimizers, 0)["loss"].item()
-    retained = 0.4 - 2 * retained_margin(similarity, 0.2)  # the loss, where it is below 0.4
-    assert loss == pytest.approx(retained.sort().values[:4].sum().item())
+    losses = 0.4 - 2 * retained_margin(similarity, 0.2)  # where they are below 0.4
+    assert loss == pytest.approx(losses.sort().values[:4].sum().item())
 
 
 # CREAM ----------------------------------------------------------------------------------------------
@@ -103,6 +122,26 @@ def test_cream_divides_in_three_by_the_verdicts_of_both():
     assert {k: v.tolist()[0] for k, v in pools.items()} == {"hard": 1, "noisy": 2}
     expected = [0.8 + 0.2 * 0.5, 0.55 + 0.45 * 0.6, 0.3]
     assert method.targets(0)[:3].tolist() == near(expected)
+
+
+@pytest.mark.parametrize(
+    ("matched", "epoch", "shares", "expected"),
+    [
+        (0.5, 1, "adaptive", ("none", "mean", "mean")),
+        (0.5, 4, "adaptive", ("mean", "mean", "mean")),
+        (0.9, 1, "adaptive", ("all", "all", "mean")),
+        (0.5, 1, "all", ("all", "all", "all")),
+    ],
+)
+def test_which_shares_count_in_the_parts_of_cream(matched, epoch, shares, expected):
+    hyper = {"warmup_epochs": 1, "mining_after": 2, "shares": shares}
+    made = build.trainer("cream", hyper=hyper, precision="fp64")
+    method, count = made.method.eval(), len(made.method.pairs)
+    believed = (torch.arange(count) < matched * count).double()
+    method.divide = lambda judge, scan: believed
+    method.start_epoch(epoch, 0, made.scan)
+    level = {"none": 1.0, "mean": float(method.target.mean()), "all": 0.0}
+    assert list(method.least_share.values()) == [level[e] for e in expected]
 
 
 # L2RM -----------------------------------------------------------------------------------------------
@@ -185,17 +224,36 @@ def test_pairs_are_judged_once_and_by_plain_training_before(name):
 
 
 def test_a_score_filter_keeps_the_share_with_the_best_scores():
-    made = build.trainer("score_filter", hyper={"keep": 0.25, "warmup_epochs": 0}, precision="fp64")
-    made.method.eval().start_epoch(0, 0, made.scan)
-    kept = made.method.selected(0)
-    assert len(kept) == round(0.25 * len(made.method.pairs))
-    assert made.method.confidence()[kept].min() > 0.74
+    made = build.trainer("score_filter", hyper={"keep": 0.25, "estimator": "pretrained"}, precision="fp64")
+    net = made.method.eval().networks[0]
+    scores = made.scan(lambda images, texts: {"score": net.pair_similarity(images, texts)})["score"]
+    made.method.start_epoch(0, 0, made.scan)
+    kept = torch.zeros(len(scores), dtype=torch.bool)
+    kept[made.method.selected(0)] = True
+    assert kept.sum() == round(0.25 * len(scores))
+    assert scores[kept].min() >= scores[~kept].max()
+
+
+def test_lemon_trains_on_the_pairs_whose_neighbours_agree():
+    """Captions of a part of the pairs moved on by one: distances of these to their neighbours are large."""
+    made = build.trainer("lemon", hyper={"neighbours": 3, "candidates": 60}, precision="fp64")
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.nn.functional.normalize(torch.randn(8, 16, generator=draw).double())
+    kind = torch.arange(len(made.method.pairs)) % 8
+    vectors = torch.nn.functional.normalize(centres[kind] + 0.02 * torch.randn(len(kind), 16, generator=draw))
+    moved = torch.arange(len(kind)) % 5 == 0
+    texts = torch.where(moved[:, None], vectors.roll(1, 0), vectors)
+    made.method.estimate(lambda function: {"image": vectors, "text": texts})
+    made.method.judged.fill_(True)
+    kept = torch.zeros(len(kind), dtype=torch.bool)
+    kept[made.method.selected(0)] = True
+    assert (kept == ~moved).double().mean() > 0.95
 
 
 @pytest.mark.parametrize("name", ["score_filter", "lemon", "osa"])
 def test_towers_that_were_never_aligned_cannot_judge(name):
     """Before any work starts, with the way out."""
-    sweep = small.sweep(name, overrides={name: {"estimator": "pretrained"}})
+    sweep = small.sweep(name, overrides={name: {}})
     errors, _ = check_sweep(sweep)
     assert [e for e in errors if "estimator: warmup" in e and name in e]
     assert not check_sweep(small.sweep(name))[0]

@@ -7,7 +7,7 @@ import torch
 
 from methods.crcl import complementary
 from methods.decl import annealed_hinges, evidential_losses, judgement, tanh_scores
-from methods.gsc import topology
+from methods.gsc import compare_structure
 from methods.losses import match_probability, pair_losses
 from tests import build, small
 from tests.methods.golden_input import I, S, T
@@ -74,11 +74,18 @@ def test_crcl_begins_anew_in_each_round_and_keeps_its_labels():
     assert [made.method.replacement(e, 0) for e in (0, 1, 3)] == [None] * 3
 
 
+def test_only_the_last_round_of_crcl_is_selected_on_dev():
+    hyper = {"restarts": 1, "round_epochs": 3, "warmup_epochs": 1}
+    made = build.trainer("crcl", hyper=hyper, epochs=4, precision="fp64")
+    outcome = made.fit()
+    assert outcome.metrics["dev/best_epoch"] == 3
+
+
 def test_gsc_as_released():
     assert pair_losses(S / 0.07).tolist() == near([0.007250, 0.092468, 0.928003, 0.021631])
     assert match_probability(S / 0.07).tolist() == near([0.992783, 0.913191, 0.429606, 0.978644])
     target = torch.tensor([1, 0.9, 0.3, 0.8])
-    structure, consistency = topology(I, T, target)
+    structure, consistency = compare_structure(I, T, target)
     assert (structure * target).tolist() == near([1.301597, 1.214068, 0.449240, 1.094559])
     assert consistency.tolist() == near([0.994906, 0.997587, 0.951383, 0.988058])
     assert (target * (pair_losses(S / 0.07) + 0.01 * structure)).mean().item() == near(0.106693)
@@ -88,12 +95,25 @@ def test_gsc_weights_are_the_smaller_of_two_averages():
     made = build.trainer("gsc", precision="fp64", hyper={"momentum": 0.7})
     method = made.method
     method.prediction.uniform_(0.2, 0.9)
-    method.topology.normal_()
+    low = torch.arange(len(method.pairs)) % 3 == 0
+    method.consistency.copy_(torch.where(low, 0.2, 0.8) + 0.05 * torch.rand(len(low)))
     method.start_epoch(1, 0, made.scan)
     assert torch.allclose(method.prediction_target, 0.7 * method.prediction + 0.3)
-    assert torch.equal(method.target, torch.minimum(method.topology_target, method.prediction_target))
-    consistent = method.topology[0] > method.topology[0].median()
-    assert method.topology_target[0, consistent].min() > method.topology_target[0, ~consistent].max() - 1e-9
+    assert torch.equal(method.target, torch.minimum(method.consistency_target, method.prediction_target))
+    assert method.consistency_target[0, low].max() < 0.4
+    assert method.consistency_target[0, ~low].min() > 0.9
+
+
+def test_both_networks_of_gsc_have_the_newest_targets_in_each_pass():
+    made = build.trainer("gsc", precision="fp64", hyper={"n_networks": 2})
+    method = made.method
+    method.prediction.fill_(0.5)
+    method.start_epoch(1, 0, made.scan)
+    first = method.target.clone()
+    assert (first < 1).all()
+    method.prediction.fill_(0.1)
+    method.start_epoch(1, 1, made.scan)
+    assert torch.equal(method.target, first)
 
 
 def test_two_networks_of_gsc_weigh_for_each_other():

@@ -1,4 +1,4 @@
-"""Losses that bound what one pair can cost, or never believe one wholly: controls without a paper here."""
+"""Cross-entropies that were made for classification with wrong labels: controls for everything else."""
 
 from __future__ import annotations
 
@@ -6,37 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from methods.base import Batch, Positive, Report
+from methods.base import Positive, PositiveShare
 from methods.losses import pair_losses, symmetric_cross_entropy
-from methods.predicting import Predicting
-from methods.rince import Exponent
+from methods.predicting import OnLogits
 
 
-class _OnLogits(Predicting):
-    """A loss of each pair from logits at a fixed temperature; a subclass defines `losses`.
-
-    Args:
-        temperature: in units of the similarity (released code of L2RM: 0.05).
-        common: the arguments of `Method`.
-    """
-
-    def __init__(self, *, temperature: Positive = 0.05, **common: Any) -> None:
-        super().__init__(**common)
-        self.temperature = temperature
-
-    def losses(self, logits: Tensor) -> Tensor:
-        """The loss of each pair: [B, B] -> [B]."""
-        raise NotImplementedError
-
-    def loss(self, batch: Batch) -> tuple[Tensor, Report]:
-        """The mean over the batch of `losses`."""
-        network = self.networks[batch.network]
-        logits = network.similarity(*network(batch)) / self.temperature
-        self.remember(batch, logits)
-        return self.losses(logits).mean(), {}
-
-
-class SymmetricCrossEntropy(_OnLogits):
+class SymmetricCrossEntropy(OnLogits):
     """Cross-entropy and reverse cross-entropy, in both directions: see `losses.symmetric_cross_entropy`.
 
     Source: Wang et al., ICCV 2019; L2RM warms up with it.
@@ -57,7 +32,7 @@ class SymmetricCrossEntropy(_OnLogits):
         return symmetric_cross_entropy(logits, self.reverse)
 
 
-class GeneralizedCrossEntropy(_OnLogits):
+class GeneralizedCrossEntropy(OnLogits):
     """(1 - p^q) / q in both directions: cross-entropy for q towards 0, the error of the prediction at q = 1.
 
     Source: Zhang and Sabuncu, NeurIPS 2018, eq. (6).
@@ -69,7 +44,7 @@ class GeneralizedCrossEntropy(_OnLogits):
 
     paper = "generalized cross-entropy (NeurIPS 2018)"
 
-    def __init__(self, *, q: Exponent = 0.7, **common: Any) -> None:
+    def __init__(self, *, q: PositiveShare = 0.7, **common: Any) -> None:
         super().__init__(**common)
         self.q = q
 
@@ -79,7 +54,7 @@ class GeneralizedCrossEntropy(_OnLogits):
         return (1 - (by_image + by_text) / 2) / self.q
 
 
-class LabelSmoothing(_OnLogits):
+class LabelSmoothing(OnLogits):
     """Cross-entropy with a part of the label spread evenly over the batch.
 
     Source: Szegedy et al., CVPR 2016, section 7.
@@ -91,7 +66,7 @@ class LabelSmoothing(_OnLogits):
 
     paper = "label smoothing (CVPR 2016)"
 
-    def __init__(self, *, smoothing: Exponent = 0.1, **common: Any) -> None:
+    def __init__(self, *, smoothing: PositiveShare = 0.1, **common: Any) -> None:
         super().__init__(**common)
         self.smoothing = smoothing
 
