@@ -181,6 +181,22 @@ def test_an_image_without_mass_counts_nothing_unless_as_released():
     assert alike == pytest.approx(row / 3, rel=1e-4)
 
 
+def test_a_step_of_l2rm_is_one_step_on_both_parts():
+    made = build.trainer("l2rm", precision="fp64", hyper={"warmup_epochs": 0})
+    method = made.method.eval()
+    method.start_epoch(0, 0, made.scan)
+    batch, updates = build.first_batch(made), []
+    made.optimizers.update = lambda loss, *groups: updates.append((loss.item(), groups))
+    told = method.step(batch, made.optimizers, 0)
+    net = method.networks[0]
+    clean = hardest_triplet(net.similarity(*net(batch)), 0.2).sum()
+    similarity = net.similarity(*net(batch.auxiliary["noisy"])).detach()
+    plan = transport_plan(1 - similarity, mass=0.1, entropy=0.07)
+    noisy = rematching_loss(similarity / 0.05, plan, by_mass=True)
+    assert updates == [(pytest.approx((clean + noisy).item()), ("network0",))]
+    assert told["noisy_loss"].item() == pytest.approx(noisy.item())
+
+
 # Judged once ----------------------------------------------------------------------------------------
 
 
