@@ -56,7 +56,7 @@ def loaded(*command: str, cwd: Path = ROOT) -> tuple[int, set[str]]:
     return code, set(modules)
 
 
-@pytest.mark.parametrize("door", ["sweep", "train", "report", "data", "bench"])
+@pytest.mark.parametrize("door", ["sweep", "train", "report", "data", "bench", "evaluate"])
 def test_help_loads_nothing_heavy(door):
     code, modules = loaded(f"harness.{door}", "--help")
     assert code == 0

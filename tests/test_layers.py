@@ -27,7 +27,11 @@ ORDER = (
     "bench",
 )
 """From the bottom to the top: a module imports from its own folder and from those before it."""
-DOORS = {"harness.train", *(f"harness.{folder}.__main__" for folder in ("sweep", "report", "data", "bench"))}
+DOORS = {
+    "harness.train",
+    "harness.evaluate",
+    *(f"harness.{folder}.__main__" for folder in ("sweep", "report", "data", "bench")),
+}
 """Commands: they are above all layers, and nothing imports them."""
 MODULES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
@@ -62,7 +66,7 @@ def test_every_folder_is_a_layer():
     assert folders == set(ORDER)
     assert {
         m for m in MODULES if m.count(".") == 1 and (ROOT / "harness" / f"{m.partition('.')[2]}.py").is_file()
-    } == {"harness.train"}
+    } == {"harness.train", "harness.evaluate"}
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("harness")])

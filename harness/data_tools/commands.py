@@ -43,7 +43,12 @@ def _mapping(text: str, flag: str) -> dict[str, Any]:
     return content
 
 
-def _load(name: str, options: argparse.Namespace) -> DataSet:
+def load_given(name: str, options: argparse.Namespace) -> DataSet:
+    """The data set of a command line: a directory or a name, with its `layout` and `options`.
+
+    Raises:
+        DataError, UnknownName: there is no such data set, or it cannot be read.
+    """
     given = _mapping(options.options, "--options")
     if Path(name).is_dir():
         return load_dataset(options.layout or recognise(Path(name)), folder=name, **given)
@@ -65,7 +70,7 @@ def _show(options: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    data = _load(options.name, options)
+    data = load_given(options.name, options)
     table = Table(
         "split",
         "images",
@@ -86,7 +91,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
     if options.size < 1:
         raise DataError(f"--size {options.size}: expected a positive number of pixels")
-    prepare(_load(options.name, options), options.out, size=options.size, form=options.format)
+    prepare(load_given(options.name, options), options.out, size=options.size, form=options.format)
     size = sum(f.stat().st_size for f in options.out.iterdir())
     console.print(
         f"written: {options.out}, {size / 2**20:,.0f} MB; read it with `dataset: [webdataset]`, "
@@ -104,7 +109,7 @@ def _export(options: argparse.Namespace) -> int:
     if outside:
         raise DataError(f"--noise-ratio {outside[0]}: expected a number from 0 to below 1")
     export_scan(
-        _load(options.name, options),
+        load_given(options.name, options),
         directory,
         ratios=options.noise_ratio,
         seeds=options.noise_seed,
@@ -126,7 +131,7 @@ def _embed(options: argparse.Namespace) -> int:
             else f"--out {options.out}: expected the name of an .npy file"
         )
     setup = _locked_clip(_mapping(options.backbone, "--backbone"))
-    data = _load(options.name, options)
+    data = load_given(options.name, options)
     incompatibility = setup.check_data(data, 1)
     if incompatibility:
         raise DataError(incompatibility)
@@ -212,7 +217,7 @@ def _noise_show(options: argparse.Namespace) -> int:
     from harness.noise.files import describe, guessed_split, read_index
     from harness.noise.index import index_digest
 
-    split = _load(options.data, options)["train"] if options.data else guessed_split(options.file)
+    split = load_given(options.data, options)["train"] if options.data else guessed_split(options.file)
     index = read_index(options.file, split)
     for key, value in describe(index, split).items():
         print(f"{key}: {_formatted(value)}")
@@ -240,7 +245,7 @@ def _noise_write(options: argparse.Namespace) -> int:
     from harness.noise.files import write_index
     from harness.noise.models import NoiseModel, make_noise
 
-    split = _load(options.name, options)["train"]
+    split = load_given(options.name, options)["train"]
     given = _mapping(options.noise, "--noise") if "{" in options.noise else options.noise
     try:
         model: Any = TypeAdapter(NoiseModel).validate_python(

@@ -1,0 +1,163 @@
+"""`python -m harness.evaluate SIMILARITIES.npy --data PATH`: recalls of what another program has computed.
+
+SIMILARITIES.npy has a row for each image and a column for each caption of the split. Or give two files of
+embeddings, which are compared by their cosine:
+
+  python -m harness.evaluate --images images.npy --texts captions.npy --data PATH
+
+What matches what comes from the data set (PATH is its directory, or a name), from files of group ids, or from
+a number of captions for each image. The result is printed, and written with --json. No PyTorch is needed.
+
+Exit code 0: evaluated; 2: bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.lib.command import run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from harness.data.base import DataSet
+    from harness.evaluation.given import Evaluation
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Returns the exit code."""
+    options = _parse(arguments)
+    from harness.data.base import DataError  # what the command needs is loaded once it is known
+    from harness.evaluation.given import evaluate
+    from harness.lib.console import fail
+    from harness.lib.registry import UnknownName
+
+    try:
+        data = _data(options)
+        groups = _groups(options, data)
+        coco = data if data is not None and options.split == "test" else None
+        scores = _scores(options, len(groups[0]))
+        found = evaluate(scores, *groups, distances=options.distances, coco=coco)
+    except (DataError, UnknownName) as error:
+        return fail([str(error)])
+    print(_table(found))
+    if options.json:
+        told = {"images": found.images, "captions": found.captions, "chance_rsum": found.chance}
+        text = json.dumps({**told, "notes": found.notes, **found.metrics}, indent=1)
+        options.json.write_text(text + "\n", encoding="utf-8")
+    if options.ranks:
+        import numpy as np
+
+        arrays: dict[str, Any] = {**found.i2t.arrays("i2t"), **found.t2i.arrays("t2i")}
+        np.savez_compressed(options.ranks, **arrays)
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("similarities", nargs="?", type=Path, help=".npy, [images, captions]")
+    parser.add_argument("--images", type=Path, help=".npy, embeddings of the images, [images, D]")
+    parser.add_argument("--texts", type=Path, help=".npy, embeddings of the captions, [captions, D]")
+    parser.add_argument("--distances", action="store_true", help="smaller is better")
+    what = parser.add_argument_group("what matches what (one of three)")
+    what.add_argument("--data", metavar="PATH", help="directory or name of a data set")
+    what.add_argument("--split", default="test", help="of the data set (default: %(default)s)")
+    what.add_argument("--layout", help="of the directory (default: recognised from its files)")
+    what.add_argument("--options", default="{}", help="dataset_options, as in a sweep file")
+    what.add_argument("--image-groups", type=Path, help=".npy of integers, one for each image, ...")
+    what.add_argument("--caption-groups", type=Path, help="... and one for each caption: equal ones match")
+    what.add_argument(
+        "--captions-per-image", type=int, metavar="K", help="K captions of each image follow one another"
+    )
+    out = parser.add_argument_group("files")
+    out.add_argument("--json", type=Path, help="measures as JSON")
+    out.add_argument("--ranks", type=Path, help="ranks of all queries, as .npz")
+    options = parser.parse_args(arguments)
+    if (options.similarities is None) == (options.images is None or options.texts is None):
+        parser.error("give SIMILARITIES.npy, or both --images and --texts")
+    groups = options.image_groups is not None and options.caption_groups is not None
+    if [options.data is not None, groups, options.captions_per_image is not None].count(True) != 1:
+        parser.error("give one of --data, --image-groups with --caption-groups, and --captions-per-image")
+    if options.captions_per_image is not None and options.captions_per_image < 1:
+        parser.error("--captions-per-image: expected at least 1")
+    return options
+
+
+def _data(options: argparse.Namespace) -> DataSet | None:
+    from harness.data_tools.commands import load_given
+
+    return None if options.data is None else load_given(options.data, options)
+
+
+def _scores(options: argparse.Namespace, images: int) -> NDArray[np.floating]:
+    """The similarities, or those of the embeddings of so many images."""
+    from harness.data.base import read_array
+    from harness.evaluation.given import cosines, one_of_each
+
+    if options.similarities is not None:
+        return read_array(options.similarities, "similarities", mapped=True)
+    of_images = read_array(options.images, "image embeddings", mapped=True)
+    of_texts = read_array(options.texts, "caption embeddings", mapped=True)
+    return cosines(one_of_each(of_images, images), of_texts)
+
+
+def _groups(options: argparse.Namespace, data: DataSet | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Groups of images and of captions."""
+    import numpy as np
+
+    from harness.data.base import DataError, read_array
+
+    if data is not None:
+        split = data[options.split]
+        return split.image_group, split.caption_group
+    if options.captions_per_image is not None:
+        per_image = options.captions_per_image
+        if options.images is not None:
+            captions = len(read_array(options.texts, "caption embeddings", mapped=True))
+        else:
+            captions = max(read_array(options.similarities, "similarities", mapped=True).shape, default=0)
+        if not captions or captions % per_image:
+            raise DataError(f"{captions} captions are not {per_image} for each image")
+        return np.arange(captions // per_image), np.arange(captions) // per_image
+    found = []
+    for path in (options.image_groups, options.caption_groups):
+        ids = read_array(path, "group ids")
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise DataError(f"group ids {path}: expected one integer for each image or caption")
+        found.append(ids.astype(np.int64))
+    return found[0], found[1]
+
+
+def _table(found: Evaluation) -> str:
+    """Measures as text, a line for each protocol."""
+    from tabulate import tabulate
+
+    columns = [f"{d}_r{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)]
+    headings = ["", *(c.replace("_r", " R@") for c in columns), "rSum", "median rank i2t, t2i"]
+    rows: list[list[Any]] = []
+    for name, prefix in (("all", ""), ("1K, mean of five folds", "1k_")):
+        if f"{prefix}rsum" in found.metrics:
+            values = [f"{found.metrics[prefix + c]:.2f}" for c in (*columns, "rsum")]
+            ranks = ", ".join(f"{found.metrics[f'{prefix}{d}_median_rank']:g}" for d in ("i2t", "t2i"))
+            rows.append([name, *values, ranks])
+    lines = [
+        tabulate(rows, headings, disable_numparse=True, stralign="right"),
+        "",
+        f"{found.images:,} images, {found.captions:,} captions; by chance rSum is {found.chance:.2f}",
+    ]
+    eccv = {k: v for k, v in found.metrics.items() if k.startswith("eccv_")}
+    if eccv:
+        lines.append("ECCV Caption: " + ", ".join(f"{k[5:]} {v:.2f}" for k, v in eccv.items()))
+    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+
+
+if __name__ == "__main__":
+    run(main)

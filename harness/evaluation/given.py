@@ -1,0 +1,187 @@
+"""Similarities that another program has computed: whether they fit a split, and their measures.
+
+What goes wrong most is recognised: captions as rows, an image repeated for each of its captions, dropped
+captions, one fold of five, distances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.base import COCO_FOLDS, DataError, DataSet
+from harness.evaluation.coco import coco_metrics
+from harness.evaluation.metrics import Ranking, chance_rsum, rank_queries, recalls
+
+_ROWS = 2048  # images whose similarities are computed, or looked at, at a time
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What similarities are worth on a split.
+
+    Attributes:
+        metrics: recalls and rSum in percent, ranks from 1; of MS-COCO those of the 1K protocol (`1k_...`) and
+            of ECCV Caption (`eccv_...`), too.
+        chance: expected rSum of a random order.
+        images: number of images.
+        captions: number of captions.
+        notes: what was recognised and put right, or looks wrong.
+        i2t: rankings of images over captions.
+        t2i: rankings of captions over images.
+    """
+
+    metrics: dict[str, float]
+    chance: float
+    images: int
+    captions: int
+    notes: tuple[str, ...]
+    i2t: Ranking
+    t2i: Ranking
+
+
+def cosines(images: NDArray[np.floating], texts: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Cosine of each image with each caption: [N, D], [C, D] -> [N, C].
+
+    Raises:
+        DataError: the shapes do not fit, or a vector is zero.
+    """
+    if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
+        raise DataError(
+            f"embeddings of shapes {images.shape} and {texts.shape}: expected (images, D) and (captions, D)"
+        )
+    units: list[NDArray[np.float32]] = []
+    for name, vectors in (("image", images), ("caption", texts)):
+        values = np.asarray(vectors, np.float32)
+        lengths = np.linalg.norm(values, axis=1, keepdims=True)
+        if (lengths == 0).any():
+            raise DataError(f"the embedding of {name} {int((lengths == 0).argmax())} is zero")
+        units.append((values / lengths).astype(np.float32))
+    similarity: NDArray[np.float32] = units[0] @ units[1].T
+    return similarity
+
+
+def one_of_each(rows: NDArray[np.floating], images: int) -> NDArray[np.floating]:
+    """Rows of which each is followed by its copies, once each; others as they are.
+
+    The field's released code repeats images so, one row for each of their captions.
+
+    Args:
+        rows: [k N, ...], similarities or embeddings.
+        images: N, how many images there are.
+    """
+    copies, rest = divmod(len(rows), images)
+    return rows[::copies] if copies > 1 and not rest and _repeats(rows, copies) else rows
+
+
+def evaluate(
+    scores: NDArray[np.floating],
+    image_group: NDArray[np.int64],
+    caption_group: NDArray[np.int64],
+    *,
+    distances: bool = False,
+    coco: DataSet | None = None,
+) -> Evaluation:
+    """Measures of similarities, [N images, C captions]; `fitted` says which other shapes are recognised.
+
+    Args:
+        scores: similarities, or distances.
+        image_group: int64 [N]; images and captions of one group match.
+        caption_group: int64 [C].
+        distances: whether smaller is better.
+        coco: the data set whose test split the scores are of, for the measures of MS-COCO.
+
+    Raises:
+        DataError: they do not fit, or are not finite.
+    """
+    scores, notes = fitted(scores, image_group, caption_group)
+    for start, part in zip(range(0, len(scores), _ROWS), _parts(scores), strict=True):
+        wrong = np.argwhere(~np.isfinite(part))
+        if len(wrong):
+            row, column = wrong[0]
+            raise DataError(
+                f"the similarity of image {start + row} and caption {column} is {part[row, column]}: a model "
+                "that has none for a pair must say a finite number, its lowest"
+            )
+    if distances:
+        scores = -np.asarray(scores)
+    i2t = rank_queries(scores, image_group, caption_group)
+    t2i = rank_queries(scores.T, caption_group, image_group)
+    metrics, chance = recalls(i2t, t2i), chance_rsum(image_group, caption_group)
+    if metrics["rsum"] < chance / 2:
+        notes.append(
+            f"rSum is far below chance ({chance:.1f}): "
+            + ("are these similarities?" if distances else "are these distances (--distances)?")
+        )
+    if coco is not None:
+        metrics |= coco_metrics(scores, coco)
+    return Evaluation(metrics, chance, len(image_group), len(caption_group), tuple(notes), i2t, t2i)
+
+
+def fitted(
+    scores: NDArray[np.floating], image_group: NDArray[np.int64], caption_group: NDArray[np.int64]
+) -> tuple[NDArray[np.floating], list[str]]:
+    """Similarities in the shape [N images, C captions], and what was put right.
+
+    Captions as rows are turned, and of equal rows of an image for each of its captions one is taken (the
+    field's released code repeats image embeddings so).
+
+    Raises:
+        DataError: the shape does not fit; the fault is named where it is known.
+    """
+    images, captions = len(image_group), len(caption_group)
+    if scores.ndim != 2 or not np.issubdtype(scores.dtype, np.number):
+        raise DataError(
+            f"similarities of shape {scores.shape} and type {scores.dtype}: expected numbers "
+            f"[{images} images, {captions} captions]"
+        )
+    if scores.shape == (images, captions):
+        return scores, []
+    if scores.shape == (captions, images):
+        return scores.T, ["rows were captions: the matrix was turned"]
+    rows, columns = scores.shape
+    once = one_of_each(scores, images)
+    if once.shape == (images, captions):
+        return once, [f"each image stood there {rows // images} times: one row of each was taken"]
+    raise DataError(
+        f"similarities of shape ({rows}, {columns}), and the split has {images} images and {captions} "
+        f"captions{_known_fault(rows, columns, images, captions)}"
+    )
+
+
+def _repeats(scores: NDArray[np.floating], copies: int) -> bool:
+    """Whether each row is followed by its copies."""
+    first = scores[::copies]
+    return all(
+        bool(np.array_equal(part, scores[i::copies][start : start + _ROWS], equal_nan=True))
+        for i in range(1, copies)
+        for start, part in zip(range(0, len(first), _ROWS), _parts(first), strict=True)
+    )
+
+
+def _known_fault(rows: int, columns: int, images: int, captions: int) -> str:
+    """What a shape that does not fit looks like; empty if it looks like nothing known."""
+    fold = images // COCO_FOLDS
+    if rows == fold and columns in (captions // COCO_FOLDS, captions):
+        return (
+            f". This looks like one fold of {COCO_FOLDS}: results on {fold} images are the mean over all "
+            "folds, which are made here from the similarities of the complete split"
+        )
+    if rows == images and columns < captions:
+        return (
+            f": {captions - columns} captions are missing. A caption that a model drops counts as missed: "
+            "give it a column with the lowest similarity"
+        )
+    if columns == captions and rows < images:
+        return f": {images - rows} images are missing. An image that a model drops counts as missed"
+    if columns == captions and rows % images == 0:
+        return f": {rows // images} rows for each image, but they differ, so they are no copies of it"
+    return ""
+
+
+def _parts(array: NDArray[Any]) -> list[NDArray[Any]]:
+    """The array in runs of rows; of a memory map little is read at a time."""
+    return [array[i : i + _ROWS] for i in range(0, len(array), _ROWS)]
