@@ -64,17 +64,19 @@ class Ranking:
 
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray], direction: str) -> Ranking:
-        """From the arrays of a file. In those of the first protocol version a tie counts against the model,
-        so `rank` is the last of the tied.
+        """From the arrays of a file, which may lack the best candidates: `top` then has no columns. In those
+        of the first protocol version a tie counts against the model, so `rank` is the last of the tied.
 
         Raises:
-            KeyError: the ranks or the best candidates are missing.
+            KeyError: the ranks are missing.
         """
         rank = arrays[f"{direction}_rank"].astype(np.int64)
-        first = {"tied": np.zeros_like(rank), "matches": np.ones_like(rank)}
-        parts = {n: arrays.get(f"{direction}_{n}", first.get(n)) for n in _PARTS}
-        if parts["top"] is None:
-            raise KeyError(f"{direction}_top")
+        missing = {
+            "tied": np.zeros_like(rank),
+            "matches": np.ones_like(rank),
+            "top": np.zeros((len(rank), 0), np.int64),
+        }
+        parts = {n: arrays.get(f"{direction}_{n}", missing.get(n)) for n in _PARTS}
         return cls(**{name: np.asarray(x, np.int64) for name, x in parts.items()})
 
     @property

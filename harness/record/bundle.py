@@ -2,8 +2,9 @@
 without the store.
 
 `results/SWEEP/` holds `records.jsonl` (a line for each trial that is over: metrics, tags, parameters and
-curves over epochs), `arrays/TRIAL.npz` (ranks of all test queries, the last confidence), `noise/DIGEST.npz`
-(noise indices), `plan.json`, `sweep.yaml` and `environment.json`; a search has `search.json` and no arrays.
+curves over epochs), `arrays/TRIAL.npz` (ranks of all test queries, the last confidence; of the first seed the
+captions that images rank first), `noise/DIGEST.npz` (noise indices), `plan.json`, `sweep.yaml` and
+`environment.json`; a search has `search.json` and no arrays.
 A trial is appended when it has ended, so that a directory under version control can be committed in parts; of
 several lines of a trial the last counts.
 """
@@ -110,22 +111,30 @@ class Bundle:
 
     def _add_arrays(self, store: Store, record: TrialRecord) -> None:
         arrays: dict[str, np.ndarray] = {}
-        for epoch in ("last", "test"):
+        shown = {"last": {"i2t_top"} if record.trial.seed == self._first_seed() else set(), "test": set()}
+        for epoch, best in shown.items():
             ranks = store.read_array(record.run_id, f"{epoch}_rankings.npz")
             arrays |= {
-                f"{epoch}/{k}": v.astype(np.min_scalar_type(v.max(initial=0))) for k, v in ranks.items()
+                f"{epoch}/{k}": v.astype(np.min_scalar_type(v.max(initial=0)))
+                for k, v in ranks.items()
+                if not k.endswith("_top") or k in best
             }
         files = store.client.artifacts(record.run_id, "confidence")
         if files:
-            kept = store.read_array(record.run_id, files[-1])
-            half = {"confidence": np.float16}  # a diagnostic may need all of its digits
-            arrays |= {f"{Path(files[-1]).stem}/{k}": v.astype(half.get(k, v.dtype)) for k, v in kept.items()}
+            kept = dict(store.read_array(record.run_id, files[-1]))
+            kept["confidence"] = coarse(kept["confidence"])  # a diagnostic may need all of its digits
+            arrays |= {f"{Path(files[-1]).stem}/{k}": v for k, v in kept.items()}
         _save(self.folder / "arrays" / f"{record.trial.id}.npz", arrays)
         noise = self._noise_file(record.tags["noise_digest"])
         if not noise.exists():
             index = dict(store.read_array(record.run_id, "noise_index.npz"))
             index["image"] = index["image"].astype(np.min_scalar_type(index["image"].max(initial=0)))
             _save(noise, index)
+
+    def _first_seed(self) -> int:
+        """The lowest seed of the plan: the best candidates of its trials are what a report shows."""
+        plan = json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
+        return min(int(trial["seed"]) for trial in plan["trials"])
 
     def _write(self, name: str, text: str) -> None:
         with atomic_write(self.folder / name, "w") as stream:
@@ -241,6 +250,12 @@ class Bundle:
             for path in [*paths, *self.names(record.run_id, "confidence")]:
                 store.write_array(run_id, path, **self.read(record.run_id, path))
         store.client.set_status(run_id, record.status)
+
+
+def coarse(confidence: np.ndarray) -> np.ndarray:
+    """Confidences as multiples of 1/256, in half precision, as a bundle keeps them: a third of the size."""
+    rounded: np.ndarray = (np.round(confidence.astype(np.float32) * 256) / 256).astype(np.float16)
+    return rounded
 
 
 def _line(record: TrialRecord, curves: Mapping[str, list[tuple[int, float]]]) -> dict[str, Any]:

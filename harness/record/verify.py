@@ -13,6 +13,7 @@ from harness import PROTOCOL_VERSION
 from harness.config.trial import Trial, method_class
 from harness.evaluation.metrics import RECALLS, Ranking, recalls
 from harness.noise.index import index_digest
+from harness.record.bundle import coarse
 from harness.record.recorder import split_ranks
 from harness.record.store import Store
 from harness.record.types import (
@@ -155,10 +156,10 @@ class Comparison:
 
     def epoch(self, record: EpochRecord) -> None:
         """Compare the confidence of an epoch, bit for bit."""
-        file = f"confidence/epoch_{record.epoch:03d}.npz"
+        file, known = f"confidence/epoch_{record.epoch:03d}.npz", self.record.tags
         if record.confidence is not None and file in self.confidences:
             kept = self.store.read_array(self.record.run_id, file)["confidence"]
-            now = record.confidence.astype(kept.dtype)  # one that was restored is in half precision
+            now = coarse(record.confidence) if RESTORED in known else record.confidence.astype(kept.dtype)
             if not np.array_equal(kept, now):
                 self.differences.append(
                     f"confidence of epoch {record.epoch}, by up to {np.abs(kept - now).max():.3g}"
