@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.__main__ import DOORS
 from tests import layouts
 from tests.sweep.running import run_sweep, write
 
@@ -54,6 +55,16 @@ def loaded(*command: str, cwd: Path = ROOT) -> tuple[int, set[str]]:
     assert line, run.stderr[-2000:]
     code, modules = json.loads(line.removeprefix("LOADED "))
     return code, set(modules)
+
+
+def test_the_doors_are_listed_without_loading_anything():
+    """Each with a line, and none that is not there."""
+    code, modules = loaded("harness")
+    assert code == 0
+    assert not HEAVY & modules
+    packages = {f"harness.{p.parent.name}" for p in (ROOT / "harness").glob("*/__main__.py")}
+    commands = {f"harness.{p.stem}" for p in (ROOT / "harness").glob("[a-z]*.py")}
+    assert {command.split()[0] for command in DOORS} == packages | commands
 
 
 @pytest.mark.parametrize("door", ["sweep", "train", "report", "data", "bench", "evaluate"])

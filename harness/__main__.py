@@ -1,0 +1,29 @@
+"""`python -m harness`: the commands, with a line each."""
+
+from __future__ import annotations
+
+from harness.lib.command import run
+
+DOORS = {
+    "harness.sweep FILE": "run or continue a sweep; --dry-run checks, --status watches, --verify repeats",
+    "harness.report NAME": "write the report of a sweep, or compare two (--compare)",
+    "harness.train FILE --trial ID": "one trial by hand, also under torchrun, with or without a record",
+    "harness.evaluate FILE.npy --data PATH": "recalls of similarities or embeddings from any program",
+    "harness.data COMMAND": "check, show, prepare and export data sets; show and write noise indices",
+    "harness.bench NAME": "what things cost: steps, scans, ranking, overhead, memory, start",
+}
+"""The commands and what they are for."""
+
+
+def main() -> int:
+    """Print the commands."""
+    width = max(map(len, DOORS))
+    print("Commands (python -m COMMAND --help says more):\n")
+    for command, what in DOORS.items():
+        print(f"  {command:<{width}}  {what}")
+    print("\nA first sweep: python -m harness.sweep sweeps/quickstart.yaml")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
