@@ -67,7 +67,7 @@ def test_the_doors_are_listed_without_loading_anything():
     assert {command.split()[0] for command in DOORS} == packages | commands
 
 
-@pytest.mark.parametrize("door", ["sweep", "train", "report", "data", "bench", "evaluate"])
+@pytest.mark.parametrize("door", ["sweep", "train", "report", "data", "bench", "evaluate", "results"])
 def test_help_loads_nothing_heavy(door):
     code, modules = loaded(f"harness.{door}", "--help")
     assert code == 0

@@ -29,6 +29,7 @@ ORDER = (
 """From the bottom to the top: a module imports from its own folder and from those before it."""
 DOORS = {
     "harness.__main__",
+    "harness.results",
     "harness.train",
     "harness.evaluate",
     *(f"harness.{folder}.__main__" for folder in ("sweep", "report", "data", "bench")),
@@ -67,7 +68,7 @@ def test_every_folder_is_a_layer():
     assert folders == set(ORDER)
     assert {
         m for m in MODULES if m.count(".") == 1 and (ROOT / "harness" / f"{m.partition('.')[2]}.py").is_file()
-    } == {"harness.__main__", "harness.train", "harness.evaluate"}
+    } == {"harness.__main__", "harness.train", "harness.evaluate", "harness.results"}
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("harness")])

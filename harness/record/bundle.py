@@ -47,11 +47,12 @@ class Bundle:
     """The plain files of a sweep.
 
     Args:
-        name: of the sweep; the folder is `results/NAME` in the working directory.
+        name: of the sweep.
+        folder: where it is (default: `results/NAME` in the working directory).
     """
 
-    def __init__(self, name: str) -> None:
-        self.name, self.folder = name, RESULTS / name
+    def __init__(self, name: str, folder: Path | None = None) -> None:
+        self.name, self.folder = name, folder or RESULTS / name
         self._file = self.folder / "records.jsonl"
         self._read = 0  # bytes of it
         self._known: dict[str, dict[str, Any]] = {}

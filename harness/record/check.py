@@ -1,0 +1,238 @@
+"""Whether a bundle is what it claims to be, without trusting it: what can be made anew is made anew."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import PROTOCOL_VERSION
+from harness.config.trial import Trial
+from harness.data import load_dataset
+from harness.data.base import DataError, DataSet
+from harness.evaluation.metrics import RECALLS, Ranking, recalls
+from harness.lib.registry import UnknownName
+from harness.noise.index import NoiseIndex
+from harness.record.bundle import Bundle
+from harness.record.tries import result_of
+from harness.record.types import StoreError
+
+_IDENTITY = ("method", "dataset", "noise_ratio", "seed")
+_NEEDED = ("run", "status", "tags", "parameters", "curves", *_IDENTITY)
+_SHOWN = 3
+
+
+@dataclass
+class _Content:
+    """What a bundle holds: its plan, planned trials by id, and the last line of each trial."""
+
+    folder: Path
+    plan: dict[str, Any]
+    trials: dict[str, Trial]
+    lines: dict[str, dict[str, Any]]
+
+    @cached_property
+    def done(self) -> dict[str, dict[str, Any]]:
+        """Lines of finished trials that are planned."""
+        return {i: x for i, x in self.lines.items() if x["status"] == "FINISHED" and i in self.trials}
+
+    @cached_property
+    def data(self) -> dict[str, DataSet]:
+        """Data sets by trial id; those that are not here are left out."""
+        loaded: dict[str, DataSet | None] = {}
+        for trial in self.trials.values():
+            key = f"{trial.dataset} {trial.dataset_options}"
+            if key not in loaded:
+                try:
+                    loaded[key] = load_dataset(trial.dataset, **trial.dataset_options)
+                except (DataError, UnknownName, TypeError, OSError):
+                    loaded[key] = None
+        found = {i: loaded[f"{t.dataset} {t.dataset_options}"] for i, t in self.trials.items()}
+        return {i: data for i, data in found.items() if data is not None}
+
+
+def check_bundle(folder: Path) -> tuple[list[str], list[str]]:
+    """What is wrong with a bundle, and notes on what could not be checked.
+
+    Checked are: plan and trial ids, each line against its trial, that no trial is missing, fingerprints of
+    the data, noise indices (made anew), recalls (from the ranks), the best epoch on dev, and what a search
+    found.
+
+    Raises:
+        StoreError: the folder holds no bundle that can be read.
+    """
+    content = _read(folder)
+    errors = [*_plan_errors(content), *_line_errors(content)]
+    missing = [t for i, t in content.trials.items() if i not in content.lines]
+    errors += _several(
+        "no record", [f"{t.id} ({t.method} noise {t.noise_ratio:g} seed {t.seed})" for t in missing]
+    )
+    for check in (_metric_errors, _data_errors, _noise_errors, _ranking_errors, _search_errors):
+        errors += check(content)
+    absent = sorted({t.dataset_label for i, t in content.trials.items() if i not in content.data})
+    notes = [f"data set {name!r} is not here: fingerprint and noise are not checked" for name in absent]
+    return errors, notes
+
+
+def _read(folder: Path) -> _Content:
+    try:
+        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        text = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = [json.loads(line) for line in text]
+        trials = [Trial.model_validate(content) for content in plan["trials"]]
+        bad = next((i for i, x in enumerate(lines, 1) if any(k not in x for k in ("trial", *_NEEDED))), None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder} is no bundle: {' '.join(str(error).split())[:200]}") from None
+    if bad:
+        raise StoreError(f"{folder}: line {bad} of records.jsonl lacks a field")
+    return _Content(folder, plan, {t.id: t for t in trials}, {x["trial"]: x for x in lines})
+
+
+def _plan_errors(content: _Content) -> Iterator[str]:
+    version = content.plan.get("protocol_version")
+    if version != PROTOCOL_VERSION:
+        yield f"it is of protocol version {version}, and this is {PROTOCOL_VERSION}"
+    if content.plan.get("ids") != list(content.trials):
+        yield "the ids of plan.json are not those of its trials"
+    if not (content.folder / "sweep.yaml").is_file():
+        yield "sweep.yaml is missing"
+
+
+def _line_errors(content: _Content) -> Iterator[str]:
+    """Each line says of its trial what the plan says."""
+    unplanned = [i for i in content.lines if i not in content.trials]
+    yield from _several("not in the plan", unplanned)
+    for i, line in content.lines.items():
+        if i not in content.trials:
+            continue
+        told = {k: str(v) for k, v in content.trials[i].parameters().items()}
+        other = [k for k in told if line["parameters"].get(k) != told[k]]
+        other += [k for k in _IDENTITY if line[k] != getattr(content.trials[i], k)]
+        if other:
+            yield f"{i}: {', '.join(other[:_SHOWN])} are not those of the trial"
+        version = line["tags"].get("protocol_version")
+        if version != str(PROTOCOL_VERSION):
+            yield f"{i}: it is of protocol version {version}"
+
+
+def _metric_errors(content: _Content) -> Iterator[str]:
+    """Recalls are percentages whose sum is rSum, and the best epoch on dev is the best."""
+    for i, line in content.done.items():
+        for part in ("last", "test"):
+            values = [line.get(f"{part}/{m}", math.nan) for m in RECALLS]
+            total = line.get(f"{part}/rsum", math.nan)
+            if not (all(0 <= v <= 100 for v in values) and math.isclose(sum(values), total, abs_tol=1e-9)):
+                yield f"{i}: {part}/rsum is {total}, and the six recalls are {values}"
+        dev = {int(epoch): value for epoch, value in line["curves"].get("dev/rsum", [])}
+        best = line.get("dev/best_rsum")
+        if dev and (max(dev.values()) != best or dev.get(int(line.get("dev/best_epoch", -1))) != best):
+            yield f"{i}: dev/best_rsum {best} is not the best of its curve"
+
+
+def _data_errors(content: _Content) -> Iterator[str]:
+    for i, line in content.done.items():
+        if i in content.data:
+            now, then = content.trials[i].fingerprint(content.data[i]), line["tags"].get("data_fingerprint")
+            if now != then:
+                yield f"{i}: it is of version {then} of the data, and here they are {now}"
+
+
+def _noise_errors(content: _Content) -> Iterator[str]:
+    """The index of each trial is the one that data set, model, ratio and seed give."""
+    made: dict[str, NoiseIndex] = {}
+    for i, line in content.done.items():
+        trial = content.trials[i]
+        if i not in content.data:
+            continue
+        key = f"{trial.dataset_options} {trial.dataset} {trial.noise} {trial.noise_granularity} " + (
+            f"{trial.noise_ratio} {trial.noise_seed}"
+        )
+        if key not in made:
+            made[key] = trial.noise_index(content.data[i])
+            yield from _stored_noise_errors(content, made[key])
+        told, digest = line["tags"].get("noise_digest"), made[key].digest
+        if told != digest:
+            yield f"{i}: its noise index is {told}, and should be {digest}"
+
+
+def _stored_noise_errors(content: _Content, noise: NoiseIndex) -> Iterator[str]:
+    """The file of a noise index, where the bundle keeps arrays."""
+    if content.plan.get("select"):
+        return
+    file = content.folder / "noise" / f"{noise.digest}.npz"
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            if not np.array_equal(kept["image"], noise.image):
+                yield f"noise/{file.name} holds another index than its name says"
+    except (OSError, ValueError, KeyError) as error:
+        yield f"noise/{file.name} cannot be read: {error}"
+
+
+def _ranking_errors(content: _Content) -> Iterator[str]:
+    """Recalls made anew from the ranks, against those on record; groups against those of the data."""
+    if content.plan.get("select"):
+        return
+    for i, line in content.done.items():
+        try:
+            with np.load(content.folder / "arrays" / f"{i}.npz", allow_pickle=False) as kept:
+                arrays = {name: kept[name] for name in kept.files}
+            yield from (f"{i}: {text}" for text in _of_ranks(line, arrays, content.data.get(i)))
+        except (OSError, ValueError, KeyError) as error:
+            yield f"{i}: its arrays cannot be read: {' '.join(str(error).split())[:120]}"
+
+
+def _of_ranks(
+    line: Mapping[str, Any], arrays: Mapping[str, np.ndarray], data: DataSet | None
+) -> Iterator[str]:
+    for part in ("last", "test"):
+        own = {k.partition("/")[2]: v for k, v in arrays.items() if k.startswith(f"{part}/")}
+        if data is not None:
+            groups = {"i2t_group": data["test"].image_group, "t2i_group": data["test"].caption_group}
+            if not all(np.array_equal(own[k], v) for k, v in groups.items()):
+                yield f"the groups of {part} are not those of the test split"
+                continue
+        found = recalls(Ranking.of(own, "i2t"), Ranking.of(own, "t2i"))
+        wrong = [
+            m for m in (*RECALLS, "rsum") if not math.isclose(found[m], line[f"{part}/{m}"], abs_tol=1e-9)
+        ]
+        if wrong:
+            name = wrong[0]
+            yield f"{part}/{name} is {line[f'{part}/{name}']}, and its ranks give {found[name]}"
+
+
+def _search_errors(content: _Content) -> Iterator[str]:
+    """What a search found, from its records."""
+    if not content.plan.get("search"):
+        return
+    bundle = Bundle(content.folder.name, content.folder)
+    try:
+        kept = json.loads((content.folder / "search.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield f"search.json cannot be read: {error}"
+        return
+    if kept != json.loads(result_of(bundle.sweep()).model_dump_json(exclude_none=True)):
+        yield "search.json is not what the records of the search say"
+
+
+def _several(what: str, items: list[str]) -> list[str]:
+    """One line for many items of a kind."""
+    if not items:
+        return []
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return [f"{what}: {', '.join(items[:_SHOWN])}{more}"]
+
+
+def summary(folder: Path) -> str:
+    """One line about a bundle: its trials by status, and the states of the code that made them."""
+    content = _read(folder)
+    counts = Counter(line["status"].lower() for line in content.lines.values())
+    codes = sorted({line["tags"].get("git_commit", "?")[:7] for line in content.lines.values()})
+    told = ", ".join(f"{n} {status}" for status, n in counts.items())
+    return f"{folder}: {len(content.trials)} planned, {told}; commits {', '.join(codes)}"

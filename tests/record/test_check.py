@@ -1,0 +1,164 @@
+"""Bundles that are not what they claim to be are told so."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from harness.record.check import check_bundle
+from harness.record.types import StoreError
+from harness.results import main
+from tests import small
+from tests.sweep.running import run_sweep, write
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, feature_cache):
+    """The bundles of a finished sweep of two methods, and of a search."""
+    folder = tmp_path_factory.mktemp("bundles")
+    space = {"lr": {"log_uniform": [1e-3, 1e-2]}}
+    with contextlib.chdir(folder):
+        assert run_sweep([write(folder, "clip", "small_loss", name="made")]) == 0
+        content = small.content("clip", name="found", search={"tries": 2, "space": space})
+        del content["fixed"]["lr"]
+        (folder / "found.yaml").write_text(yaml.safe_dump(content))
+        assert run_sweep([str(folder / "found.yaml")]) == 0
+    return folder / "results"
+
+
+@pytest.fixture
+def made(swept, tmp_path):
+    return shutil.copytree(swept / "made", tmp_path / "made")
+
+
+def lines_of(folder):
+    return [json.loads(x) for x in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def rewrite(folder, change):
+    """The records with the first of them changed."""
+    first, *others = lines_of(folder)
+    change(first)
+    (folder / "records.jsonl").write_text("".join(json.dumps(x) + "\n" for x in (first, *others)))
+    return first["trial"]
+
+
+def test_bundles_as_they_are_made_have_no_errors(swept, capsys):
+    assert main(["check", str(swept / "made"), str(swept / "found")]) == 0
+    assert "2 planned, 2 finished" in capsys.readouterr().err
+
+
+def test_a_number_that_was_changed_is_found(made):
+    trial = rewrite(made, lambda line: line.update({"last/rsum": line["last/rsum"] + 1}))
+    errors, _ = check_bundle(made)
+    assert [e for e in errors if e.startswith(f"{trial}: last/rsum is ")]
+
+
+def test_a_recall_that_was_changed_together_with_its_sum_is_found(made):
+    """By the ranks."""
+
+    def change(line):
+        line["last/t2i_r1"] += 0.5
+        line["last/rsum"] += 0.5
+
+    trial = rewrite(made, change)
+    errors, _ = check_bundle(made)
+    assert any(f"{trial}: last/t2i_r1 is" in e and "its ranks give" in e for e in errors)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: line["tags"].update(noise_digest="0" * 16), "its noise index is 0000000000000000"),
+        (lambda line: line["tags"].update(data_fingerprint="other"), "it is of version other of the data"),
+        (lambda line: line["tags"].update(protocol_version="1"), "it is of protocol version 1"),
+        (lambda line: line["parameters"].update(lr="0.5"), "lr are not those of the trial"),
+        (lambda line: line.update(seed=7), "seed are not those of the trial"),
+        (lambda line: line.update({"dev/best_rsum": 599.0}), "dev/best_rsum 599.0 is not the best"),
+        (lambda line: line.update({"test/i2t_r1": float("nan")}), "and the six recalls are"),
+    ],
+)
+def test_a_line_that_does_not_fit_its_trial_is_found(made, change, message):
+    trial = rewrite(made, change)
+    errors, _ = check_bundle(made)
+    assert any(trial in e and message in e for e in errors), errors
+
+
+def test_a_trial_that_is_missing_or_not_planned_is_found(made):
+    kept, dropped = lines_of(made)
+    (made / "records.jsonl").write_text(json.dumps(kept) + "\n")
+    errors, _ = check_bundle(made)
+    assert any(e.startswith(f"no record: {dropped['trial']} ({dropped['method']}") for e in errors)
+    (made / "records.jsonl").write_text(
+        "".join(json.dumps(x) + "\n" for x in (kept, dropped, {**kept, "trial": "x"}))
+    )
+    assert "not in the plan: x" in check_bundle(made)[0]
+
+
+def test_a_plan_that_was_changed_is_found(made):
+    plan = json.loads((made / "plan.json").read_text())
+    plan["trials"][0]["lr"] = 0.5
+    (made / "plan.json").write_text(json.dumps(plan))
+    errors, _ = check_bundle(made)
+    assert "the ids of plan.json are not those of its trials" in errors
+
+
+def test_a_foreign_noise_index_is_found(made):
+    (file,) = (made / "noise").glob("*.npz")
+    image = dict(np.load(file))["image"]
+    np.savez(file, image=np.roll(image, 1))
+    assert f"noise/{file.name} holds another index than its name says" in check_bundle(made)[0]
+    file.unlink()
+    assert any(file.name in e and "cannot be read" in e for e in check_bundle(made)[0])
+
+
+def test_ranks_of_another_split_are_found(made):
+    file = next((made / "arrays").glob("*.npz"))
+    arrays = dict(np.load(file))
+    arrays["last/i2t_group"] = arrays["last/i2t_group"][::-1].copy()
+    np.savez(file, **arrays)
+    assert f"{file.stem}: the groups of last are not those of the test split" in check_bundle(made)[0]
+    file.unlink()
+    assert any(file.stem in e and "arrays cannot be read" in e for e in check_bundle(made)[0])
+
+
+def test_what_a_search_found_follows_from_its_records(swept, tmp_path):
+    folder = shutil.copytree(swept / "found", tmp_path / "found")
+    found = json.loads((folder / "search.json").read_text())
+    found["winners"]["clip"]["settings"]["lr"] *= 2
+    (folder / "search.json").write_text(json.dumps(found))
+    assert check_bundle(folder)[0] == ["search.json is not what the records of the search say"]
+
+
+def test_data_that_is_not_here_is_said(made):
+    plan = json.loads((made / "plan.json").read_text())
+    for trial in plan["trials"]:
+        trial["dataset"] = "tests.nowhere:load"
+    (made / "plan.json").write_text(json.dumps(plan))
+    _, notes = check_bundle(made)
+    assert notes == ["data set 'tests.nowhere:load' is not here: fingerprint and noise are not checked"]
+
+
+def test_what_is_no_bundle(tmp_path, capsys):
+    with pytest.raises(StoreError, match="is no bundle"):
+        check_bundle(tmp_path)
+    assert main(["check", str(tmp_path)]) == 2
+    (tmp_path / "plan.json").write_text('{"trials": []}')
+    (tmp_path / "records.jsonl").write_text('{"trial": "a"}\n')
+    with pytest.raises(StoreError, match=r"line 1 of records\.jsonl lacks a field"):
+        check_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(p.parent for p in ROOT.glob("results/*/plan.json")), ids=lambda p: p.name
+)
+def test_the_committed_bundles_are_what_they_claim_to_be(folder):
+    assert check_bundle(folder)[0] == []
