@@ -1,9 +1,10 @@
-"""`python -m harness.results check FOLDER ...`: whether bundles are what they claim to be.
+"""`python -m harness.results`: bundles, the records of a sweep as plain files (`results/SWEEP/`).
 
-A bundle (`results/SWEEP/`) is checked without trusting it: trial ids, noise indices and recalls are made
-anew, and the plan is held against the records.
+  check FOLDER ...             is it what it claims to be? Trial ids, noise indices and recalls are made anew,
+                               and the plan is held against the records
+  export SWEEP --out FOLDER    a bundle of any sweep that the store holds
 
-Exit code 0: nothing is wrong; 1: something is; 2: there is no bundle.
+Exit code 0: done; 1: something is wrong with a bundle; 2: bad input.
 """
 
 from __future__ import annotations
@@ -12,29 +13,49 @@ import argparse
 from pathlib import Path
 
 from harness.lib.command import run
+from harness.lib.files import RESULTS
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code."""
     options = _parse(arguments)
-    from harness.lib.console import console, fail  # imports follow the parsing of arguments
-    from harness.record.check import check_bundle, summary
+    from harness.lib.console import fail  # imports follow the parsing of arguments
     from harness.record.types import StoreError
 
+    try:
+        return _export(options) if options.command == "export" else _check(options.folders)
+    except StoreError as error:
+        return fail([str(error)])
+    except OSError as error:
+        return fail([f"{error.filename}: {error.strerror or error}"])
+
+
+def _check(folders: list[Path]) -> int:
+    from harness.lib.console import console
+    from harness.record.check import check_bundle, summary
+
     wrong = 0
-    for folder in options.folders:
-        try:
-            errors, notes = check_bundle(folder)
-            console.print(summary(folder), markup=False)
-        except StoreError as error:
-            return fail([str(error)])
-        for note in notes:
-            console.print(f"  note: {note}", markup=False)
-        for text in errors:
-            console.print(f"  - {text}", markup=False)
+    for folder in folders:
+        errors, notes = check_bundle(folder)
+        console.print(summary(folder), markup=False)
+        for text in [*(f"note: {note}" for note in notes), *(f"- {error}" for error in errors)]:
+            console.print(f"  {text}", markup=False)
         console.print(f"  {len(errors) or 'no'} error{'s' * (len(errors) != 1)}")
         wrong += len(errors)
     return 1 if wrong else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from harness.lib.console import console
+    from harness.record.check import summary
+    from harness.record.export import export_bundle
+    from harness.record.store import Store, require
+
+    require(options.tracking_uri)
+    folder = options.out or RESULTS / options.sweep
+    export_bundle(Store(options.tracking_uri, patient=False), options.sweep, folder)
+    console.print(summary(folder), markup=False)
+    return 0
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -46,6 +67,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check bundles")
     check.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="results/SWEEP")
+    export = commands.add_parser("export", help="write the bundle of a sweep")
+    export.add_argument("sweep", help="its name")
+    export.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/SWEEP")
+    export.add_argument("--tracking-uri", help="MLflow store (default: mlflow.db here)")
     return parser.parse_args(arguments)
 
 

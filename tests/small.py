@@ -118,7 +118,7 @@ def backbone(**changes: Any) -> dict[str, Any]:
 
 SETTINGS = {
     "clip": {"backbone": backbone()},
-    "clip, dropout": {"backbone": backbone(head={"dropout": 0.3})},
+    "clip, dropout": {"backbone": backbone(head={"dropout": 0.3}), "epochs": 2},
     # At a rate at which rounding stays rounding: at ten times this one, a change of 1e-14 in the weights
     # grows to 1e-3 in two epochs.
     "SGR, dropout": {"backbone": {**SGRAF, "module": "SGR", "dropout": 0.3}, "epochs": 2, "lr": 2e-4},

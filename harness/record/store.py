@@ -158,14 +158,22 @@ class Store:
         Raises:
             StoreError: there is no such sweep, or its plan is of a later protocol version.
         """
+        handle = self._handle(name)
+        plan = json.loads(self.client.read(handle.parent_run, "plan.json"))
+        return sweep_of_plan(name, plan, lambda trials: self.records(handle, trials))
+
+    def plan(self, name: str) -> tuple[dict[str, Any], str]:
+        """The plan of a sweep as JSON, and the text of its file. Raises StoreError as `read_sweep` does."""
+        run = self._handle(name).parent_run
+        return json.loads(self.client.read(run, "plan.json")), self.client.read(run, "sweep.yaml").decode()
+
+    def _handle(self, name: str) -> SweepHandle:
         experiment_id = self.client.experiment_id(name)
         parents = self.parents(experiment_id) if experiment_id else []
         if not experiment_id or not parents:
             names = sorted(n for n in self.client.experiments() if n != "Default")
             raise StoreError(f"no sweep {name!r} in {self.uri} (it holds: {', '.join(names) or 'none'})")
-        plan = json.loads(self.client.read(parents[0].run_id, "plan.json"))
-        handle = SweepHandle(self.uri, name, experiment_id, parents[0].run_id)
-        return sweep_of_plan(name, plan, lambda trials: self.records(handle, trials))
+        return SweepHandle(self.uri, name, experiment_id, parents[0].run_id)
 
     def planned(self, name: str, text: str) -> tuple[Trial, ...] | None:
         """The trials of a sweep's plan, if it was made from a file of this text under this

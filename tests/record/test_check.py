@@ -56,6 +56,19 @@ def test_bundles_as_they_are_made_have_no_errors(swept, capsys):
     assert "2 planned, 2 finished" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["made", "found"])
+def test_a_bundle_of_any_sweep_is_exported(swept, tmp_path, monkeypatch, name):
+    """As the sweep itself has left it."""
+    monkeypatch.chdir(swept.parent)
+    out = tmp_path / name
+    assert main(["export", name, "--out", str(out)]) == 0
+    assert main(["check", str(out)]) == 0
+    theirs, ours = (sorted(f.relative_to(d) for f in d.rglob("*")) for d in (swept / name, out))
+    assert theirs == ours
+    assert sorted(map(json.dumps, lines_of(out))) == sorted(map(json.dumps, lines_of(swept / name)))
+    assert main(["export", "nowhere", "--out", str(out)]) == 2
+
+
 def test_a_number_that_was_changed_is_found(made):
     trial = rewrite(made, lambda line: line.update({"last/rsum": line["last/rsum"] + 1}))
     errors, _ = check_bundle(made)
