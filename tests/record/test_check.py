@@ -174,4 +174,7 @@ def test_what_is_no_bundle(tmp_path, capsys):
     "folder", sorted(p.parent for p in ROOT.glob("results/*/plan.json")), ids=lambda p: p.name
 )
 def test_the_committed_bundles_are_what_they_claim_to_be(folder):
-    assert check_bundle(folder)[0] == []
+    errors = check_bundle(folder)[0]
+    if not (ROOT / "reports" / folder.name).is_dir():  # a sweep that is measured in parts has no report yet
+        errors = [e for e in errors if not e.startswith("no record: ")]
+    assert errors == []
