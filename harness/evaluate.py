@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         import numpy as np
 
         arrays: dict[str, Any] = {**found.i2t.arrays("i2t"), **found.t2i.arrays("t2i")}
-        np.savez_compressed(options.ranks, **arrays)
+        np.savez_compressed(options.ranks, i2t_group=groups[0], t2i_group=groups[1], **arrays)
     return 0
 
 

@@ -3,6 +3,7 @@
   check FOLDER ...             is it what it claims to be? Trial ids, noise indices and recalls are made anew,
                                and the plan is held against the records
   export SWEEP --out FOLDER    a bundle of any sweep that the store holds
+  import FILE                  a row of another program, as FILE describes it: results/SWEEP/external/METHOD
 
 Exit code 0: done; 1: something is wrong with a bundle; 2: bad input.
 """
@@ -23,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     from harness.record.types import StoreError
 
     try:
+        if options.command == "import":
+            return _import(options.file)
         return _export(options) if options.command == "export" else _check(options.folders)
     except StoreError as error:
         return fail([str(error)])
@@ -58,6 +61,22 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _import(file: Path) -> int:
+    from harness.config.sweep_file import BadInput
+    from harness.lib.console import console, fail
+    from harness.record.check import summary
+    from harness.record.external import import_row
+
+    try:
+        folder, notes = import_row(file)
+    except BadInput as error:
+        return fail(error.errors, consequence="nothing was written")
+    for note in notes:
+        console.print(f"note: {note}", markup=False)
+    console.print(summary(folder), markup=False)
+    return 0
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m harness.results",
@@ -71,6 +90,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     export.add_argument("sweep", help="its name")
     export.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/SWEEP")
     export.add_argument("--tracking-uri", help="MLflow store (default: mlflow.db here)")
+    row = commands.add_parser("import", help="make the bundle of an external row")
+    row.add_argument("file", type=Path, metavar="FILE", help="its description (YAML): docs/evaluation.md")
     return parser.parse_args(arguments)
 
 

@@ -137,7 +137,19 @@ def read_sweep_file(path: str | Path) -> tuple[dict[str, Any], str]:
     Raises:
         BadInput: the file is missing, is no YAML mapping, or cannot be read.
     """
-    path = Path(path)
+    content, text = read_mapping(Path(path), "sweep file")
+    return {"name": Path(path).stem, **content}, text
+
+
+def read_mapping(path: Path, what: str) -> tuple[dict[str, Any], str]:
+    """The content of a YAML file, not yet validated, and its text.
+
+    Args:
+        what: what the file is, as the first words of errors.
+
+    Raises:
+        BadInput: the file is missing, is no YAML mapping, or cannot be read.
+    """
     try:
         with open(path, "rb") as stream:
             text = stream.read(MOST_BYTES + 1).decode("utf-8-sig")
@@ -145,12 +157,12 @@ def read_sweep_file(path: str | Path) -> tuple[dict[str, Any], str]:
     except FileNotFoundError:
         files = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         near = suggest(path.name, files) if path.parent.is_dir() else ""
-        raise BadInput([f"sweep file {path} does not exist{near}"]) from None
+        raise BadInput([f"{what} {path} does not exist{near}"]) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise BadInput([f"sweep file {path} cannot be read: {' '.join(str(error).split())}"]) from None
+        raise BadInput([f"{what} {path} cannot be read: {' '.join(str(error).split())}"]) from None
     if not isinstance(content, dict):
-        raise BadInput([f"sweep file {path}: expected a mapping with a grid, found {type(content).__name__}"])
-    return {"name": path.stem, **content}, text
+        raise BadInput([f"{what} {path}: expected a mapping, found {type(content).__name__}"])
+    return content, text
 
 
 def parse_sweep(content: Mapping[str, Any], *, text: str = "", told: Told | None = None) -> Sweep:
@@ -166,7 +178,7 @@ def parse_sweep(content: Mapping[str, Any], *, text: str = "", told: Told | None
     try:
         file = SweepFile.model_validate(content)
     except ValidationError as error:
-        texts = [_describe(e, SweepFile.model_fields) for e in error.errors()]
+        texts = [describe(e, SweepFile.model_fields) for e in error.errors()]
         single = isinstance(content.get("grid"), Mapping)
         raise BadInput([t.replace("grid.0.", "grid.", 1) if single else t for t in texts]) from None
     errors = Errors()
@@ -253,7 +265,7 @@ def _trial(values: Mapping[str, Any], errors: Errors) -> Trial | None:
     try:
         fields["hyper"] = hyper_model(cls).model_validate(hyper).model_dump(mode="json")
     except ValidationError as error:
-        errors += [_describe(e, {}, f"{name}.") for e in error.errors()]
+        errors += [describe(e, {}, f"{name}.") for e in error.errors()]
     fields.setdefault("noise_seed", fields.get("seed"))
     fields["backbone"] = _backbone(fields.get("backbone", {}), errors)
     for option, reason in _DIFFERENTIATED_ONCE.items() if cls.differentiates_twice else ():
@@ -263,7 +275,7 @@ def _trial(values: Mapping[str, Any], errors: Errors) -> Trial | None:
         trial = Trial.model_validate(fields)
     except ValidationError as error:
         repeated = ("noise_seed",) if "noise_seed" not in values else ()
-        errors += [_describe(e, TRIAL_KEYS) for e in error.errors() if e["loc"] != repeated]
+        errors += [describe(e, TRIAL_KEYS) for e in error.errors() if e["loc"] != repeated]
         return None
     incompatibility = trial.noise.incompatibility(trial.noise_ratio, trial.noise_granularity)
     if incompatibility:
@@ -283,7 +295,7 @@ def _backbone(value: Any, errors: Errors) -> dict[str, Any]:
         setup = backbone_setup(config)
     except ValidationError as error:
         fields = resolve("backbone", config.get("kind", DEFAULT), BACKBONES).Config.model_fields
-        errors += [_describe(e, fields, "backbone.") for e in error.errors()]
+        errors += [describe(e, fields, "backbone.") for e in error.errors()]
         return {}
     except ValueError as error:  # no such backbone
         errors.append(str(error))
@@ -295,8 +307,13 @@ def _backbone(value: Any, errors: Errors) -> dict[str, Any]:
     return settings
 
 
-def _describe(error: Any, allowed: Any, prefix: str = "") -> str:
-    """A pydantic error as one line: field, value, what is allowed."""
+def describe(error: Any, allowed: Any, prefix: str = "") -> str:
+    """An error of pydantic as one line: field, value, what is allowed.
+
+    Args:
+        allowed: names of fields, for an unknown one.
+        prefix: where the fields are: `backbone.`.
+    """
     keys = [str(key) for key in error["loc"]]
     if keys[:1] == ["noise"] and len(keys) > 2:  # pydantic names the noise model that it has read
         allowed = _NOISE_FIELDS[keys.pop(1)]

@@ -83,7 +83,7 @@ class Bundle:
             for record in new:
                 if arrays and record.done:
                     self._add_arrays(store, record)
-            lines = [_line(r, self._curves(store, r) if r.done else {}) for r in new]
+            lines = [record_line(r, self._curves(store, r) if r.done else {}) for r in new]
             with open(self._file, "ab") as stream:
                 torn = stream.tell() > self._read  # a line that a killed process has begun
                 stream.write(b"\n" * torn + b"".join(json.dumps(line).encode() + b"\n" for line in lines))
@@ -116,21 +116,19 @@ class Bundle:
         for epoch, best in shown.items():
             ranks = store.read_array(record.run_id, f"{epoch}_rankings.npz")
             arrays |= {
-                f"{epoch}/{k}": v.astype(np.min_scalar_type(v.max(initial=0)))
-                for k, v in ranks.items()
-                if not k.endswith("_top") or k in best
+                f"{epoch}/{k}": smallest(v) for k, v in ranks.items() if not k.endswith("_top") or k in best
             }
         files = store.client.artifacts(record.run_id, "confidence")
         if files:
             kept = dict(store.read_array(record.run_id, files[-1]))
             kept["confidence"] = coarse(kept["confidence"])  # a diagnostic may need all of its digits
             arrays |= {f"{Path(files[-1]).stem}/{k}": v for k, v in kept.items()}
-        _save(self.folder / "arrays" / f"{record.trial.id}.npz", arrays)
+        save_arrays(self.folder / "arrays" / f"{record.trial.id}.npz", arrays)
         noise = self._noise_file(record.tags["noise_digest"])
         if not noise.exists():
             index = dict(store.read_array(record.run_id, "noise_index.npz"))
-            index["image"] = index["image"].astype(np.min_scalar_type(index["image"].max(initial=0)))
-            _save(noise, index)
+            index["image"] = smallest(index["image"])
+            save_arrays(noise, index)
 
     def _first_seed(self) -> int:
         """The lowest seed of the plan: the best candidates of its trials are what a report shows."""
@@ -259,7 +257,13 @@ def coarse(confidence: np.ndarray) -> np.ndarray:
     return rounded
 
 
-def _line(record: TrialRecord, curves: Mapping[str, list[tuple[int, float]]]) -> dict[str, Any]:
+def smallest(integers: np.ndarray) -> np.ndarray:
+    """Integers from 0 in the smallest type that holds them."""
+    return integers.astype(np.min_scalar_type(integers.max(initial=0)))
+
+
+def record_line(record: TrialRecord, curves: Mapping[str, list[tuple[int, float]]]) -> dict[str, Any]:
+    """The line of a trial in `records.jsonl`."""
     trial = record.trial
     return {
         "trial": trial.id,
@@ -280,7 +284,8 @@ def _metrics(line: Mapping[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in line.items() if "/" in k}
 
 
-def _save(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def save_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as a compressed `.npz` file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from harness import PROTOCOL_VERSION
+from harness.config.external import ExternalTrial, trial_type
 from harness.config.trial import Trial
 from harness.data import load_dataset
 from harness.data.base import DataError, DataSet
@@ -21,6 +22,7 @@ from harness.evaluation.metrics import RECALLS, Ranking, recalls
 from harness.lib.registry import UnknownName
 from harness.noise.index import NoiseIndex
 from harness.record.bundle import Bundle
+from harness.record.external import external_bundles, facts_of, misfits
 from harness.record.tries import result_of
 from harness.record.types import StoreError
 
@@ -62,8 +64,8 @@ def check_bundle(folder: Path) -> tuple[list[str], list[str]]:
     """What is wrong with a bundle, and notes on what could not be checked.
 
     Checked are: plan and trial ids, each line against its trial, that no trial is missing, fingerprints of
-    the data, noise indices (made anew), recalls (from the ranks), the best epoch on dev, and what a search
-    found.
+    the data, noise indices (made anew), recalls (from the ranks), the best epoch on dev, what a search found,
+    and the external rows beside a sweep.
 
     Raises:
         StoreError: the folder holds no bundle that can be read.
@@ -74,10 +76,25 @@ def check_bundle(folder: Path) -> tuple[list[str], list[str]]:
     errors += _several(
         "no record", [f"{t.id} ({t.method} noise {t.noise_ratio:g} seed {t.seed})" for t in missing]
     )
-    for check in (_metric_errors, _data_errors, _noise_errors, _ranking_errors, _search_errors):
+    checks = (
+        _metric_errors,
+        _data_errors,
+        _noise_errors,
+        _ranking_errors,
+        _search_errors,
+        _external_errors,
+    )
+    for check in checks:
         errors += check(content)
     absent = sorted({t.dataset_label for i, t in content.trials.items() if i not in content.data})
     notes = [f"data set {name!r} is not here: fingerprint and noise are not checked" for name in absent]
+    for bundle in external_bundles(folder):
+        try:
+            wrong, said = check_bundle(bundle.folder)
+        except StoreError as error:
+            wrong, said = [str(error)], []
+        errors += [f"external/{bundle.name}: {text}" for text in wrong]
+        notes += [f"external/{bundle.name}: {text}" for text in said]
     return errors, notes
 
 
@@ -86,7 +103,7 @@ def _read(folder: Path) -> _Content:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         text = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
         lines = [json.loads(line) for line in text]
-        trials = [Trial.model_validate(content) for content in plan["trials"]]
+        trials = [trial_type(plan).model_validate(content) for content in plan["trials"]]
         bad = next((i for i, x in enumerate(lines, 1) if any(k not in x for k in ("trial", *_NEEDED))), None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder} is no bundle: {' '.join(str(error).split())[:200]}") from None
@@ -101,8 +118,9 @@ def _plan_errors(content: _Content) -> Iterator[str]:
         yield f"it is of protocol version {version}, and this is {PROTOCOL_VERSION}"
     if content.plan.get("ids") != list(content.trials):
         yield "the ids of plan.json are not those of its trials"
-    if not (content.folder / "sweep.yaml").is_file():
-        yield "sweep.yaml is missing"
+    file = "row.yaml" if content.plan.get("external") else "sweep.yaml"
+    if not (content.folder / file).is_file():
+        yield f"{file} is missing"
 
 
 def _line_errors(content: _Content) -> Iterator[str]:
@@ -125,7 +143,7 @@ def _line_errors(content: _Content) -> Iterator[str]:
 def _metric_errors(content: _Content) -> Iterator[str]:
     """Recalls are percentages whose sum is rSum, and the best epoch on dev is the best."""
     for i, line in content.done.items():
-        for part in ("last", "test"):
+        for part in _parts(content.trials[i]):
             values = [line.get(f"{part}/{m}", math.nan) for m in RECALLS]
             total = line.get(f"{part}/rsum", math.nan)
             if not (all(0 <= v <= 100 for v in values) and math.isclose(sum(values), total, abs_tol=1e-9)):
@@ -183,28 +201,41 @@ def _ranking_errors(content: _Content) -> Iterator[str]:
         try:
             with np.load(content.folder / "arrays" / f"{i}.npz", allow_pickle=False) as kept:
                 arrays = {name: kept[name] for name in kept.files}
-            yield from (f"{i}: {text}" for text in _of_ranks(line, arrays, content.data.get(i)))
+            yield from (
+                f"{i}: {text}" for text in _of_ranks(content.trials[i], line, arrays, content.data.get(i))
+            )
         except (OSError, ValueError, KeyError) as error:
             yield f"{i}: its arrays cannot be read: {' '.join(str(error).split())[:120]}"
 
 
+def _parts(trial: Trial) -> tuple[str, ...]:
+    """What a trial has test results of: the last epoch, and the one that is selected on dev."""
+    return trial.parts if isinstance(trial, ExternalTrial) else ("last", "test")
+
+
+def _ranked(trial: Trial) -> tuple[str, ...]:
+    """What a bundle keeps ranks of: the same, and of an external row dev."""
+    return (*_parts(trial), *(("dev",) if isinstance(trial, ExternalTrial) else ()))
+
+
 def _of_ranks(
-    line: Mapping[str, Any], arrays: Mapping[str, np.ndarray], data: DataSet | None
+    trial: Trial, line: Mapping[str, Any], arrays: Mapping[str, np.ndarray], data: DataSet | None
 ) -> Iterator[str]:
-    for part in ("last", "test"):
+    for part in _ranked(trial):
         own = {k.partition("/")[2]: v for k, v in arrays.items() if k.startswith(f"{part}/")}
+        split = "dev" if part == "dev" else "test"
         if data is not None:
-            groups = {"i2t_group": data["test"].image_group, "t2i_group": data["test"].caption_group}
+            groups = {"i2t_group": data[split].image_group, "t2i_group": data[split].caption_group}
             if not all(np.array_equal(own[k], v) for k, v in groups.items()):
-                yield f"the groups of {part} are not those of the test split"
+                yield f"the groups of {part} are not those of the {split} split"
                 continue
         found = recalls(Ranking.of(own, "i2t"), Ranking.of(own, "t2i"))
-        wrong = [
-            m for m in (*RECALLS, "rsum") if not math.isclose(found[m], line[f"{part}/{m}"], abs_tol=1e-9)
-        ]
+        told = (
+            {f"{part}/{m}": m for m in (*RECALLS, "rsum")} if split == "test" else {"dev/best_rsum": "rsum"}
+        )
+        wrong = [k for k, m in told.items() if not math.isclose(found[m], line[k], abs_tol=1e-9)]
         if wrong:
-            name = wrong[0]
-            yield f"{part}/{name} is {line[f'{part}/{name}']}, and its ranks give {found[name]}"
+            yield f"{wrong[0]} is {line[wrong[0]]}, and its ranks give {found[told[wrong[0]]]}"
 
 
 def _search_errors(content: _Content) -> Iterator[str]:
@@ -221,6 +252,25 @@ def _search_errors(content: _Content) -> Iterator[str]:
         yield "search.json is not what the records of the search say"
 
 
+def _external_errors(content: _Content) -> Iterator[str]:
+    """Of an external row: what its plan says of it, its rSum on dev, and whether it fits its sweep."""
+    if not content.plan.get("external"):
+        return
+    folder = content.folder.resolve()
+    told = {t.method: vars(facts_of(t)) for t in content.trials.values() if isinstance(t, ExternalTrial)}
+    if list(told) != [folder.name]:
+        yield f"its folder is {folder.name!r}, and its trials are of {', '.join(map(repr, told))}"
+    if json.loads(json.dumps(told)) != content.plan.get("methods"):
+        yield "plan.json says other things of the method than its trials"
+    for i, line in content.done.items():
+        trial = content.trials[i]
+        if isinstance(trial, ExternalTrial) and line.get("cost/networks_at_test") != trial.networks:
+            yield f"{i}: cost/networks_at_test is not the number of networks of the trial"
+    beside = Bundle(folder.parents[1].name, folder.parents[1])
+    if beside.exists:
+        yield from misfits(Bundle(folder.name, folder).sweep(), beside.sweep())
+
+
 def _several(what: str, items: list[str]) -> list[str]:
     """One line for many items of a kind."""
     if not items:
@@ -233,6 +283,9 @@ def summary(folder: Path) -> str:
     """One line about a bundle: its trials by status, and the states of the code that made them."""
     content = _read(folder)
     counts = Counter(line["status"].lower() for line in content.lines.values())
-    codes = sorted({line["tags"].get("git_commit", "?")[:7] for line in content.lines.values()})
     told = ", ".join(f"{n} {status}" for status, n in counts.items())
-    return f"{folder}: {len(content.trials)} planned, {told}; commits {', '.join(codes)}"
+    of_program = sorted({t.source.commit for t in content.trials.values() if isinstance(t, ExternalTrial)})
+    codes = of_program or sorted({line["tags"].get("git_commit", "?")[:7] for line in content.lines.values()})
+    beside = [bundle.name for bundle in external_bundles(folder)]
+    rows = f"; external rows {', '.join(beside)}" if beside else ""
+    return f"{folder}: {len(content.trials)} planned, {told}; commits {', '.join(codes)}{rows}"

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from harness import PROTOCOL_VERSION
+from harness.config.external import trial_type
 from harness.config.search import Search
 from harness.config.trial import Trial
 from harness.lib.registry import UnknownName
@@ -410,7 +411,8 @@ def trials_of(plan: Mapping[str, Any]) -> tuple[Trial, ...]:
     """The trials of a plan; plans of older versions have no ids, which then take the methods' classes."""
     contents: Sequence[Any] = plan["trials"]
     ids = plan.get("ids") or [None] * len(contents)
-    return tuple(Trial.recorded(content, i) for content, i in zip(contents, ids, strict=True))
+    kind = trial_type(plan)
+    return tuple(kind.recorded(content, i) for content, i in zip(contents, ids, strict=True))
 
 
 def _speed(record: TrialRecord) -> Speed | None:

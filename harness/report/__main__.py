@@ -33,8 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(options: argparse.Namespace) -> int:
     """Write the reports of the named sweeps, or the comparison. Returns the exit code."""
     from harness.lib.console import fail
+    from harness.lib.files import RESULTS
     from harness.lib.registry import UnknownName
     from harness.record.types import StoreError
+    from harness.report.external import with_external
     from harness.report.source import find_source
     from harness.report.versus import write_versus
     from harness.report.write import print_summary, write
@@ -47,7 +49,8 @@ def _report(options: argparse.Namespace) -> int:
             print_summary(write_versus(a, b, folder))
             return 0
         for source in sources:
-            print_summary(write(source, reports / source.sweep.name))
+            name = source.sweep.name
+            print_summary(write(with_external(source, RESULTS / name), reports / name))
     except (StoreError, UnknownName) as error:
         return fail([str(error)])
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from harness.config.external import MARK
 from harness.evaluation.coco import ECCV_MEASURES
 from harness.report.comparison import not_worse
 from harness.report.design import RESOLUTION, needed_seeds
@@ -169,6 +170,7 @@ def marks(frame: pd.DataFrame) -> str:
         "×2: the similarities of two networks averaged at test.": frame["networks"].max() > 1,
         "† uses clean data.": frame["clean_data"].any(),
         "‡ uses the ground truth: an oracle upper bound, not a competitor.": frame["ground_truth"].any(),
+        f"{MARK} external: of another program, on the same data and noise indices.": frame["external"].any(),
     }
     return " ".join(text for text, applies in texts.items() if applies)
 
@@ -214,7 +216,8 @@ def _marked(frame: pd.DataFrame, row: str) -> str:
     line = frame.loc[frame["row"] == row].iloc[0]
     networks = frame.loc[frame["row"] == row, "networks"].max()  # NaN before a trial is done
     row += f" ×{networks:g}" if networks > 1 and f"×{networks:g}" not in row else ""
-    return row + (" †" if line["clean_data"] else "") + (" ‡" if line["ground_truth"] else "")
+    given = {"†": line["clean_data"], "‡": line["ground_truth"], MARK: line["external"]}
+    return row + "".join(f" {mark}" for mark, applies in given.items() if applies)
 
 
 def _at_chance(frame: pd.DataFrame, measure: str) -> set[tuple[str, float]]:

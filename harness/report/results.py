@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness.config.external import ExternalTrial
 from harness.config.labels import place_labels, row_labels
 from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES
 from harness.evaluation.metrics import DETECTION, PERFECT, RECALLS, chance_rsum
@@ -47,7 +48,8 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
     text), granularity, noise model, backbone, noise_ratio, seed, noise_seed, perturbed, the recalls and rsum
     of the best dev epoch (of MS-COCO also `1k_` and `eccv_` ones), the same with `last_` of the last epoch,
     dev_rsum and last_dev_rsum, best_epoch, share and purity of what was trained on and detection scores (last
-    epoch), realised ratio, costs, and whether the method uses clean data or the ground truth.
+    epoch), realised ratio, costs, and whether the method uses clean data or the ground truth, or is an
+    external row.
     """
     labels = row_labels(sweep.planned, full=sweep.select)
     data, noise = place_labels(sweep.planned)
@@ -76,6 +78,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "warmup_epochs": trial.hyper.get("warmup_epochs", 0),
             "clean_data": method.uses_clean_data,
             "ground_truth": method.uses_ground_truth,
+            "external": isinstance(trial, ExternalTrial),
         }
         line |= {m: recorded.get(f"test/{m}", np.nan) for m in MEASURES}
         line |= {

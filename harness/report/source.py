@@ -28,6 +28,7 @@ class Source:
         curve: (run, metric) -> its values by epoch; empty without them.
         link: run -> its address in the MLflow UI; empty where the runs are in no store.
         views: names and addresses of the prepared views in the MLflow UI.
+        left_out: external rows that do not fit the sweep, each with the reason.
     """
 
     sweep: SweepRecord
@@ -36,6 +37,7 @@ class Source:
     curve: Callable[[str, str], Mapping[int, float]]
     link: Callable[[str], str]
     views: Sequence[tuple[str, str]] = ()
+    left_out: Sequence[str] = ()
 
 
 def from_store(store: Store, name: str) -> Source:

@@ -12,6 +12,7 @@ from harness import PROTOCOL_VERSION
 from harness.config.labels import shared_and_own_settings
 from harness.evaluation.metrics import PERFECT, RECALLS
 from harness.lib.console import console
+from harness.lib.files import RESULTS
 from harness.record.store import Store
 from harness.record.types import SweepRecord
 from harness.report import ablation, detection
@@ -26,6 +27,7 @@ from harness.report.comparison import (
 from harness.report.cost import cost_figure, cost_tables
 from harness.report.design import design_of, rounding_table
 from harness.report.drawing import finish
+from harness.report.external import rows_text, with_external, without_external
 from harness.report.figures import BANDS, degradation
 from harness.report.gallery import galleries
 from harness.report.headline import headline
@@ -46,7 +48,7 @@ def write_report(store: Store, name: str, folder: Path) -> Path:
     Raises:
         StoreError: no such sweep, or one of another protocol version.
     """
-    return write(from_store(store, name), folder)
+    return write(with_external(from_store(store, name), RESULTS / name), folder)
 
 
 def write(source: Source, folder: Path) -> Path:
@@ -63,14 +65,16 @@ def write(source: Source, folder: Path) -> Path:
     frame.to_csv(folder / "results.csv", index=False, float_format="%.6g")
     marked = with_marks(primary(frame))
     blocks = list(_search(source, marked, folder) if sweep.select else _comparison(source, marked, folder))
-    ends = [_settings(sweep), _provenance(sweep, frame)]
-    state = "\n".join([*_version(sweep), _state(frame), *_designs(marked, sweep)])
+    own = without_external(sweep)
+    ends = [*rows_text(sweep), _settings(own), _provenance(own, frame)]
+    left_out = [f"- external row left out: {text}" for text in source.left_out]
+    state = "\n".join([*_version(sweep), _state(frame), *left_out, *_designs(marked, sweep)])
     save(folder, sweep.name, [sweep.description, state], blocks, ends)
     page = Page(sweep.name, sweep.description, state, blocks, ends)
     if not sweep.select:
         unperturbed = marked[marked["perturbed"] == 0]
         page.blocks = [*blocks, *_measures(unperturbed)]
-        page.galleries = galleries(source, unperturbed)
+        page.galleries = galleries(source, unperturbed[~unperturbed["external"]])
     page.trials = trial_lines(primary(frame), source.link)
     page.views = source.views
     finish()
@@ -241,11 +245,12 @@ def _search(source: Source, frame: pd.DataFrame, folder: Path) -> Iterator[Block
 
 
 def _state(frame: pd.DataFrame) -> str:
-    done = int(frame["done"].sum())
+    own = frame[~frame["external"]]
+    done = int(own["done"].sum())
     measured = primary(frame[frame["perturbed"] == 0])
     lines = [
-        f"{done} of {len(frame)} planned trials are done."
-        + ("" if done == len(frame) else " **Cells with fewer seeds are marked.**")
+        f"{done} of {len(own)} planned trials are done."
+        + ("" if done == len(own) else " **Cells with fewer seeds are marked.**")
     ]
     for line in frame[frame["failure"] != ""].itertuples():
         lines.append(f"- failed: {line.row} noise {line.noise_ratio:g} seed {line.seed}: `{line.failure}`")

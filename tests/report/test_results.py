@@ -37,6 +37,7 @@ def frame(rows):
         done=done,
         chance=np.nan,
         ground_truth=made["row"] == "ceiling",
+        external=False,
         clean_data=made["row"] == "clean",
         networks=1 + (made["row"] == "clean"),
         family="loss",
