@@ -9,7 +9,7 @@ DOORS = {
     "harness.report NAME": "write the report of a sweep, or compare two (--compare)",
     "harness.train FILE --trial ID": "one trial by hand, also under torchrun, with or without a record",
     "harness.evaluate FILE.npy --data PATH": "recalls of similarities or embeddings from any program",
-    "harness.results COMMAND": "check bundles (results/SWEEP), export the bundle of a sweep",
+    "harness.results COMMAND": "check bundles (results/SWEEP), export one of a sweep, import an external row",
     "harness.data COMMAND": "check, show, prepare and export data sets; show and write noise indices",
     "harness.bench NAME": "what things cost: steps, scans, ranking, overhead, memory, start",
 }

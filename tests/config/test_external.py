@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from harness.config.external import ExternalTrial, read_row
+from harness.config.external import ExternalRow, ExternalTrial, read_row
 from harness.config.sweep_file import BadInput
 from tests import small
 
@@ -151,6 +153,16 @@ def test_all_errors_are_said_at_once(read):
 def test_a_grid_that_no_row_can_have_is_refused(read, changes, message):
     with pytest.raises(BadInput, match=message):
         read(**changes).trials()
+
+
+def test_the_row_that_the_documentation_shows_can_be_read(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(method: .*?)```", text, re.S)
+    (tmp_path / "row.yaml").write_text(shown)
+    row, _ = read_row(tmp_path / "row.yaml")
+    assert len(row.trials()) == 4
+    assert row.cost.device == "NVIDIA H100"
+    assert set(yaml.safe_load(shown)) == set(ExternalRow.model_fields)
 
 
 def test_a_file_that_is_no_mapping_or_missing_is_refused(tmp_path):
