@@ -26,7 +26,8 @@ def place(tmp_path_factory, feature_cache):
     folder = tmp_path_factory.mktemp("examples")
     small.write_scan(folder / "data" / "emoji_precomp")
     options = {"folder": "data/emoji_precomp", "train_groups": 12}
-    fixed = {"dataset_options": options, "backbone": {**small.SGRAF, "module": "SGR"}, "epochs": 1}
+    backbone = {**small.SGRAF, "module": "SGR"}
+    fixed = {"dataset_options": options, "backbone": backbone, "epochs": 1, "batch_size": 8}
     grid = {"dataset": ["scan"], "noise_ratio": [0.4], "seed": [0, 1]}
     with contextlib.chdir(folder):
         assert run_sweep([write(folder, "triplet", name="regions", grid=grid, fixed=fixed)]) == 0
