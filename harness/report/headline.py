@@ -24,13 +24,13 @@ _COLUMNS = {  # column: heading, digits, whether higher is better
 
 
 def headline(frame: pd.DataFrame, where: str, folder: Path) -> Iterator[Figure | Table]:
-    """The figure (of two rows or more) and the table of one data set and noise; nothing before a trial is
+    """The figure (of two rows or more with a known cost) and the table of one data set and noise; nothing before a trial is
     done.
     """
     numbers = _numbers(frame)
     if numbers.empty:
         return
-    if len(numbers) > 1:
+    if numbers["seconds"].notna().sum() > 1:
         yield _figure(frame, numbers, where, folder)
     yield _table(frame, numbers, where)
 
@@ -63,6 +63,8 @@ def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _figure(frame: pd.DataFrame, numbers: pd.DataFrame, where: str, folder: Path) -> Figure:
+    unknown = list(numbers.index[numbers["seconds"].isna()])
+    numbers = numbers.drop(index=unknown)
     points = pd.DataFrame(
         {"x": numbers["seconds"], "y": numbers["mean"], "y_low": numbers["low"], "y_high": numbers["high"]}
     )
@@ -73,7 +75,8 @@ def _figure(frame: pd.DataFrame, numbers: pd.DataFrame, where: str, folder: Path
         f"rSum against cost, with its range over noise ratios: {where}",
         file,
         "Up: more accurate (test rSum, mean over noise ratios). Short whiskers: more stable (from the mean "
-        "at the worst ratio to that at the best). To the left: cheaper. Hollow: uses the ground truth.",
+        "at the worst ratio to that at the best). To the left: cheaper. Hollow: uses the ground truth."
+        + (f" Not drawn, of unknown cost: {', '.join(unknown)}." if unknown else ""),
     )
 
 
