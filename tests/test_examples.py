@@ -15,6 +15,7 @@ from harness.record.bundle import Bundle
 from harness.record.check import check_bundle
 from tests import small
 from tests.sweep.running import run_sweep, write
+from tests.test_doors import loaded
 
 ROOT = Path(__file__).parents[1]
 EXTERNAL = ROOT / "examples" / "external"
@@ -48,6 +49,9 @@ def test_a_program_of_its_own_becomes_a_row_beside_a_sweep(place):
     assert all(r.done and r.trial.source.commit == "0123456" for r in theirs)
     assert len({r.metrics["last/rsum"] for r in theirs}) == 2
     assert check_bundle(sweep.folder) == ([], [])
+    code, modules = loaded("harness.results", "import", "data/two_tower/row.yaml", cwd=place)
+    assert code == 0
+    assert not modules & {"torch", "ray", "mlflow", "matplotlib"}
 
 
 def test_the_program_is_short_and_imports_nothing_of_the_harness():

@@ -24,8 +24,8 @@ _COLUMNS = {  # column: heading, digits, whether higher is better
 
 
 def headline(frame: pd.DataFrame, where: str, folder: Path) -> Iterator[Figure | Table]:
-    """The figure (of two rows or more with a known cost) and the table of one data set and noise; nothing before a trial is
-    done.
+    """The figure (of two rows or more with a known cost) and the table of one data set and noise; nothing
+    before a trial is done.
     """
     numbers = _numbers(frame)
     if numbers.empty:
