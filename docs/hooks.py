@@ -15,6 +15,7 @@ _COPIED = (
     "CITATION.cff",
     "CONTRIBUTING.md",
     "LICENSE",
+    "examples/slurm/*.sbatch",
     "harness/data/*/NOTICE.md",
     "harness/report/published_results.csv",
     "reports/*/*.md",
