@@ -199,10 +199,14 @@ def _own_source(module: str) -> Path | None:
 
 
 def _is_installed(package: str) -> bool:
+    """Whether a package is in the environment, by whatever links it was reached: `ray start` may run another
+    path to the same one than the sweep does.
+    """
     spec = _find(package)
     places = [spec.origin or "", *(spec.submodule_search_locations or ())] if spec else []
     installed = [*site.getsitepackages(), sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
-    return any(Path(place).is_relative_to(folder) for place in places for folder in installed)
+    folders = [Path(folder).resolve() for folder in installed]
+    return any(Path(place).resolve().is_relative_to(folder) for place in places for folder in folders)
 
 
 def _find(module: str) -> ModuleSpec | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -179,6 +180,23 @@ def test_a_method_restarts_its_own_trials_only(edited, before):
 def test_what_a_users_method_imports_is_part_of_it(edited, before, file, changed):
     after = edited(file, lambda s: s.replace("0.3", "0.4") + "\nX = 1\n")
     assert [i for i, digest in enumerate(after) if digest != before[i]] == [changed]
+
+
+def test_installed_packages_are_known_by_another_path(tmp_path):
+    """As in a virtual environment behind a link: or its packages would count as the user's code."""
+    (tmp_path / "packages").symlink_to(Path(pytest.__file__).parents[1])
+    path = os.pathsep.join([str(ROOT), str(tmp_path / "packages")])
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from harness.record.provenance import _own_source; print(_own_source('mlflow'))",
+        ],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.strip() == "None", found
 
 
 @pytest.mark.parametrize(
