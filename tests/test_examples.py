@@ -29,26 +29,27 @@ def place(tmp_path_factory, feature_cache):
     options = {"folder": "data/emoji_precomp", "train_groups": 12}
     backbone = {**small.SGRAF, "module": "SGR"}
     fixed = {"dataset_options": options, "backbone": backbone, "epochs": 1, "batch_size": 8}
-    grid = {"dataset": ["scan"], "noise_ratio": [0.4], "seed": [0, 1]}
+    grid = {"dataset": ["scan"], "noise_ratio": [0.4], "seed": [0]}
     with contextlib.chdir(folder):
         assert run_sweep([write(folder, "triplet", name="regions", grid=grid, fixed=fixed)]) == 0
     return folder
 
 
 def test_a_program_of_its_own_becomes_a_row_beside_a_sweep(place):
-    given = {"PYTHON": sys.executable, "RATIOS": "0.4", "SEEDS": "0 1", "TRAIN_GROUPS": "12"}
+    given = {"PYTHON": sys.executable, "RATIOS": "0.4", "SEEDS": "0", "TRAIN_GROUPS": "12"}
     environment = {**os.environ, **given, "COMMIT": "0123456", "PYTHONPATH": str(ROOT)}
     command = ["bash", str(EXTERNAL / "run.sh")]
     run = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     sweep = Bundle("regions", place / "results" / "regions")
     row = Bundle("two_tower", sweep.folder / "external" / "two_tower").sweep()
-    ours, theirs = sweep.sweep().records.values(), row.records.values()
+    (ours,), (theirs,) = sweep.sweep().records.values(), row.records.values()
+    assert theirs.done
+    assert theirs.trial.source.commit == "0123456"
     for tag in ("data_fingerprint", "noise_digest"):
-        assert sorted(r.tags[tag] for r in theirs) == sorted(r.tags[tag] for r in ours)
-    assert all(r.done and r.trial.source.commit == "0123456" for r in theirs)
-    assert len({r.metrics["last/rsum"] for r in theirs}) == 2
-    assert check_bundle(sweep.folder) == ([], [])
+        assert theirs.tags[tag] == ours.tags[tag]
+    with contextlib.chdir(place):
+        assert check_bundle(sweep.folder) == ([], [])
     code, modules = loaded("harness.results", "import", "data/two_tower/row.yaml", cwd=place)
     assert code == 0
     assert not modules & {"torch", "ray", "mlflow", "matplotlib"}
