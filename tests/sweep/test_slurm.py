@@ -92,7 +92,7 @@ class Slurm:
         )
 
     def _daemon(self, *command: str) -> None:
-        with open(self.folder / f"{'-'.join(command[:1] + command[3:4])}.out", "w") as log:
+        with open(self.folder / f"{len(self.daemons)}-{command[0]}.out", "w") as log:
             self.daemons.append(
                 subprocess.Popen(
                     command, env=self.environment, stdout=log, stderr=log, start_new_session=True
