@@ -1,13 +1,19 @@
-"""What the site holds besides `docs/`: reports, sweep files and API pages, and nothing of another host."""
+"""What the site holds besides `docs/`: reports, sweep files, API pages and the leaderboard, and nothing of another
+host.
+"""
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.nav import Link, Navigation, Section
+
+from harness.site.build import Inputs, build
 
 ROOT = Path(__file__).parents[1]
 _COPIED = (
@@ -22,6 +28,7 @@ _COPIED = (
     "reports/*/*.png",
     "sweeps/*.yaml",
 )
+_TABLE = "leaderboard/table"
 _FOREIGN = re.compile(r"https://unpkg\.com/[\w@./-]+")  # Material's, for diagrams and for browsers of old
 
 
@@ -61,9 +68,19 @@ def _api_page(package: str) -> str:
     return f"# `{package}`\n\n" + "\n\n".join(f"::: {name}" for name in names) + "\n"
 
 
+def on_nav(nav: Navigation, **_: Any) -> Navigation:
+    """The table of the leaderboard, which is no page of Markdown, before the page about it."""
+    section = next(item for item in nav.items if isinstance(item, Section) and item.title == "Leaderboard")
+    section.children.insert(0, Link("All rows", f"{_TABLE}/index.html"))
+    return nav
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Links that are right in the repository, made right on the site."""
     name = page.file.src_uri
+    if name == "leaderboard.md":
+        button = '<a class="md-button md-button--primary" href="table/index.html">Open the leaderboard</a>'
+        return markdown.replace("\n\n", f"\n\n{button}\n\n", 1).replace("](../README.md", "](index.md")
     if name in ("index.md", "CHANGELOG.md", "CONTRIBUTING.md"):
         return markdown.replace("](docs/", "](").replace("](README.md", "](index.md")
     return (
@@ -72,6 +89,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Take out the addresses that the theme's script would load from another host, were they needed."""
+    """Add the leaderboard, and take out the addresses that the theme's script would load from another host, were
+    they needed.
+    """
+    inputs = Inputs(ROOT / "results", ROOT / "reports", documentation="../..")
+    _, left_out = build(inputs, Path(config.site_dir) / _TABLE)
+    for found in left_out:
+        logging.getLogger("mkdocs.hooks.leaderboard").warning("%s: %s", found.folder, "; ".join(found.errors))
     for script in Path(config.site_dir).glob("assets/javascripts/*.js"):
         script.write_text(_FOREIGN.sub("", script.read_text(encoding="utf-8")), encoding="utf-8")

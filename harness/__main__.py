@@ -10,6 +10,7 @@ DOORS = {
     "harness.train FILE --trial ID": "one trial by hand, also under torchrun, with or without a record",
     "harness.evaluate FILE.npy --data PATH": "recalls of similarities or embeddings from any program",
     "harness.results COMMAND": "check bundles (results/SWEEP), export one of a sweep, import an external row",
+    "harness.site --out FOLDER": "the leaderboard as static pages: bundles, external and published rows",
     "harness.data COMMAND": "check, show, prepare and export data sets; show and write noise indices",
     "harness.bench NAME": "what things cost: steps, scans, ranking, overhead, memory, start",
 }

@@ -67,7 +67,7 @@ def test_the_doors_are_listed_without_loading_anything():
     assert {command.split()[0] for command in DOORS} == packages | commands
 
 
-@pytest.mark.parametrize("door", ["sweep", "train", "report", "data", "bench", "evaluate", "results"])
+@pytest.mark.parametrize("door", ["sweep", "train", "report", "site", "data", "bench", "evaluate", "results"])
 def test_help_loads_nothing_heavy(door):
     code, modules = loaded(f"harness.{door}", "--help")
     assert code == 0
@@ -90,6 +90,13 @@ def test_a_report_loads_neither_torch_nor_ray(swept):
     code, modules = loaded("harness.report", "doors", cwd=swept)
     assert code == 0
     assert not modules & {"torch", "ray", "accelerate", "open_clip", "transformers"}
+
+
+def test_the_site_loads_neither_torch_nor_ray(swept):
+    code, modules = loaded("harness.site", "--out", "site", cwd=swept)
+    assert code == 0
+    assert (swept / "site" / "bundles" / "doors.zip").is_file()
+    assert not modules & {"torch", "ray", "mlflow", "accelerate", "matplotlib", "open_clip"}
 
 
 def test_the_status_of_a_planned_sweep_loads_neither_torch_nor_ray(swept):

@@ -23,6 +23,7 @@ ORDER = (
     "record",
     "training",
     "report",
+    "site",
     "sweep",
     "bench",
 )
@@ -32,7 +33,7 @@ DOORS = {
     "harness.results",
     "harness.train",
     "harness.evaluate",
-    *(f"harness.{folder}.__main__" for folder in ("sweep", "report", "data", "bench")),
+    *(f"harness.{folder}.__main__" for folder in ("sweep", "report", "site", "data", "bench")),
 }
 """Commands: they are above all layers, and nothing imports them."""
 MODULES = {

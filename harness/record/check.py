@@ -23,6 +23,7 @@ from harness.lib.registry import UnknownName
 from harness.noise.index import NoiseIndex
 from harness.record.bundle import Bundle
 from harness.record.external import external_bundles, facts_of, misfits
+from harness.record.store import trials_of
 from harness.record.tries import result_of
 from harness.record.types import StoreError
 
@@ -60,17 +61,20 @@ class _Content:
         return {i: data for i, data in found.items() if data is not None}
 
 
-def check_bundle(folder: Path) -> tuple[list[str], list[str]]:
+def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str]]:
     """What is wrong with a bundle, and notes on what could not be checked.
 
     Checked are: plan and trial ids, each line against its trial, that no trial is missing, fingerprints of
     the data, noise indices (made anew), recalls (from the ranks), the best epoch on dev, what a search found,
     and the external rows beside a sweep.
 
+    Args:
+        ids: whether the ids of the plan are made anew too, which loads the classes of its methods, and torch.
+
     Raises:
         StoreError: the folder holds no bundle that can be read.
     """
-    content = _read(folder)
+    content = _read(folder, ids=ids)
     errors = [*_plan_errors(content), *_line_errors(content)]
     missing = [t for i, t in content.trials.items() if i not in content.lines]
     errors += _several(
@@ -90,7 +94,7 @@ def check_bundle(folder: Path) -> tuple[list[str], list[str]]:
     notes = [f"data set {name!r} is not here: fingerprint and noise are not checked" for name in absent]
     for bundle in external_bundles(folder):
         try:
-            wrong, said = check_bundle(bundle.folder)
+            wrong, said = check_bundle(bundle.folder, ids=ids)
         except StoreError as error:
             wrong, said = [str(error)], []
         errors += [f"external/{bundle.name}: {text}" for text in wrong]
@@ -98,12 +102,13 @@ def check_bundle(folder: Path) -> tuple[list[str], list[str]]:
     return errors, notes
 
 
-def _read(folder: Path) -> _Content:
+def _read(folder: Path, *, ids: bool = True) -> _Content:
     try:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         text = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
         lines = [json.loads(line) for line in text]
-        trials = [trial_type(plan).model_validate(content) for content in plan["trials"]]
+        kind = trial_type(plan)
+        trials = [kind.model_validate(content) for content in plan["trials"]] if ids else trials_of(plan)
         bad = next((i for i, x in enumerate(lines, 1) if any(k not in x for k in ("trial", *_NEEDED))), None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder} is no bundle: {' '.join(str(error).split())[:200]}") from None

@@ -45,9 +45,7 @@ def papers_table(frame: pd.DataFrame, methods: Mapping[str, MethodFacts], where:
     The frame is of one data set and one kind of noise. A row that differs in backbone or granularity, or that
     is flagged, is shown with the reason, and without a difference.
     """
-    name = next(
-        (full for part, full in _DATA_SETS.items() if part in str(frame["dataset"].iloc[0]).lower()), None
-    )
+    name = published_name(str(frame["dataset"].iloc[0]))
     theirs = published()
     lines = []
     for (row, ratio), part in frame.groupby(["row", "noise_ratio"], sort=False):
@@ -82,6 +80,20 @@ def papers_table(frame: pd.DataFrame, methods: Mapping[str, MethodFacts], where:
     )
 
 
+def published_name(dataset: str) -> str | None:
+    """What a data set is called in published tables, from our label of it; None where it is in none."""
+    return next((full for part, full in _DATA_SETS.items() if part in dataset.lower()), None)
+
+
+def networks_at_test(backbone: str) -> int | None:
+    """The number of networks whose similarities a published row averages, from what it says of its backbone;
+    None where that is not known.
+    """
+    if not backbone or "UNCONFIRMED" in backbone or backbone.endswith("co-teaching"):
+        return None
+    return 2 if re.search(r"\b2 (co-trained )?nets|x2|ensemble|^SGRAF$", backbone) else 1
+
+
 def _is_ratio(text: str, ratio: float, natural: bool) -> bool:
     if text.startswith("real"):
         return natural
@@ -112,18 +124,22 @@ def _line(row: str, ratio: float, part: pd.DataFrame, ours: pd.Series, line: pd.
 def _differs(part: pd.DataFrame, ratio: float, line: pd.Series) -> list[str]:
     """Why the two are not comparable; empty where they are."""
     reasons = [f"flagged: {line['flag']}"] if line["flag"] else []
-    if _network(part["backbone"].iloc[0]) != _network(line["backbone"]):
+    if network_name(part["backbone"].iloc[0]) != network_name(line["backbone"]):
         reasons.append(f"backbone {line['backbone'] or 'not reported'}")
-    networks = 2 if re.search(r"\b2 (co-trained )?nets|x2|ensemble", line["backbone"]) else 1
+    networks = networks_at_test(line["backbone"])
     if networks != part["networks"].max():
-        reasons.append(f"{networks} network{'s' if networks > 1 else ''} at test")
+        reasons.append(
+            f"{networks} network{'s' if networks > 1 else ''} at test"
+            if networks
+            else "networks not reported"
+        )
     granularity = str(line["noise_granularity"])
     if ratio and not granularity.startswith(part["granularity"].iloc[0]):
         reasons.append(f"granularity {granularity or 'not reported'}")
     return reasons
 
 
-def _network(name: str) -> str:
+def network_name(name: str) -> str:
     """Normalized name of a backbone, in our notation or that of a paper: `vit-b-32`, `sgr`, `saf`, ..."""
     plain = name.lower().replace("/", "-")
     return next(

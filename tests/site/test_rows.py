@@ -1,0 +1,278 @@
+"""Rows of the leaderboard: known numbers, how far each is verified, and nothing averaged over holes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections import Counter
+
+import pytest
+
+from harness.evaluation.metrics import RECALLS
+from harness.record.bundle import Bundle
+from harness.record.types import StoreError
+from harness.site.bundles import find_bundles, source_address
+from harness.site.methods import facts, key_of_published, page_names, rendered, sections
+from harness.site.rows import LEVELS, Links, Origin, all_rows, published_rows, sweep_rows
+from methods import METHODS
+from methods.base import Method
+from tests import golden
+from tests.site.made import ROOT, sweep_folder
+
+# What is published ------------------------------------------------------------------------------------
+
+
+def test_all_published_rows_are_there_with_their_flags():
+    rows = published_rows()
+    assert Counter(row.level for row in rows) == {"published": 592, "flagged": 54}
+    assert all(row.note for row in rows if row.level == "flagged")
+    assert not any(row.note for row in rows if row.level == "published")
+    assert all(row.cited and row.n is None and row.seconds is None for row in rows)
+
+
+def test_a_published_row_has_the_numbers_of_its_table():
+    (row,) = (
+        r
+        for r in published_rows()
+        if (r.method, r.dataset, r.ratio, r.origin) == ("npc", "Flickr30K", "0.2", "NPC AAAI24")
+    )
+    assert row.rsum == pytest.approx(544.4, abs=0.05)
+    assert (row.network, row.networks, row.granularity, row.clean) == ("ViT-B/32", 1, "caption", False)
+    assert row.links.source == "github.com/ZhangXu0963/NPC/tree/823d781"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "networks"),
+    [
+        ("SGR, 2 co-trained nets ensembled", 2),
+        ("SGRAF", 2),
+        ("SGR", 1),
+        ("SGRAF (unconfirmed)", None),
+        ("not reported", None),
+    ],
+)
+def test_networks_are_not_guessed(backbone, networks):
+    found = {row.networks for row in published_rows() if row.backbone == backbone}
+    assert found == {networks}
+
+
+def test_data_that_are_noisy_by_nature_have_no_ratio_and_no_granularity():
+    (rows,) = [[r for r in published_rows() if r.dataset == "CC152K"]]
+    assert len(rows) == 55
+    assert {(r.noise, r.ratio, r.granularity) for r in rows} == {("its own", "unknown", "")}
+
+
+def test_names_of_published_methods_lead_to_ours():
+    known = ("NCR-single", "RCL-VSRN", "CRCL (author re-run)", "CLIP+OSA", "SCAN")
+    assert [key_of_published(n) for n in known] == ["ncr", "rcl", "crcl", "osa", "SCAN"]
+
+
+# Of a sweep -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def swept():
+    """The golden sweep: three seeds, a failed and a missing trial, perturbed ones, a row with one seed."""
+    return golden.source("golden").sweep
+
+
+@pytest.fixture(scope="module")
+def rows(swept):
+    return sweep_rows(swept, Origin("golden", Links(bundle="bundles/golden.zip")))
+
+
+def values(swept, row, measure):
+    """What the trials of a row have on record."""
+    return [
+        r.metrics[measure]
+        for r in swept.records.values()
+        if r.done
+        and not r.trial.perturbed
+        and r.trial.method == row.method
+        and f"{r.trial.noise_ratio:g}" == row.ratio
+    ]
+
+
+def test_a_row_is_the_mean_of_its_seeds_after_the_last_epoch(swept, rows):
+    (row,) = (r for r in rows if (r.method, r.ratio) == ("small_loss", "0.2"))
+    rsums = values(swept, row, "last/rsum")
+    assert (row.n, row.planned) == (3, 3)
+    assert row.rsum == pytest.approx(sum(rsums) / 3)
+    assert row.sd == pytest.approx(math.sqrt(sum((x - row.rsum) ** 2 for x in rsums) / 2))
+    half = 4.3027 * row.sd / math.sqrt(3)  # t of 2 degrees of freedom
+    assert (row.low, row.high) == pytest.approx((row.rsum - half, row.rsum + half), rel=1e-4)
+    assert row.selected == pytest.approx(sum(values(swept, row, "test/rsum")) / 3)
+    assert sum(row.recalls) == pytest.approx(row.rsum)
+    assert row.links.bundle == "bundles/golden.zip"
+
+
+def test_holes_are_counted_and_not_filled(swept, rows):
+    """A cell with a failed or missing trial has its n; its seed is in no mean over the ratios."""
+    short = [r for r in rows if r.n != r.planned]
+    cells = [r for r in short if not r.ratio.startswith("mean")]
+    assert sum(r.planned - r.n for r in cells) == 2  # one failed, one missing
+    for cell in cells:
+        assert cell.n == len(values(swept, cell, "last/rsum"))
+        (mean,) = (r for r in rows if r.label == cell.label and r.ratio.startswith("mean"))
+        assert mean.n < mean.planned
+
+
+def test_a_mean_over_ratios_is_of_all_of_them(swept, rows):
+    (mean,) = (r for r in rows if r.method == "small_loss" and r.ratio.startswith("mean"))
+    assert mean.ratio == "mean of 0, 0.1, 0.2, 0.3, 0.4, 0.6"
+    cells = [r.rsum for r in rows if r.method == "small_loss" and not r.ratio.startswith("mean")]
+    assert len(cells) == 6
+    if mean.n == 3:
+        assert mean.rsum == pytest.approx(sum(cells) / 6)
+
+
+def test_perturbed_trials_and_searches_are_no_rows(swept, rows):
+    (row,) = (r for r in rows if (r.method, r.ratio) == ("clip", "0.4"))
+    assert row.planned == 3
+    assert sweep_rows(dataclasses.replace(swept, select=True), Origin("search", Links())) == []
+
+
+def test_levels_of_a_bundle(swept, rows):
+    assert {r.level for r in rows} == {"checked"}
+    trial = next(r.trial for r in swept.records.values() if r.done and r.trial.method == "oracle")
+    again = sweep_rows(swept, Origin("golden", Links(), repeated=frozenset({trial.id})))
+    (row,) = (r for r in again if r.level == "repeated")
+    assert (row.method, row.ratio, row.note) == ("oracle", f"{trial.noise_ratio:g}", "1 of 3 run again")
+    assert row.truth
+    external = sweep_rows(swept, Origin("theirs", Links(), external=True, note="tuned by its authors"))
+    assert {(r.level, r.note) for r in external} == {("external", "tuned by its authors")}
+
+
+def test_an_external_row_may_have_the_selected_epoch_alone(swept):
+    records = {
+        i: dataclasses.replace(r, metrics={k: v for k, v in r.metrics.items() if not k.startswith("last/")})
+        for i, r in swept.records.items()
+    }
+    found = sweep_rows(dataclasses.replace(swept, records=records), Origin("theirs", Links(), external=True))
+    assert found
+    assert all(r.rsum is None and r.selected is not None and r.n for r in found)
+
+
+def test_rows_are_plain_values_in_an_order(swept):
+    rows = all_rows([(swept, Origin("golden", Links()))])
+    assert [r.level in ("published", "flagged") for r in rows].index(True) == len(rows) - 646
+    flat = rows[0].flat()
+    assert {*RECALLS, "rsum", "report", "bundle", "source"} <= flat.keys()
+    assert json.loads(json.dumps(flat, allow_nan=False)) == flat
+    assert {r.level for r in rows} <= LEVELS.keys()
+
+
+# Bundles ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory, feature_cache):
+    """A directory with the bundle of a sweep."""
+    return sweep_folder(tmp_path_factory.mktemp("site-rows"), "clip") / "results"
+
+
+def test_no_bundles_are_no_error(tmp_path):
+    assert find_bundles(tmp_path / "nowhere") == []
+
+
+def test_a_bundle_is_read(results):
+    (found,) = find_bundles(results)
+    assert (found.name, found.errors, found.external, found.repeated) == ("made", [], False, frozenset())
+    assert found.sweep is not None
+    assert len(found.sweep.records) == 4
+
+
+@pytest.mark.parametrize("metric", ["last/rsum", "last/t2i_r1"])
+def test_a_bundle_with_a_changed_number_is_left_out(results, tmp_path, metric):
+    shutil.copytree(results / "made", tmp_path / "made")
+    file = tmp_path / "made" / "records.jsonl"
+    first, *others = file.read_text().splitlines()
+    line = json.loads(first)
+    line[metric] += 1
+    file.write_text("\n".join([json.dumps(line), *others]) + "\n")
+    (found,) = find_bundles(tmp_path)
+    assert found.sweep is None
+    assert any(line["trial"] in error for error in found.errors)
+
+
+def test_a_bundle_of_another_protocol_version_is_left_out(results, tmp_path):
+    shutil.copytree(results / "made", tmp_path / "made")
+    file = tmp_path / "made" / "plan.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"protocol_version": 1}))
+    (found,) = find_bundles(tmp_path)
+    assert "it is of protocol version 1, and this is 2" in found.errors
+
+
+def test_a_folder_that_is_no_bundle_is_left_out(tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "plan.json").write_text("[]")
+    (found,) = find_bundles(tmp_path)
+    assert found.sweep is None
+    assert found.errors
+
+
+def test_notes_of_repetitions_are_read_where_there_are_any(results, monkeypatch):
+    """Those with other numbers do not count, and malformed ones leave the bundle out."""
+    trials = Bundle("made", results / "made").sweep().planned
+
+    @dataclasses.dataclass
+    class Note:
+        trial: str
+        equal: bool
+
+    notes = [Note(trials[0].id, True), Note(trials[1].id, False)]
+    monkeypatch.setattr(Bundle, "repeated", lambda self: notes, raising=False)
+    (found,) = find_bundles(results)
+    assert found.repeated == {trials[0].id}
+
+    def malformed(self):
+        raise StoreError("repeated.json: 0.trial: malformed")
+
+    monkeypatch.setattr(Bundle, "repeated", malformed, raising=False)
+    (found,) = find_bundles(results)
+    assert "repeated.json: 0.trial: malformed" in found.errors
+
+
+@pytest.mark.parametrize(
+    ("repository", "address"),
+    [
+        ("https://github.com/who/what.git", "github.com/who/what"),
+        ("example.org/who/what", "example.org/who/what"),
+        ("javascript:alert(1)", ""),
+        ('https://example.org/a"onclick="b', ""),
+        ("", ""),
+    ],
+)
+def test_only_addresses_of_the_web_are_linked(repository, address):
+    assert source_address({"repository": repository}) == address
+
+
+# Methods ----------------------------------------------------------------------------------------------
+
+
+def test_facts_read_from_the_source_are_those_of_the_classes():
+    from harness.config.trial import method_class
+
+    for name, known in facts().items():
+        cls: type[Method] = method_class(name)
+        assert vars(known) == {key: getattr(cls, key) for key in vars(known)}, name
+
+
+def test_every_method_has_a_section_and_a_page_of_its_own():
+    found = sections(ROOT / "docs")
+    assert METHODS.keys() <= found.keys()
+    assert all(s.text and "softmax" in s.notation for s in found.values())
+    keys = [*METHODS, *{row.method for row in published_rows()}, "SGR", "sgr", "my.module:Clip"]
+    names = page_names(keys)
+    assert len({n.lower() for n in names.values()}) == len(set(keys))
+    assert all(names[name] == name for name in METHODS)
+
+
+def test_formulas_and_links_come_through_markdown():
+    text = r"A \(a_1 * b_1 * c\) and \[ x < y \\ \text{if } |z| \] [there](x.md) [nowhere](y.md) <script>"
+    html = rendered(text, lambda address: "there.html" if address == "x.md" else "")
+    assert r'<span class="arithmatex">\(a_1 * b_1 * c\)</span>' in html
+    assert r"\[ x &lt; y \\ \text{if } |z| \]" in html
+    assert '<a href="there.html">there</a> nowhere &lt;script&gt;' in html
