@@ -1,6 +1,4 @@
-"""What the site holds besides `docs/`: reports, sweep files, API pages and the leaderboard, and nothing of another
-host.
-"""
+"""What the site holds besides `docs/`: reports, sweep files, API pages and the leaderboard."""
 
 from __future__ import annotations
 
@@ -89,9 +87,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Add the leaderboard, and take out the addresses that the theme's script would load from another host, were
-    they needed.
-    """
+    """Add the leaderboard; take out the addresses that the theme's script would load from another host."""
     inputs = Inputs(ROOT / "results", ROOT / "reports", documentation="../..")
     _, left_out = build(inputs, Path(config.site_dir) / _TABLE)
     for found in left_out:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -83,10 +83,10 @@ def key_of_published(name: str) -> str:
     return before if "-" in plain and before in METHODS and facts()[before].published else plain
 
 
-def page_names(keys: Iterator[str] | list[str]) -> dict[str, str]:
+def page_names(keys: Iterable[str]) -> dict[str, str]:
     """A file name, without suffix, for each method; distinct also where capitals do not count."""
     names: dict[str, str] = {}
-    for key in sorted(keys, key=lambda k: (k not in METHODS, k)):
+    for key in sorted(set(keys), key=lambda k: (k not in METHODS, k)):
         plain = "-".join(re.findall(r"\w+", key.rpartition(":")[2])).lower() or "method"
         taken, number = set(names.values()), 2
         name = plain

@@ -173,7 +173,7 @@ function drawHead() {
     head.append(button);
     line.append(head);
     column.node = head;
-    element("sorting").append(node("option", column.about ? `${column.head}: ${column.about}` : column.head, {value: column.id}));
+    element("sorting").append(node("option", column.head, {value: column.id}));
   }
   element("rows-table").tHead.replaceChildren(line);
 }
@@ -294,7 +294,7 @@ function sortBy(column) {
 
 const PLACE = ["dataset", "noise", "granularity", "ratio", "device"];
 const placeOf = row => PLACE.map(key => row[key]).filter(Boolean).join(", ");
-const AREA = {left: 60, right: 700, top: 20, bottom: 350};
+const AREA = {left: 60, right: 700, top: 20, bottom: 350}; // of the drawing; its width is that of the screen
 
 function drawing(name, attributes, text = "") {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
@@ -347,6 +347,9 @@ function drawPlot() {
     ? `${name}. Up and to the left is better; the line joins the rows that no other beats in both. Squares: several networks at test; hollow: knows the ground truth.`
     : "No row of this selection has both rSum and a cost: papers report none.";
   if (!points.length) return;
+  const width = Math.max(320, Math.min(720, plot.clientWidth));
+  AREA.right = width - 20;
+  plot.setAttribute("viewBox", `0 0 ${width} 400`);
   const seconds = points.map(r => r.seconds), rsums = points.map(r => r.rsum);
   const [x0, x1] = [Math.min(...seconds) / 1.25, Math.max(...seconds) * 1.25];
   const pad = Math.max(2, (Math.max(...rsums) - Math.min(...rsums)) * .08);
@@ -434,6 +437,7 @@ function start() {
   element("controls").addEventListener("submit", event => event.preventDefault());
   element("controls").addEventListener("reset", event => { event.preventDefault(); history.replaceState(null, "", "#"); readAddress(); update(); });
   addEventListener("hashchange", () => { readAddress(); update(); });
+  if (element("plot")) addEventListener("resize", drawPlot);
   addEventListener("beforeprint", () => drawRows(true));
   addEventListener("afterprint", () => drawRows());
   element("fold").open = matchMedia("(min-width: 40rem)").matches;
