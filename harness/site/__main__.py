@@ -33,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(f"{len(rows)} rows: {options.out / 'index.html'}", soft_wrap=True, markup=False)
     for found in left_out:
         console.print(f"left out: {found.folder}", markup=False)
-        for error in found.errors:
-            console.print(f"  - {error}", markup=False)
+        for text in found.errors:
+            console.print(f"  - {text}", markup=False)
     return 1 if left_out else 0
 
 

@@ -92,7 +92,8 @@ def _copied(found: Found, inputs: Inputs, folder: Path) -> Links:
     bundle = f"bundles/{found.name}.zip"
     (folder / "bundles").mkdir(exist_ok=True)
     with zipfile.ZipFile(folder / bundle, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(f for f in found.folder.rglob("*") if f.is_file()):
+        # no links: what they lead to is no part of the bundle
+        for file in sorted(f for f in found.folder.rglob("*") if f.is_file() and not f.is_symlink()):
             place = file.relative_to(found.folder)
             if place.parts[0] != "external":  # a bundle of its own
                 entry = zipfile.ZipInfo(

@@ -87,5 +87,5 @@ def source_address(source: Mapping[str, str]) -> str:
 
 def _repeated(bundle: Bundle) -> frozenset[str]:
     """Ids of trials that were run again with the same numbers; none where the bundle has no such notes."""
-    notes = getattr(bundle, "repeated", list)()
+    notes: list[Any] = getattr(bundle, "repeated", list)()
     return frozenset(note.trial for note in notes if note.equal)
