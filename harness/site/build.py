@@ -96,9 +96,7 @@ def _copied(found: Found, inputs: Inputs, folder: Path) -> Links:
         for file in sorted(f for f in found.folder.rglob("*") if f.is_file() and not f.is_symlink()):
             place = file.relative_to(found.folder)
             if place.parts[0] != "external":  # a bundle of its own
-                entry = zipfile.ZipInfo(
-                    (found.folder.name / place).as_posix()
-                )  # of no date: equal content, equal file
+                entry = zipfile.ZipInfo(f"{found.folder.name}/{place.as_posix()}")  # of no date: equal files
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 archive.writestr(entry, file.read_bytes())
     sweep = found.folder.parents[1].name if found.external else found.folder.name
@@ -120,7 +118,7 @@ def _report(sweep: str, inputs: Inputs, folder: Path) -> str:
 def _write_data(rows: Sequence[Row], pages: Mapping[str, str], folder: Path) -> None:
     """The rows as a script, which pages can load from a disk too, and as a table for other programs."""
     lines = [row.flat() for row in rows]
-    fields = [*Row.__dataclass_fields__, "page"] if not lines else [*lines[0], "page"]
+    fields = [*lines[0], "page"]
     table = [[*line.values(), pages[line["method"]]] for line in lines]
     text = json.dumps({"fields": fields, "rows": table}, separators=(",", ":"), ensure_ascii=True)
     (folder / "rows.js").write_text(f"window.ROWS = {text};\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 // The state of the view is in the address (#dataset=emoji&sort=rsum), so that a view can be linked.
 "use strict";
 
-const PAGE = 100; // rows on the screen at a time; print shows all
+const PAGE = 50; // rows on the screen at a time; print shows all
 const root = document.body.dataset.root;
 const rows = window.ROWS.rows
   .map(line => Object.fromEntries(line.map((value, i) => [window.ROWS.fields[i], value])))
@@ -339,6 +339,13 @@ function decades(low, high) {
   return found.filter(t => t >= low && t <= high);
 }
 
+// Asked for once: after a change of the table the browser would have to lay it out to know.
+function fitPlot() {
+  const width = Math.max(320, Math.min(720, element("pareto").clientWidth));
+  AREA.right = width - 20;
+  element("plot").setAttribute("viewBox", `0 0 ${width} 400`);
+}
+
 function drawPlot() {
   const {name, points} = plotted();
   const plot = element("plot"), section = document.querySelector("#pareto figure");
@@ -347,9 +354,6 @@ function drawPlot() {
     ? `${name}. Up and to the left is better; the line joins the rows that no other beats in both. Squares: several networks at test; hollow: knows the ground truth.`
     : "No row of this selection has both rSum and a cost: papers report none.";
   if (!points.length) return;
-  const width = Math.max(320, Math.min(720, plot.clientWidth));
-  AREA.right = width - 20;
-  plot.setAttribute("viewBox", `0 0 ${width} 400`);
   const seconds = points.map(r => r.seconds), rsums = points.map(r => r.rsum);
   const [x0, x1] = [Math.min(...seconds) / 1.25, Math.max(...seconds) * 1.25];
   const pad = Math.max(2, (Math.max(...rsums) - Math.min(...rsums)) * .08);
@@ -437,11 +441,12 @@ function start() {
   element("controls").addEventListener("submit", event => event.preventDefault());
   element("controls").addEventListener("reset", event => { event.preventDefault(); history.replaceState(null, "", "#"); readAddress(); update(); });
   addEventListener("hashchange", () => { readAddress(); update(); });
-  if (element("plot")) addEventListener("resize", drawPlot);
+  if (element("plot")) addEventListener("resize", () => { fitPlot(); drawPlot(); });
   addEventListener("beforeprint", () => drawRows(true));
   addEventListener("afterprint", () => drawRows());
   element("fold").open = matchMedia("(min-width: 40rem)").matches;
   readAddress();
+  if (element("plot")) fitPlot();
   update();
 }
 start();
