@@ -82,9 +82,9 @@ def _prepare(folder: Path) -> None:
 def _origin(found: Found, links: Links) -> Origin:
     assert found.sweep is not None
     unchecked = [note for note in found.notes if "not checked" in note]
-    tuning = str(getattr(found.sweep.planned[0], "tuning", "")) if found.external else ""
-    note = "; ".join(filter(None, [tuning, *unchecked]))
-    return Origin(found.sweep.name, links, found.external, found.repeated, note)
+    tuning = [str(found.program.tuning)] if found.program else []
+    note = "; ".join([*tuning, *unchecked])
+    return Origin(found.sweep.name, links, found.program is not None, found.repeated, note)
 
 
 def _copied(found: Found, inputs: Inputs, folder: Path) -> Links:
@@ -99,8 +99,9 @@ def _copied(found: Found, inputs: Inputs, folder: Path) -> Links:
                 entry = zipfile.ZipInfo(f"{found.folder.name}/{place.as_posix()}")  # of no date: equal files
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 archive.writestr(entry, file.read_bytes())
-    sweep = found.folder.parents[1].name if found.external else found.folder.name
-    return Links(_report(sweep, inputs, folder), bundle, source_address(found.source))
+    sweep = found.folder.parents[1].name if found.program else found.folder.name
+    source = source_address(found.program.source.repository) if found.program else ""
+    return Links(_report(sweep, inputs, folder), bundle, source)
 
 
 def _report(sweep: str, inputs: Inputs, folder: Path) -> str:

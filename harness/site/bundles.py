@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.config.external import ExternalTrial
 from harness.record.bundle import Bundle
 from harness.record.check import check_bundle
+from harness.record.external import external_bundles
 from harness.record.types import StoreError, SweepRecord
 
 
@@ -20,12 +20,11 @@ class Found:
 
     Attributes:
         folder: where it is.
-        name: its path in the directory of bundles, with `-` for `/`.
+        name: of its sweep, or `SWEEP-external-METHOD`.
         errors: why it is left out; empty where it is shown.
         notes: what could not be checked, and what its check says otherwise.
         sweep: its content; None with errors.
-        external: whether a program that is not of this project made it.
-        source: of an external one, its program: `repository`, `commit`, `command`.
+        program: of an external one, a trial of it, which says what made it; None of a sweep.
         repeated: ids of trials that were run again with the same numbers.
     """
 
@@ -34,58 +33,44 @@ class Found:
     errors: list[str]
     notes: list[str] = field(default_factory=list)
     sweep: SweepRecord | None = None
-    external: bool = False
-    source: Mapping[str, str] = field(default_factory=dict)
+    program: ExternalTrial | None = None
     repeated: frozenset[str] = frozenset()
 
 
 def find_bundles(results: Path) -> list[Found]:
-    """All bundles of a directory, by name: `SWEEP/`, and `SWEEP/external/METHOD/` beside it."""
-    return [_read(folder, results) for folder in _folders(results)]
+    """All bundles of a directory: those of sweeps by name, each before the external rows beside it."""
+    found = []
+    for folder in sorted(results.glob("[!.]*/")):
+        if (folder / "plan.json").is_file():
+            found.append(_read(folder, folder.name))
+        for beside in external_bundles(folder):
+            found.append(_read(beside.folder, f"{folder.name}-external-{beside.name}"))
+    return found
 
 
-def _folders(results: Path) -> Iterator[Path]:
-    for plan in sorted([*results.glob("*/plan.json"), *results.glob("*/external/*/plan.json")]):
-        if not plan.parent.name.startswith("."):  # one that is being written
-            yield plan.parent
-
-
-def _read(folder: Path, results: Path) -> Found:
-    name = "-".join(folder.relative_to(results).parts)
-    external = folder.parent.name == "external"
+def _read(folder: Path, name: str) -> Found:
     try:
         errors, notes = check_bundle(folder, ids=False)
-        if external:  # the check of its sweep says whether data and noise are those of the sweep
-            mark = f"external/{folder.name}: "
-            beside, _ = check_bundle(folder.parents[1], ids=False)
-            errors = list(
-                dict.fromkeys([*errors, *(e.removeprefix(mark) for e in beside if e.startswith(mark))])
-            )
-        errors = [e for e in errors if not e.startswith("external/")]
+        # external rows beside a sweep are bundles of their own here
+        errors, notes = ([t for t in texts if not t.startswith("external/")] for texts in (errors, notes))
         if errors:
             return Found(folder, name, errors)
         bundle = Bundle(folder.name, folder)
-        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        source = _source(plan) if external else {}
-        return Found(folder, name, [], notes, bundle.sweep(), external, source, _repeated(bundle))
+        sweep = bundle.sweep()
+        first = sweep.planned[0] if sweep.planned else None
+        program = first if isinstance(first, ExternalTrial) else None
+        return Found(folder, name, [], notes, sweep, program, _repeated(bundle))
     except StoreError as error:
         return Found(folder, name, [str(error)])
-
-
-def _source(plan: Mapping[str, Any]) -> dict[str, str]:
-    """The program of an external row, from its plan."""
-    trials = plan.get("trials") or [{}]
-    given = plan.get("source") or trials[0].get("source")
-    return {str(k): str(v) for k, v in given.items()} if isinstance(given, Mapping) else {}
-
-
-def source_address(source: Mapping[str, str]) -> str:
-    """The address of an external row's repository, without a scheme; empty where it is not one of the web."""
-    address = re.fullmatch(r"(?:https?://)?([\w.-]+\.[a-z]{2,}/[\w./@~+-]+)", source.get("repository", ""))
-    return address[1].removesuffix(".git") if address else ""
 
 
 def _repeated(bundle: Bundle) -> frozenset[str]:
     """Ids of trials that were run again with the same numbers; none where the bundle has no such notes."""
     notes: list[Any] = getattr(bundle, "repeated", list)()
     return frozenset(note.trial for note in notes if note.equal)
+
+
+def source_address(repository: str) -> str:
+    """The address of a repository, without a scheme; empty where it is not one of the web."""
+    address = re.fullmatch(r"(?:https?://)?([\w.-]+\.[a-z]{2,}/[\w./@~+-]+)", repository)
+    return address[1].removesuffix(".git") if address else ""

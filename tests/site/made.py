@@ -1,18 +1,38 @@
-"""Bundles for the site's tests: sweeps that were really run, in miniature."""
+"""Bundles for the site's tests: of a sweep, and of an external row beside it."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
 
-from tests.sweep.running import run_sweep, write
+import numpy as np
+import yaml
+
+from harness.noise.files import write_index
+from harness.record.external import import_row
+from tests import recorded, small
+from tests.config.test_external import row_with
 
 ROOT = Path(__file__).parents[2]
+RATIOS, SEEDS = (0.2, 0.4), (0, 1)
 
 
-def sweep_folder(folder: Path, *methods: str) -> Path:
-    """A directory in which a sweep `made` was run: two noise ratios, two seeds, one epoch."""
+def results(folder: Path, *methods: str) -> Path:
+    """A directory of bundles: `made`, of two noise ratios and two seeds, and one external row."""
+    made = folder / "results" / "made"
+    sweep = small.sweep(*methods, name="made", grid={"noise_ratio": list(RATIOS), "seed": list(SEEDS)})
+    recorded.bundle(sweep, made)
+    data = small.load()
+    for trial in (t for t in sweep.trials if t.method == methods[0]):
+        name = f"{trial.noise_ratio:g}_{trial.seed}"
+        for part in ("noise", "out"):
+            (folder / part).mkdir(exist_ok=True)
+        index = trial.noise_index(data).image
+        write_index(index, data["train"], folder / "noise" / f"{name}.npy", "caption")
+        for split in ("dev", "test"):
+            scores = recorded.similarities(data[split], seed=trial.seed + 1000, ratio=trial.noise_ratio)
+            np.save(folder / "out" / f"{name}_{split}.npy", scores)
     with contextlib.chdir(folder):
-        grid = {"noise_ratio": [0.0, 0.4], "seed": [0, 1]}
-        assert run_sweep([write(folder, *methods, name="made", grid=grid, fixed={"epochs": 1})]) == 0
-    return folder
+        Path("row.yaml").write_text(yaml.safe_dump(row_with()))
+        import_row(Path("row.yaml"))
+    return folder / "results"

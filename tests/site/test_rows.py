@@ -19,7 +19,8 @@ from harness.site.rows import LEVELS, Links, Origin, all_rows, published_rows, s
 from methods import METHODS
 from methods.base import Method
 from tests import golden
-from tests.site.made import ROOT, sweep_folder
+from tests.site.made import ROOT
+from tests.site.made import results as made_results
 
 # What is published ------------------------------------------------------------------------------------
 
@@ -168,20 +169,36 @@ def test_rows_are_plain_values_in_an_order(swept):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, feature_cache):
-    """A directory with the bundle of a sweep."""
-    return sweep_folder(tmp_path_factory.mktemp("site-rows"), "clip") / "results"
+def results(tmp_path_factory):
+    """A directory with the bundles of a sweep and of an external row."""
+    return made_results(tmp_path_factory.mktemp("site-rows"), "clip")
 
 
 def test_no_bundles_are_no_error(tmp_path):
     assert find_bundles(tmp_path / "nowhere") == []
 
 
-def test_a_bundle_is_read(results):
-    (found,) = find_bundles(results)
-    assert (found.name, found.errors, found.external, found.repeated) == ("made", [], False, frozenset())
-    assert found.sweep is not None
-    assert len(found.sweep.records) == 4
+def test_bundles_of_sweeps_and_external_rows_are_read(results):
+    sweep, row = find_bundles(results)
+    assert (sweep.name, sweep.errors, sweep.program, sweep.repeated) == ("made", [], None, frozenset())
+    assert sweep.sweep is not None
+    assert len(sweep.sweep.records) == 4
+    assert (row.name, row.errors) == (f"made-external-{row.folder.name}", [])
+    assert row.program is not None
+    assert row.program.source.commit == "0a1b2c3"
+
+
+def test_an_external_row_that_does_not_fit_its_sweep_is_left_out(results, tmp_path):
+    """And the sweep beside it stays."""
+    shutil.copytree(results / "made", tmp_path / "made")
+    (file,) = (tmp_path / "made" / "external").glob("*/records.jsonl")
+    first, *others = file.read_text().splitlines()
+    line = json.loads(first)
+    line["tags"]["noise_digest"] = "0" * 16
+    file.write_text("\n".join([json.dumps(line), *others]) + "\n")
+    sweep, row = find_bundles(tmp_path)
+    assert (sweep.errors, row.sweep) == ([], None)
+    assert any("noise index is 0000000000000000" in error for error in row.errors)
 
 
 @pytest.mark.parametrize("metric", ["last/rsum", "last/t2i_r1"])
@@ -192,7 +209,7 @@ def test_a_bundle_with_a_changed_number_is_left_out(results, tmp_path, metric):
     line = json.loads(first)
     line[metric] += 1
     file.write_text("\n".join([json.dumps(line), *others]) + "\n")
-    (found,) = find_bundles(tmp_path)
+    found = find_bundles(tmp_path)[0]
     assert found.sweep is None
     assert any(line["trial"] in error for error in found.errors)
 
@@ -201,7 +218,7 @@ def test_a_bundle_of_another_protocol_version_is_left_out(results, tmp_path):
     shutil.copytree(results / "made", tmp_path / "made")
     file = tmp_path / "made" / "plan.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"protocol_version": 1}))
-    (found,) = find_bundles(tmp_path)
+    found = find_bundles(tmp_path)[0]
     assert "it is of protocol version 1, and this is 2" in found.errors
 
 
@@ -224,14 +241,14 @@ def test_notes_of_repetitions_are_read_where_there_are_any(results, monkeypatch)
 
     notes = [Note(trials[0].id, True), Note(trials[1].id, False)]
     monkeypatch.setattr(Bundle, "repeated", lambda self: notes, raising=False)
-    (found,) = find_bundles(results)
+    found = find_bundles(results)[0]
     assert found.repeated == {trials[0].id}
 
     def malformed(self):
         raise StoreError("repeated.json: 0.trial: malformed")
 
     monkeypatch.setattr(Bundle, "repeated", malformed, raising=False)
-    (found,) = find_bundles(results)
+    found = find_bundles(results)[0]
     assert "repeated.json: 0.trial: malformed" in found.errors
 
 
@@ -246,7 +263,7 @@ def test_notes_of_repetitions_are_read_where_there_are_any(results, monkeypatch)
     ],
 )
 def test_only_addresses_of_the_web_are_linked(repository, address):
-    assert source_address({"repository": repository}) == address
+    assert source_address(repository) == address
 
 
 # Methods ----------------------------------------------------------------------------------------------
