@@ -23,7 +23,7 @@ def main() -> int:
     print("Commands (python -m COMMAND --help says more):\n")
     for command, what in DOORS.items():
         print(f"  {command:<{width}}  {what}")
-    print("\nA first sweep: python -m harness.sweep sweeps/quickstart.yaml")
+    print("\nA first sweep: python -m harness.sweep quickstart")
     return 0
 
 

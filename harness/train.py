@@ -83,7 +83,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("sweep", help="the sweep file (YAML)")
+    parser.add_argument(
+        "sweep", help="the sweep file (YAML), or the name of one in sweeps/ or of one that ships"
+    )
     parser.add_argument(
         "--trial", required=True, help="the trial's id, or its beginning (see harness.sweep --dry-run)"
     )

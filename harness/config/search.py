@@ -24,6 +24,7 @@ from harness.config.base import StrictModel
 from harness.config.hyper import hyper_model
 from harness.config.trial import Trial, method_class
 from harness.lib.files import RESULTS
+from harness.lib.shipped import shipped
 from methods.seeding import seed_of
 
 if TYPE_CHECKING:
@@ -342,18 +343,20 @@ def result_file(name: str) -> Path:
 
 
 def read_result(name: str) -> SearchResult:
-    """What a search found.
+    """What a search found: in `results/` here, or else as it ships.
 
     Raises:
         ValueError: there is no such file, or it cannot be read.
     """
-    file = result_file(name)
+    file, there = result_file(name), (RESULTS, shipped("results"))
+    if not file.is_file() and (there[1] / name / file.name).is_file():
+        file = there[1] / name / file.name
     try:
         return SearchResult.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        there = sorted(p.parent.name for p in RESULTS.glob("*/search.json"))
+        names = sorted({p.parent.name for folder in there for p in folder.glob("*/search.json")})
         raise ValueError(
-            f"settings_from = {name!r}: there is no {file} (searches there: {', '.join(there) or 'none'})"
+            f"settings_from = {name!r}: there is no {file} (searches there: {', '.join(names) or 'none'})"
         ) from None
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -35,6 +35,7 @@ from harness.config.sweep_checks import (
 )
 from harness.config.trial import Trial, method_class
 from harness.lib.registry import resolve, suggest
+from harness.lib.shipped import shipped
 from harness.noise.models import MODELS, NoiseModel
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
@@ -121,24 +122,46 @@ Told = Mapping[str, Sequence[tuple[Settings, float | None]]]
 """Of a search by Optuna, the tries of each method so far with their objectives (None: failed)."""
 
 
-def load_sweep(path: str | Path, told: Told | None = None) -> Sweep:
-    """Read and expand a sweep file.
+def load_sweep(given: str | Path, told: Told | None = None) -> Sweep:
+    """Read and expand a sweep file, given by its path or the sweep's name.
 
     Raises:
         BadInput: with all errors of the file, each naming the field, the value and what is allowed.
     """
-    content, text = read_sweep_file(path)
+    content, text = read_sweep_file(given)
     return parse_sweep(content, text=text, told=told)
 
 
-def read_sweep_file(path: str | Path) -> tuple[dict[str, Any], str]:
+def find_sweep_file(given: str | Path) -> Path:
+    """The file of a sweep: a path is itself, and a name is looked up in `sweeps/` here, then among those that
+    ship.
+
+    Raises:
+        BadInput: no sweep has this name.
+    """
+    path = Path(given)
+    if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
+        return path
+    folders = (Path("sweeps"), shipped("sweeps"))
+    for folder in folders:
+        if (file := folder / f"{path}.yaml").is_file():
+            return file
+    names = {file.stem for folder in folders for file in folder.glob("*.yaml")}
+    raise BadInput([f"there is no sweep {str(given)!r}{suggest(str(given), names)}; or give a file"])
+
+
+def read_sweep_file(given: str | Path) -> tuple[dict[str, Any], str]:
     """The content of a sweep file with its name, not yet validated, and its text.
+
+    Args:
+        given: the file, or the name of a sweep (see `find_sweep_file`).
 
     Raises:
         BadInput: the file is missing, is no YAML mapping, or cannot be read.
     """
-    content, text = read_mapping(Path(path), "sweep file")
-    return {"name": Path(path).stem, **content}, text
+    path = find_sweep_file(given)
+    content, text = read_mapping(path, "sweep file")
+    return {"name": path.stem, **content}, text
 
 
 def read_mapping(path: Path, what: str) -> tuple[dict[str, Any], str]:
@@ -157,6 +180,8 @@ def read_mapping(path: Path, what: str) -> tuple[dict[str, Any], str]:
     except FileNotFoundError:
         files = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         near = suggest(path.name, files) if path.parent.is_dir() else ""
+        if (shipped("sweeps") / path.name).is_file():
+            near += f"; the one that ships is named {path.stem!r}, without a path"
         raise BadInput([f"{what} {path} does not exist{near}"]) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise BadInput([f"{what} {path} cannot be read: {' '.join(str(error).split())}"]) from None

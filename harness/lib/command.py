@@ -9,6 +9,22 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+_OF_TRAINING = frozenset(
+    {
+        "accelerate",
+        "nltk",
+        "open_clip",
+        "ray",
+        "safetensors",
+        "sklearn",
+        "timm",
+        "torch",
+        "torchvision",
+        "transformers",
+    }
+)
+"""Modules that the extra `train` installs, and that a light install lacks."""
+
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command and leave with its exit code.
@@ -16,6 +32,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     The libraries that a command imports make hundreds of thousands of objects that live until its end:
     looking for garbage among them, while they are loaded and once more at exit, took 40 % of the time of
     `--dry-run` (`python -m harness.bench startup`).
+
+    Where a module of the extra `train` is missing, the command says so, and ends with exit code 2.
 
     A command ends quietly, with exit code 1, when the reader of its output is gone (`... | head -1`), and
     with 130 when Ctrl-C stops it before it can say more.
@@ -35,7 +53,26 @@ def run(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if not is_of_training(error):
+            raise
+        sys.stderr.write(f"{needs_training(error)}\n")
+        sys.exit(2)
     # Triton's nanobind reports all its objects as leaked if they are not collected at exit.
     if "triton" not in sys.modules:
         gc.freeze()
     sys.exit(code)
+
+
+def is_of_training(error: ModuleNotFoundError) -> bool:
+    """Whether what is missing comes with the extra `train`."""
+    return (error.name or "").partition(".")[0] in _OF_TRAINING
+
+
+def needs_training(error: ModuleNotFoundError) -> str:
+    """What to say where a module of the extra `train` is missing."""
+    return (
+        f"this needs the extra `train`, for {(error.name or '').partition('.')[0]} is not installed: "
+        "pip install 'noisy-correspondence-harness[train]', or in a checkout "
+        "pip install -c constraints.txt -e '.[train]'"
+    )

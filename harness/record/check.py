@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections import Counter
@@ -67,6 +68,7 @@ def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str
     Checked are: plan and trial ids, each line against its trial, that no trial is missing, fingerprints of
     the data, noise indices (made anew), recalls (from the ranks), the best epoch on dev, what a search found,
     and the external rows beside a sweep.
+    Without PyTorch, which the methods' classes need, ids and what a search found are not checked.
 
     Args:
         ids: whether the ids of the plan are made anew too, which loads the classes of its methods, and torch.
@@ -99,7 +101,14 @@ def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str
             wrong, said = [str(error)], []
         errors += [f"external/{bundle.name}: {text}" for text in wrong]
         notes += [f"external/{bundle.name}: {text}" for text in said]
+    if not _has_methods():
+        notes.append("PyTorch is not here (extra `train`): trial ids and what a search found are not checked")
     return errors, notes
+
+
+def _has_methods() -> bool:
+    """Whether the methods' classes can be loaded."""
+    return importlib.util.find_spec("torch") is not None
 
 
 def _read(folder: Path, *, ids: bool = True) -> _Content:
@@ -107,8 +116,8 @@ def _read(folder: Path, *, ids: bool = True) -> _Content:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         text = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
         lines = [json.loads(line) for line in text]
-        kind = trial_type(plan)
-        trials = [kind.model_validate(content) for content in plan["trials"]] if ids else trials_of(plan)
+        kind, anew = trial_type(plan), ids and _has_methods()
+        trials = [kind.model_validate(content) for content in plan["trials"]] if anew else trials_of(plan)
         bad = next((i for i, x in enumerate(lines, 1) if any(k not in x for k in ("trial", *_NEEDED))), None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder} is no bundle: {' '.join(str(error).split())[:200]}") from None
@@ -245,7 +254,7 @@ def _of_ranks(
 
 def _search_errors(content: _Content) -> Iterator[str]:
     """What a search found, from its records."""
-    if not content.plan.get("search"):
+    if not content.plan.get("search") or not _has_methods():
         return
     bundle = Bundle(content.folder.name, content.folder)
     try:

@@ -272,12 +272,10 @@ def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
     means = _competitors(frame, _blocks(frame), TRACKS[0])
     if len(means) < LEAST_BLOCKS or means.shape[1] < 2:
         return None
-    import scikit_posthocs  # brings seaborn and statsmodels: only where ranks are drawn
-
-    different = scikit_posthocs.posthoc_nemenyi_friedman(means)
     ranks = dict(zip(means, average_ranks(means.to_numpy()), strict=True))
+    difference = critical_difference(len(ranks), len(means))
     figures.ranks(
-        frame, ranks, different, f"average rank over {len(means)} blocks (1 is the best)", folder / "ranks"
+        frame, ranks, difference, f"average rank over {len(means)} blocks (1 is the best)", folder / "ranks"
     )
     return Figure(
         "Average ranks",

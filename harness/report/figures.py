@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from harness.evaluation.metrics import BINS, Calibration
 from harness.report.drawing import drawn
+from harness.report.rank_diagram import draw_ranks, height
 from harness.report.results import cells
 from methods import METHODS
 
@@ -162,25 +163,12 @@ def scatter(
 
 @drawn
 def ranks(
-    frame: pd.DataFrame, average: Mapping[str, float], different: pd.DataFrame, title: str, target: Path
+    frame: pd.DataFrame, average: Mapping[str, float], difference: float, title: str, target: Path
 ) -> None:
-    """Critical-difference diagram (Demsar 2006): average ranks; a bar joins rows that do not differ.
-    `different`: p values, rows x rows.
-    """
-    import scikit_posthocs
-
-    style_of = styles(frame)
-    colours = {row: style_of[row][0] for row in average}
-    with _figure(target, 7.2, 0.9 + 0.28 * len(average)) as axes:
-        axes.grid(False)
-        scikit_posthocs.critical_difference_diagram(
-            dict(average),
-            different,
-            ax=axes,
-            color_palette=colours,
-            label_fmt_left="{label} ({rank:.2f}) ",
-            label_fmt_right=" ({rank:.2f}) {label}",
-        )
+    """Critical-difference diagram of average ranks. `difference`: the critical one."""
+    colours = {row: colour for row, (colour, _) in styles(frame).items()}
+    with _figure(target, 7.2, height(average, difference)) as axes:
+        draw_ranks(axes, average, difference, colours)
         axes.set_title(title)
 
 

@@ -38,7 +38,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("file", help="the sweep file (YAML)")
+    parser.add_argument(
+        "file", help="the sweep file (YAML), or the name of one in sweeps/ or of one that ships"
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry-run", action="store_true", help="check everything, show the plan, run nothing")
     mode.add_argument(
