@@ -348,13 +348,15 @@ def read_result(name: str) -> SearchResult:
     Raises:
         ValueError: there is no such file, or it cannot be read.
     """
-    file, there = result_file(name), (RESULTS, shipped("results"))
-    if not file.is_file() and (there[1] / name / file.name).is_file():
-        file = there[1] / name / file.name
+    file, that_ships = result_file(name), shipped("results") / name / "search.json"
+    if not file.is_file() and that_ships.is_file():
+        file = that_ships
     try:
         return SearchResult.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        names = sorted({p.parent.name for folder in there for p in folder.glob("*/search.json")})
+        names = sorted(
+            {p.parent.name for folder in (RESULTS, shipped("results")) for p in folder.glob("*/search.json")}
+        )
         raise ValueError(
             f"settings_from = {name!r}: there is no {file} (searches there: {', '.join(names) or 'none'})"
         ) from None

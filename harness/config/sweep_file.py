@@ -140,6 +140,10 @@ def find_sweep_file(given: str | Path) -> Path:
         BadInput: no sweep has this name.
     """
     path = Path(given)
+    if not path.exists() and (shipped("sweeps") / path.name).is_file():
+        raise BadInput(
+            [f"sweep file {path} does not exist; the one that ships is named {path.stem!r}, without a path"]
+        )
     if path.exists() or path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
         return path
     folders = (Path("sweeps"), shipped("sweeps"))
@@ -180,8 +184,6 @@ def read_mapping(path: Path, what: str) -> tuple[dict[str, Any], str]:
     except FileNotFoundError:
         files = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         near = suggest(path.name, files) if path.parent.is_dir() else ""
-        if (shipped("sweeps") / path.name).is_file():
-            near += f"; the one that ships is named {path.stem!r}, without a path"
         raise BadInput([f"{what} {path} does not exist{near}"]) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise BadInput([f"{what} {path} cannot be read: {' '.join(str(error).split())}"]) from None

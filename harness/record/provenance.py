@@ -229,8 +229,8 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of the code, with `+changes` if tracked files differ from it; `unknown` outside a
-    checkout.
+    """The commit of the code, with `+changes` if tracked files differ from it; `unknown` outside a checkout,
+    also where the code is installed below somebody else's.
     """
 
     def git(*words: str) -> str:
@@ -246,6 +246,7 @@ def git_commit() -> str:
         return run.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "--", "harness/__init__.py")
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "harness", "methods")
         return git("rev-parse", "HEAD")[:12] + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):

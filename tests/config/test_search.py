@@ -187,6 +187,19 @@ def taken(*methods, fixed=None, **changes):
     return parse_sweep({"settings_from": "found", **content})
 
 
+def test_a_search_that_ships_is_found_where_there_is_none_of_its_name_here(
+    here, tmp_path_factory, monkeypatch
+):
+    elsewhere = tmp_path_factory.mktemp("shipped")
+    monkeypatch.setattr("harness.config.search.shipped", lambda kind: elsewhere / kind)
+    Found(elsewhere)
+    assert len(taken("clip").found) == 1
+    Found(here, tries=3)
+    assert taken("clip").found[0].tries == 3
+    with pytest.raises(BadInput, match=r"no results/nowhere/search.json \(searches there: found\)"):
+        taken("clip", settings_from="nowhere")
+
+
 def test_a_sweep_takes_the_best_settings_and_names_their_search(here):
     Found(here)
     sweep = taken("clip", "small_loss", grid={"seed": [0, 1]})

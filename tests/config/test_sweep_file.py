@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from harness.config.sweep_file import BadInput, load_sweep, parse_sweep
+from harness.config.sweep_file import BadInput, load_sweep, parse_sweep, read_sweep_file
 from methods import METHODS
 from tests import small
 
+ROOT = Path(__file__).parents[2]
 MINE = "tests.mine:Mine"
 AXES = {
     "dataset": "emoji",
@@ -207,10 +210,24 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
         load_sweep(tmp_path / "quickstat.yaml")
 
 
-def test_the_sweeps_that_ship_are_valid():
-    from pathlib import Path
+def test_a_sweep_goes_by_its_name(tmp_path, monkeypatch):
+    """One in `sweeps/` here comes before one that ships, and a file before both."""
+    monkeypatch.chdir(tmp_path)
+    assert read_sweep_file("quickstart")[1] == (ROOT / "sweeps" / "quickstart.yaml").read_text()
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "quickstart.yaml").write_text("grid: {seed: [7]}")
+    assert read_sweep_file("quickstart")[0] == {"name": "quickstart", "grid": {"seed": [7]}}
+    (tmp_path / "quickstart").write_text("grid: {seed: [8]}")
+    assert read_sweep_file("quickstart")[0]["grid"] == {"seed": [8]}
+    (tmp_path / "sweeps" / "mine.yaml").touch()
+    with pytest.raises(BadInput, match=r"no sweep 'quickstrat'; did you mean 'quickstart'.*emoji.*mine"):
+        read_sweep_file("quickstrat")
+    with pytest.raises(BadInput, match=r"sweeps/emoji.yaml does not exist.*named 'emoji', without a path"):
+        read_sweep_file("sweeps/emoji.yaml")
 
-    files = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
+
+def test_the_sweeps_that_ship_are_valid():
+    files = sorted((ROOT / "sweeps").glob("*.yaml"))
     assert {"quickstart.yaml", "emoji.yaml", "tune_emoji.yaml"} <= {f.name for f in files}
     run = {t.method for file in files for t in load_sweep(file).trials}
     assert run == set(METHODS)

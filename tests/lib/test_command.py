@@ -53,3 +53,24 @@ def test_a_command_that_loaded_triton_ends_quietly():
     command = start(TRITON)
     assert command.communicate(timeout=120) == ("", "")
     assert command.returncode == 3
+
+
+@pytest.mark.parametrize(("module", "code"), [("torch.nn", 2), ("my_own", 1)])
+def test_a_module_that_an_extra_installs_is_told_by_the_extra(module, code):
+    """And any other one by its traceback."""
+    command = start(
+        f"""
+import sys
+from harness.lib.command import run
+
+def main() -> int:
+    sys.modules["torch"] = None  # as if it were not installed
+    import {module}
+
+run(main)
+"""
+    )
+    _, told = command.communicate(timeout=120)
+    assert command.returncode == code
+    assert ("needs the extra `train`, for torch is not installed: pip install" in told) == (code == 2)
+    assert ("Traceback" in told) == (code == 1)

@@ -256,3 +256,18 @@ def test_a_digest_is_twelve_digits_and_the_same_for_equal_code():
     trial = small.trial("clip")
     assert len(code_digest(trial)) == 12
     assert code_digest(trial) == code_digest(small.trial("clip", seed=1))
+
+
+def test_code_that_is_installed_below_another_repository_has_no_commit(tmp_path, monkeypatch):
+    """As in a user's own project with its environment in it."""
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x")
+    place = tmp_path / "site-packages" / "harness"
+    place.mkdir(parents=True)
+    monkeypatch.setattr(provenance, "_HARNESS", place)
+    (place / "__init__.py").touch()
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "theirs"], check=True)
+    assert provenance.git_commit() == "unknown"
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "ours"], check=True)
+    assert len(provenance.git_commit()) == 12
