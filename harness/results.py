@@ -1,11 +1,12 @@
 """`python -m harness.results`: bundles, the records of a sweep as plain files (`results/SWEEP/`).
 
   check FOLDER ...             is it what it claims to be? Trial ids, noise indices and recalls are made anew,
-                               and the plan is held against the records
+                               and the plan is held against the records; --verify N runs N trials again
   export SWEEP --out FOLDER    a bundle of any sweep that the store holds
   import FILE                  a row of another program, as FILE describes it: results/SWEEP/external/METHOD
 
-Exit code 0: done; 1: something is wrong with a bundle; 2: bad input.
+Exit code 0: done; 1: something is wrong with a bundle, or a trial that was run again gave other numbers;
+2: bad input.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.lib.command import run
+from harness.lib.command import count, run
 from harness.lib.files import RESULTS
 
 
@@ -26,14 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "import":
             return _import(options.file)
-        return _export(options) if options.command == "export" else _check(options.folders)
+        return _export(options) if options.command == "export" else _check(options.folders, options.verify)
     except StoreError as error:
         return fail([str(error)])
     except OSError as error:
         return fail([f"{error.filename}: {error.strerror or error}"])
 
 
-def _check(folders: list[Path]) -> int:
+def _check(folders: list[Path], verify: int) -> int:
     from harness.lib.console import console
     from harness.record.check import check_bundle, summary
 
@@ -45,6 +46,10 @@ def _check(folders: list[Path]) -> int:
             console.print(f"  {text}", markup=False)
         console.print(f"  {len(errors) or 'no'} error{'s' * (len(errors) != 1)}")
         wrong += len(errors)
+        if verify:
+            from harness.sweep.repeat import repeat_bundle  # torch: only where trials are run
+
+            wrong += repeat_bundle(folder, verify)
     return 1 if wrong else 0
 
 
@@ -86,6 +91,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check bundles")
     check.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="results/SWEEP")
+    check.add_argument(
+        "--verify",
+        type=count,
+        default=0,
+        metavar="N",
+        help="run N trials of each bundle again, spread over its methods, to see whether they give the "
+        "numbers on record",
+    )
     export = commands.add_parser("export", help="write the bundle of a sweep")
     export.add_argument("sweep", help="its name")
     export.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/SWEEP")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import io
 import os
@@ -76,3 +77,10 @@ def needs_training(error: ModuleNotFoundError) -> str:
         "pip install 'noisy-correspondence-harness[train]', or in a checkout "
         "pip install -c constraints.txt -e '.[train]'"
     )
+
+
+def count(text: str) -> int:
+    """A number of things, as argparse reads an option."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, found {text!r}")
+    return int(text)

@@ -4,7 +4,8 @@ without the store.
 `results/SWEEP/` holds `records.jsonl` (a line for each trial that is over: metrics, tags, parameters and
 curves over epochs), `arrays/TRIAL.npz` (ranks of all test queries, the last confidence; of the first seed the
 captions that images rank first), `noise/DIGEST.npz` (noise indices), `plan.json`, `sweep.yaml` and
-`environment.json`; a search has `search.json` and no arrays.
+`environment.json`; a search has `search.json` and no arrays; `repeated.json` notes which trials were run
+again.
 A trial is appended when it has ended, so that a directory under version control can be committed in parts; of
 several lines of a trial the last counts.
 """
@@ -12,6 +13,7 @@ several lines of a trial the last counts.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -25,6 +27,7 @@ from harness.config.trial import Trial
 from harness.lib.files import RESULTS, STORAGE, atomic_write
 from harness.lib.locks import acquire
 from harness.record.provenance import PACKAGES
+from harness.record.repeated import Repetition, read_repetitions, repetitions_text
 from harness.record.store import Store, sweep_of_plan, trials_of
 from harness.record.types import RESTORED, StoreError, SweepHandle, SweepRecord, TrialRecord
 
@@ -40,6 +43,7 @@ _CURVES = (
     "seconds/train",
 )
 """Metrics whose values of all epochs are kept: what figures show and what a verification asks for."""
+_REPEATED = "repeated.json"
 _ENVIRONMENT = (*PACKAGES, "python", "device", "precision", "processes", "threads", "git_commit", "code")
 
 
@@ -97,6 +101,17 @@ class Bundle:
             if lines and text.encode() != self._file.read_bytes():
                 self._write(self._file.name, text.rstrip("\n"))
                 self._read = len(text.encode())
+
+    def note_repeated(self, repetition: Repetition) -> None:
+        """Note that a trial was run again. It replaces what was noted of it in the same environment; notes
+        on records that are no more are dropped.
+
+        Raises:
+            StoreError: the file of notes cannot be read.
+        """
+        with self.locked():
+            kept = [r for r in self.repeated() if not r.replaced_by(repetition)]
+            self._write(_REPEATED, repetitions_text([*kept, repetition]))
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Holds the bundle for one process at a time."""
@@ -190,13 +205,28 @@ class Bundle:
             if (line := lines.get(t.id))
         }
 
+    def line_digest(self, trial_id: str) -> str:
+        """The SHA-256 of the line of a trial in `records.jsonl`; empty where it has none."""
+        line = self._lines().get(trial_id)
+        return hashlib.sha256(json.dumps(line).encode()).hexdigest() if line else ""
+
+    def repeated(self) -> list[Repetition]:
+        """What is noted of trials that were run again; not what is noted of another line than the present
+        one.
+
+        Raises:
+            StoreError: the file of notes is malformed.
+        """
+        noted = read_repetitions(self.folder / _REPEATED)
+        return [r for r in noted if r.record == self.line_digest(r.trial)]
+
     def curve(self, run: str, metric: str) -> dict[int, float]:
         """Values of a metric by epoch; empty where it was not kept."""
         return {int(epoch): value for epoch, value in self._line_of(run)["curves"].get(metric, [])}
 
     def names(self, run: str, directory: str) -> list[str]:
         """Paths of the arrays in a directory of a run."""
-        if directory != "confidence":
+        if directory != "confidence" or not self._arrays(run).is_file():
             return []
         with np.load(self._arrays(run)) as content:
             epochs = {name.partition("/")[0] for name in content.files if name.startswith("epoch_")}

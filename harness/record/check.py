@@ -18,9 +18,9 @@ from harness import PROTOCOL_VERSION
 from harness.config.external import ExternalTrial, trial_type
 from harness.config.trial import Trial
 from harness.data import load_dataset
-from harness.data.base import DataError, DataSet
+from harness.data.base import DataSet
 from harness.evaluation.metrics import RECALLS, Ranking, recalls
-from harness.lib.registry import UnknownName
+from harness.lib.files import is_file
 from harness.noise.index import NoiseIndex
 from harness.record.bundle import Bundle
 from harness.record.external import external_bundles, facts_of, misfits
@@ -49,17 +49,17 @@ class _Content:
 
     @cached_property
     def data(self) -> dict[str, DataSet]:
-        """Data sets by trial id; those that are not here are left out."""
+        """Data sets by trial id; trials whose data set or noise files are not here are left out."""
         loaded: dict[str, DataSet | None] = {}
         for trial in self.trials.values():
             key = f"{trial.dataset} {trial.dataset_options}"
             if key not in loaded:
                 try:
                     loaded[key] = load_dataset(trial.dataset, **trial.dataset_options)
-                except (DataError, UnknownName, TypeError, OSError):
+                except Exception:  # a data set of the user's own can raise anything
                     loaded[key] = None
         found = {i: loaded[f"{t.dataset} {t.dataset_options}"] for i, t in self.trials.items()}
-        return {i: data for i, data in found.items() if data is not None}
+        return {i: d for i, d in found.items() if d is not None and not _lacking_noise(self.trials[i])}
 
 
 def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str]]:
@@ -67,7 +67,7 @@ def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str
 
     Checked are: plan and trial ids, each line against its trial, that no trial is missing, fingerprints of
     the data, noise indices (made anew), recalls (from the ranks), the best epoch on dev, what a search found,
-    and the external rows beside a sweep.
+    the external rows beside a sweep, and the notes on trials that were run again.
     Without PyTorch, which the methods' classes need, ids and what a search found are not checked.
 
     Args:
@@ -92,8 +92,12 @@ def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str
     )
     for check in checks:
         errors += check(content)
-    absent = sorted({t.dataset_label for i, t in content.trials.items() if i not in content.data})
-    notes = [f"data set {name!r} is not here: fingerprint and noise are not checked" for name in absent]
+    absent = {_absent(t): None for i, t in content.trials.items() if i not in content.data}
+    notes = [f"{what} not here: fingerprint and noise are not checked" for what in absent]
+    try:
+        notes += _repeated_notes(content)
+    except StoreError as error:
+        errors.append(str(error))
     for bundle in external_bundles(folder):
         try:
             wrong, said = check_bundle(bundle.folder, ids=ids)
@@ -124,6 +128,30 @@ def _read(folder: Path, *, ids: bool = True) -> _Content:
     if bad:
         raise StoreError(f"{folder}: line {bad} of records.jsonl lacks a field")
     return _Content(folder, plan, {t.id: t for t in trials}, {x["trial"]: x for x in lines})
+
+
+def _lacking_noise(trial: Trial) -> list[str]:
+    """The files of its noise that are not here."""
+    return [str(f) for f in trial.noise.files(trial.noise_ratio, trial.noise_seed) if not is_file(f)]
+
+
+def _absent(trial: Trial) -> str:
+    """What of a trial's data is not here."""
+    files = _lacking_noise(trial)
+    return f"noise of {', '.join(files)} is" if files else f"data set {trial.dataset_label!r} is"
+
+
+def _repeated_notes(content: _Content) -> Iterator[str]:
+    """What is noted of trials that were run again. Raises StoreError where the notes are malformed."""
+    notes = Bundle(content.folder.name, content.folder).repeated()
+    equal = {note.trial for note in notes if note.equal}
+    if equal:
+        yield f"run again, with the same numbers to the last bit: {len(equal)} trials"
+    for note in notes:
+        if not note.equal:
+            yield f"{note.trial}: run again on {note.when:%Y-%m-%d}, it gave other numbers: " + "; ".join(
+                note.differences[:_SHOWN]
+            )
 
 
 def _plan_errors(content: _Content) -> Iterator[str]:

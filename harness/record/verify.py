@@ -5,7 +5,8 @@ on record.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from harness import PROTOCOL_VERSION
 from harness.config.trial import Trial, method_class
 from harness.evaluation.metrics import RECALLS, Ranking, recalls
 from harness.noise.index import index_digest
-from harness.record.bundle import coarse
+from harness.record.bundle import Bundle, coarse
 from harness.record.recorder import split_ranks
 from harness.record.store import Store
 from harness.record.types import (
@@ -128,17 +129,59 @@ def _shortly(epochs: list[int]) -> str:
     return f"{epochs[:12]}{' and more' if len(epochs) > 12 else ''}"
 
 
-class Comparison:
-    """A recorder that keeps nothing: it compares a trial that is run again with its record."""
+@dataclass(frozen=True)
+class OnRecord:
+    """What is on record of a trial that is run again.
 
-    def __init__(self, handle: SweepHandle, trial: Trial) -> None:
-        self.handle, self.trial = handle, trial
+    Attributes:
+        confidences: paths of the confidences that were kept.
+        read: the arrays of a path.
+        rounded: whether confidences were kept as multiples of 1/256.
+    """
+
+    record: TrialRecord
+    confidences: frozenset[str]
+    read: Callable[[str], Mapping[str, np.ndarray]]
+    rounded: bool
+
+    @classmethod
+    def in_store(cls, handle: SweepHandle, trial: Trial) -> OnRecord:
+        """As the store has it. Raises StoreError where the store does not answer."""
+        store = Store(handle.uri)
+        record = store.records(handle, [trial])[trial.id]
+        names = frozenset(store.client.artifacts(record.run_id, "confidence"))
+        return cls(record, names, lambda path: store.read_array(record.run_id, path), RESTORED in record.tags)
+
+    @classmethod
+    def in_bundle(cls, bundle: Bundle, record: TrialRecord) -> OnRecord:
+        """As a bundle has it; that of a search has no confidences."""
+        names = frozenset(bundle.names(record.run_id, "confidence"))
+        return cls(record, names, lambda path: bundle.read(record.run_id, path), True)
+
+
+class Comparison:
+    """A recorder that keeps nothing: it compares a trial that is run again with its record.
+
+    Args:
+        find: gives the record, once the trial has started.
+
+    Attributes:
+        environment: the one that the trial is run in.
+        moved: where that is another than the one on record, commits aside.
+        differences: what is not equal to the last bit.
+    """
+
+    def __init__(self, find: Callable[[], OnRecord]) -> None:
+        self.find = find
+        self.environment: Mapping[str, str] = {}
+        self.moved: list[str] = []
         self.differences: list[str] = []
+        self._last_epoch: Mapping[str, float] = {}
 
     def start(self, setup: Setup) -> float:
         """Compare data, noise index and environment."""
-        self.store = Store(self.handle.uri)
-        self.record = self.store.records(self.handle, [self.trial])[self.trial.id]
+        self.known = self.find()
+        self.record, self.environment = self.known.record, setup.environment
         known: Mapping[str, str] = self.record.tags
         self.moved = [
             f"{k} {known[k]} then, {v} now"
@@ -148,18 +191,18 @@ class Comparison:
         for key, now in (("data_fingerprint", setup.fingerprint), ("noise_digest", setup.noise.digest)):
             if known.get(key) != now:
                 self.differences.append(f"{key} is {known.get(key)} on record, {now} now")
-        self.confidences = set(self.store.client.artifacts(self.record.run_id, "confidence"))
         return 0
 
     def note(self, text: str) -> None:
         """A repeated trial has no history."""
 
     def epoch(self, record: EpochRecord) -> None:
-        """Compare the confidence of an epoch, bit for bit."""
-        file, known = f"confidence/epoch_{record.epoch:03d}.npz", self.record.tags
-        if record.confidence is not None and file in self.confidences:
-            kept = self.store.read_array(self.record.run_id, file)["confidence"]
-            now = coarse(record.confidence) if RESTORED in known else record.confidence.astype(kept.dtype)
+        """Compare the confidence of an epoch, bit for bit; what it has of dev is compared at the end."""
+        self._last_epoch = record.metrics
+        file = f"confidence/epoch_{record.epoch:03d}.npz"
+        if record.confidence is not None and file in self.known.confidences:
+            kept = self.known.read(file)["confidence"]
+            now = coarse(record.confidence) if self.known.rounded else record.confidence.astype(kept.dtype)
             if not np.array_equal(kept, now):
                 self.differences.append(
                     f"confidence of epoch {record.epoch}, by up to {np.abs(kept - now).max():.3g}"
@@ -167,9 +210,10 @@ class Comparison:
 
     def finish(self, outcome: Outcome) -> None:
         """Raises Differs where anything is not the same to the last bit."""
-        for key, value in sorted(split_ranks(outcome.metrics)[0].items()):
-            if key.startswith(_COMPARED) and value != self.record.metrics.get(key):
-                self.differences.append(f"{key} is {self.record.metrics.get(key)} on record, {value} now")
+        for key, value in sorted(split_ranks({**self._last_epoch, **outcome.metrics})[0].items()):
+            kept = self.record.metrics.get(key, math.nan)
+            if key.startswith(_COMPARED) and value != kept:
+                self.differences.append(f"{key} is {kept} on record, {value} now ({value - kept:+.3g})")
         digest = self.record.tags.get("weights_digest", outcome.weights)
         if digest != outcome.weights:
             self.differences.append(f"the weights are {digest} on record, {outcome.weights} now")
@@ -180,3 +224,6 @@ class Comparison:
             raise Differs(
                 f"{'; '.join(self.differences[:6])}{' and more' if len(self.differences) > 6 else ''}{where}"
             )
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.lib.command import run
+from harness.lib.command import count, run
 from harness.lib.files import STORAGE
 
 _SAMPLE = 3
@@ -22,13 +22,6 @@ def main(arguments: list[str] | None = None) -> int:
     from harness.sweep.command import execute  # what a command needs is loaded once it is known
 
     return execute(options)
-
-
-def _count(text: str) -> int:
-    """A number of trials, as argparse reads it."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, found {text!r}")
-    return int(text)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -51,7 +44,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     mode.add_argument(
         "--verify",
         nargs="?",
-        type=_count,
+        type=count,
         const=_SAMPLE,
         metavar="N",
         help="check that each finished record is complete, and run N of the trials again (default: "

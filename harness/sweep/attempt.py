@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from harness.config.resources import Resources
@@ -33,7 +34,7 @@ from harness.record.types import (
     SweepHandle,
     describe_failure,
 )
-from harness.record.verify import Comparison
+from harness.record.verify import Comparison, OnRecord
 
 RETRIES = 2
 DONE, FAILED, BUSY, UNRECORDED, STOPPED = "done", "failed", "busy", "unrecorded", "stopped"
@@ -123,8 +124,13 @@ def attempt(trial: Trial, task: Task, *, main: bool = True, epoch_ended: EpochEn
     return Ending(trial, DONE)
 
 
-def work(trial: Trial, task: Task, epoch_ended: EpochEnded | None = None) -> Outcome:
+def work(
+    trial: Trial, task: Task, epoch_ended: EpochEnded | None = None, *, recorder: Recorder | None = None
+) -> Outcome:
     """The part of one process in a trial; of several processes the main one records.
+
+    Args:
+        recorder: receives the results; None: the one that follows from the task.
 
     Raises:
         CodeChanged: this process runs other code than the driver of the sweep.
@@ -143,7 +149,7 @@ def work(trial: Trial, task: Task, epoch_ended: EpochEnded | None = None) -> Out
     with _working_directory(task.directory):
         return run_trial(
             trial,
-            _recorder(trial, task),
+            recorder or _recorder(trial, task),
             directory=task.checkpoints(trial),
             resources=task.resources,
             expected=task.expected.get(trial.id),
@@ -156,7 +162,7 @@ def _recorder(trial: Trial, task: Task) -> Recorder:
     if task.handle is None:
         return PrintRecorder()
     if task.repeat:
-        return Comparison(task.handle, trial)
+        return Comparison(partial(OnRecord.in_store, task.handle, trial))
     return MlflowRecorder(
         task.handle,
         trial,

@@ -36,6 +36,7 @@ from harness.sweep.preflight import (
     prepare_features,
 )
 from harness.sweep.progress import Progress
+from harness.sweep.repeat import spread
 from harness.sweep.search import Find, check_searched_data, planned_before, with_next_tries
 from harness.sweep.status import board_of, score_of, show_status, show_verified
 from harness.sweep.step_cost import cached_costs, count_costs
@@ -391,8 +392,7 @@ def _verify(sweep: Sweep, store: Store, task: Task, launcher: Launcher, sample: 
     """Check all finished records, run some trials again; 0 where all is as it should be."""
     known = store.records(_handle(task), sweep.trials)
     done = [t for t in sweep.trials if t.id in known and known[t.id].done]
-    # Spread over the grid, which is in the order of the methods.
-    chosen = [done[i * len(done) // sample] for i in range(sample)] if sample < len(done) else done
+    chosen = spread(done)[:sample]
     endings: list[Ending] = []
     if chosen:
         console.print(f"running {len(chosen)} of {len(done)} finished trials again ...")
