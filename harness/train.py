@@ -55,6 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(f"trial {trial.id} is done already: run {record.run_id}")
             return 0
         handle = _handle(store, sweep, options)
+        if main_process and (busy := _elsewhere(store, handle, trial, options.storage.absolute())):
+            console.print(f"busy: {busy}", markup=False)
+            return 1
     task = Task(
         handle,
         sweep.file.resources,
@@ -123,6 +126,18 @@ def _handle(store: Store, sweep: Sweep, options: argparse.Namespace) -> SweepHan
 
     with acquire(options.storage.absolute() / "opening", wait=True):
         return store.open_sweep(sweep, options.sweep, running=False)
+
+
+def _elsewhere(store: Store, handle: SweepHandle, trial: Trial, storage: Path) -> str:
+    """Who runs the trial with another storage folder; empty where nobody does, or nobody any more."""
+    from harness.lib.console import console, duration
+    from harness.record.heartbeat import STALE, Watch, place_of
+
+    watch = Watch(store.client, handle.experiment_id, {trial.id}, place_of(handle, storage))
+    for claim in watch.live():
+        console.print(f"{claim.owner} has claimed it: waiting for a heartbeat, {duration(STALE)} at most")
+    live = watch.first_live()
+    return f"it is being run by {live.owner}, with another storage folder" if live else ""
 
 
 def find_trial(sweep: Sweep, beginning: str) -> Trial:

@@ -284,6 +284,8 @@ def _search_errors(content: _Content) -> Iterator[str]:
     """What a search found, from its records."""
     if not content.plan.get("search") or not _has_methods():
         return
+    if set(content.trials) - set(content.lines) and not (content.folder / "search.json").exists():
+        return  # it is written when the search ends; the missing trials are told
     bundle = Bundle(content.folder.name, content.folder)
     try:
         kept = json.loads((content.folder / "search.json").read_text(encoding="utf-8"))

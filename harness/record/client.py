@@ -106,6 +106,7 @@ class Client:
 
     def create_experiment(self, name: str, artifact_location: str | None) -> str:
         """A new experiment, or the one that another process has just made. Returns its id."""
+        from mlflow.exceptions import MlflowException
 
         def create() -> str:
             known = self._mlflow.get_experiment_by_name(name)
@@ -113,18 +114,27 @@ class Client:
                 known.experiment_id if known else self._mlflow.create_experiment(name, artifact_location)
             )
 
-        return self._call(create)
+        try:
+            return self._call(create)
+        except MlflowException:  # another process was quicker, between the question and the call
+            return self._call(create)
 
     def experiment_tags(self, experiment_id: str) -> dict[str, str]:
         """All tags of an experiment."""
         return dict(self._call(lambda: self._mlflow.get_experiment(experiment_id)).tags)
 
     def set_experiment_tag(self, experiment_id: str, key: str, value: str | None) -> None:
-        """Set a tag of an experiment, or remove it (None)."""
-        if value is None:
-            self._call(lambda: self._mlflow.delete_experiment_tag(experiment_id, key))
-        else:
+        """Set a tag of an experiment, or remove it (None) where it is there."""
+        from mlflow.exceptions import MlflowException
+
+        if value is not None:
             self._call(lambda: self._mlflow.set_experiment_tag(experiment_id, key, value))
+            return
+        try:
+            self._call(lambda: self._mlflow.delete_experiment_tag(experiment_id, key))
+        except MlflowException:
+            if key in self.experiment_tags(experiment_id):
+                raise
 
     # Runs
 

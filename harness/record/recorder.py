@@ -11,6 +11,7 @@ import numpy as np
 from harness.config.trial import Trial
 from harness.lib.watchdog import take_termination_report
 from harness.record.client import Run
+from harness.record.heartbeat import Hold, place_of
 from harness.record.store import Store
 from harness.record.types import AlreadyFailed, DataChanged, EpochRecord, Outcome, Setup, SweepHandle
 
@@ -28,7 +29,8 @@ class MlflowRecorder:
     next one resumed from.
 
     Args:
-        directory: the trial's own, where an attempt may have left a termination report.
+        directory: the trial's own, where an attempt may have left a termination report; None: nobody else
+            runs the trial, and no heartbeat is written.
         since: when the sweep was started: a trial that another sweep has seen fail after that is not
             repeated.
         labels: tags that tell the runs of its sweep apart.
@@ -46,12 +48,14 @@ class MlflowRecorder:
         self.handle, self.trial, self.directory, self.since = handle, trial, directory, since
         self.labels = labels or {}
         self.run_id, self.history, self.logged = "", "", -1
+        self.held: Hold | None = None
 
     def start(self, setup: Setup) -> float:
         """See `harness.record.types.Recorder.start`."""
         self.store = Store(self.handle.uri)
         self.client = self.store.client
         self.test = setup.data["test"]
+        self._claim()
         tags = _tags(setup)
         before = self.store.unfinished_run(self.handle, self.trial)
         if before and before.status == "FAILED" and before.end_time > self.since * 1000:
@@ -66,6 +70,24 @@ class MlflowRecorder:
             )
         self._log_setup(setup, run)
         return self.logged + 1 if setup.trains else float("inf")
+
+    def _claim(self) -> None:
+        """Before the runs are looked at: another attempt may be about to finish one."""
+        if self.directory:
+            place = place_of(self.handle, self.directory.parents[1])
+            held = Hold(self.client, self.handle.experiment_id, self.trial.id, place)
+            held.acquire()
+            self.held = held
+
+    def _confirm(self) -> None:
+        if self.held:
+            self.held.confirm()
+
+    def close(self) -> None:
+        """Give up the claim on the trial."""
+        if self.held:
+            self.held.release()
+        self.held = None
 
     def _resumable(self, run: Run, tags: Mapping[str, str]) -> Run | None:
         """The run, if an attempt with these tags may resume it; else None, and the run is superseded.
@@ -158,6 +180,7 @@ class MlflowRecorder:
 
     def epoch(self, record: EpochRecord) -> None:
         """Log an epoch, unless it is on record already."""
+        self._confirm()
         if record.epoch <= self.logged:
             return
         if record.confidence is not None:
@@ -171,6 +194,7 @@ class MlflowRecorder:
 
     def finish(self, outcome: Outcome) -> None:
         """Log the final results, and mark the run as finished."""
+        self._confirm()
         groups = {"i2t_group": self.test.image_group, "t2i_group": self.test.caption_group}
         for epoch, (i2t, t2i) in outcome.rankings.items():
             self._log_array(f"{epoch}_rankings", **i2t.arrays("i2t"), **t2i.arrays("t2i"), **groups)
@@ -178,6 +202,7 @@ class MlflowRecorder:
         self.client.log_text(self.run_id, json.dumps(others), "ranks/last.json")
         self.client.log(self.run_id, metrics=metrics, tags={"weights_digest": outcome.weights})
         self.client.set_status(self.run_id, "FINISHED")  # last: a run that says so is complete
+        self.close()
 
     def _log_array(self, path: str, **arrays: np.ndarray) -> None:
         self.store.write_array(self.run_id, f"{path}.npz", **arrays)
@@ -233,3 +258,6 @@ class PrintRecorder:
         for key in sorted(outcome.metrics):
             print(f"{key} {outcome.metrics[key]:.4f}", flush=True)
         print(f"weights {outcome.weights}", flush=True)
+
+    def close(self) -> None:
+        """Nothing is open."""

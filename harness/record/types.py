@@ -117,6 +117,7 @@ class Recorder(Protocol):
         """Start, or resume. Returns the number of epochs on record: a checkpoint of more would leave a hole.
 
         Raises:
+            Busy: a process with a storage folder of its own is running it.
             AlreadyDone, AlreadyFailed: it is on record as finished, or as just failed.
             DataChanged: the record is of other data.
         """
@@ -129,6 +130,9 @@ class Recorder(Protocol):
 
     def finish(self, outcome: Outcome) -> None:
         """Keep the final results, and mark the trial as finished."""
+
+    def close(self) -> None:
+        """The attempt has ended, however it did."""
 
 
 STOPPED_EARLY = "stopped_early"
@@ -148,10 +152,17 @@ class SweepHandle:
     experiment_id: str
     parent_run: str
 
-    def directory(self, storage: Path, trial: Trial) -> Path:
-        """Where a trial keeps its checkpoints: a sweep of the same name in another store has others."""
+    @property
+    def folder(self) -> str:
+        """The name of the sweep's folder in a storage: a sweep of the same name in another store has
+        another.
+        """
         store = hashlib.sha256(f"{self.uri} {self.experiment_id}".encode()).hexdigest()[:6]
-        return storage / f"{self.sweep}-{store}" / trial.id
+        return f"{self.sweep}-{store}"
+
+    def directory(self, storage: Path, trial: Trial) -> Path:
+        """Where a trial keeps its checkpoints."""
+        return storage / self.folder / trial.id
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from harness.config.search import EarlyStopping
 from harness.config.trial import Trial
 from harness.lib.locks import Busy
 from harness.lib.watchdog import take_termination_report
+from harness.record.heartbeat import remove_void
 from harness.record.provenance import Provenance, code_digest, code_key, versions
 from harness.record.recorder import MlflowRecorder, PrintRecorder
 from harness.record.store import Store
@@ -146,10 +147,11 @@ def work(
             "start the sweep again"
         )
     environment = {**versions(), "git_commit": task.provenance.git_commit, "code": code}
-    with _working_directory(task.directory):
+    recorder = recorder or _recorder(trial, task)
+    with _working_directory(task.directory), contextlib.closing(recorder):
         return run_trial(
             trial,
-            recorder or _recorder(trial, task),
+            recorder,
             directory=task.checkpoints(trial),
             resources=task.resources,
             expected=task.expected.get(trial.id),
@@ -188,7 +190,10 @@ def record_lost(trial: Trial, task: Task, reason: str, details: str = "") -> End
     """
     directory = task.checkpoints(trial)
     summary, report = take_termination_report(directory) if directory else ("", "")
-    return _failed(trial, task, summary or reason, report or details)
+    ended = _failed(trial, task, summary or reason, report or details)
+    if ended.outcome != UNRECORDED:
+        give_up_claims([trial], task)
+    return ended
 
 
 def record_stopped(trial: Trial, task: Task, epochs: int, rsum: float) -> Ending:
@@ -199,7 +204,21 @@ def record_stopped(trial: Trial, task: Task, epochs: int, rsum: float) -> Ending
         shutil.rmtree(directory, ignore_errors=True)
     if task.handle and not task.repeat:
         Store(task.handle.uri).stop(task.handle, trial, reason, tags={STOPPED_EARLY: str(epochs)})
+        give_up_claims([trial], task)
     return Ending(trial, STOPPED, reason)
+
+
+def give_up_claims(trials: Iterable[Trial], task: Task) -> None:
+    """Remove the claims of processes here that were ended: others need not wait until they are stale. A store
+    that does not answer keeps them until then.
+    """
+    if task.handle is None or task.repeat:
+        return
+    with contextlib.suppress(Exception):
+        client = Store(task.handle.uri).client
+        for trial in trials:
+            directory = task.handle.directory(task.storage, trial)
+            remove_void(client, task.handle, trial.id, task.storage, directory)
 
 
 def _failed(trial: Trial, task: Task, reason: str, details: str) -> Ending:

@@ -14,14 +14,15 @@ from pathlib import Path
 from harness.config.labels import run_labels
 from harness.config.search import search_of
 from harness.config.sweep_file import BadInput, Sweep, load_sweep, read_sweep_file
-from harness.config.trial import Trial
 from harness.data.base import DataError, DataSet
 from harness.lib.console import console, fail, silence_libraries
-from harness.lib.locks import acquire, is_locked, owner
+from harness.lib.locks import acquire
+from harness.record.heartbeat import hold
 from harness.record.provenance import Provenance
 from harness.record.store import Store, is_missing, require
-from harness.record.types import StoreError, SweepHandle, TrialRecord
-from harness.sweep.attempt import DONE, FAILED, STOPPED, Ending, StoreGone, Task
+from harness.record.types import StoreError, SweepHandle
+from harness.sweep.attempt import DONE, FAILED, STOPPED, Ending, StoreGone, Task, give_up_claims
+from harness.sweep.elsewhere import note_elsewhere, wait_for_others
 from harness.sweep.foresight import design_notes
 from harness.sweep.keeping import Keeper, known_records
 from harness.sweep.launcher import Launcher, LaunchError
@@ -266,7 +267,7 @@ def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
         f"sweep [bold]{sweep.name}[/]: {len(sweep.trials)} trials, {len(done)} done before, {len(todo)} to "
         f"run; record: {store.uri}"
     )
-    _note_running_elsewhere(todo, known, task)
+    note_elsewhere(todo, known, store, handle, task)
     progress = Progress(
         board_of(sweep.trials, known, select=sweep.file.chooses),
         lambda trial: handle.directory(task.storage, trial),
@@ -282,7 +283,7 @@ def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
         with progress:
             while todo:
                 launcher.run(todo, task, on_start=progress.started, on_end=ended)
-                todo = _wait_for_others(progress, store, task)
+                todo = wait_for_others(progress, store, handle, task)
     except KeyboardInterrupt:
         return _stop(progress, store, task, launcher)
     for failed in progress.failures:
@@ -301,43 +302,6 @@ def _handle(task: Task) -> SweepHandle:
     return task.handle
 
 
-def _note_running_elsewhere(todo: list[Trial], known: Mapping[str, TrialRecord], task: Task) -> None:
-    handle = _handle(task)
-    elsewhere = [
-        t
-        for t in todo
-        if t.id in known
-        and known[t.id].status == "RUNNING"
-        and not handle.directory(task.storage, t).is_dir()
-    ]
-    if elsewhere:
-        console.print(
-            f"note: {len(elsewhere)} trials are on record as running, and their checkpoints are not in "
-            f"{task.storage}. If another sweep is running them, stop this one and start it with that one's "
-            "--storage, so that each trial runs once; if none is, they are restarted",
-            markup=False,
-        )
-
-
-def _wait_for_others(progress: Progress, store: Store, task: Task) -> list[Trial]:
-    """Once another sweep has ended the trials that it was running: those that it left undone."""
-    if not progress.busy:
-        return []
-    handle = _handle(task)
-    directories = [handle.directory(task.storage, t) for t in progress.busy]
-    console.print(
-        f"{len(directories)} trials are being run by another sweep "
-        f"({owner(directories[0]) or 'it has just ended'}); waiting for them",
-        markup=False,
-    )
-    while any(map(is_locked, directories)):
-        time.sleep(1)
-    known = store.records(handle, progress.busy)
-    left = [t for t in progress.busy if t.id not in known or not known[t.id].over]
-    progress.release(known)
-    return left
-
-
 def _stop(progress: Progress, store: Store, task: Task, launcher: Launcher) -> int:
     """End the trials that are running, and record that they were stopped."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -346,6 +310,7 @@ def _stop(progress: Progress, store: Store, task: Task, launcher: Launcher) -> i
         launcher.stop()
         for trial in progress.running.values():
             store.stop(_handle(task), trial, "stopped by Ctrl-C or SIGTERM")
+        give_up_claims(progress.running.values(), task)
         store.close_sweep(_handle(task), "KILLED")
     except Exception as error:  # the store may be what the user lost patience with
         reason = str(error).splitlines()[0][:200]
@@ -374,7 +339,7 @@ def _finish(sweep: Sweep, store: Store, task: Task) -> int:
         shutil.rmtree(handle.directory(task.storage, trial), ignore_errors=True)
     with contextlib.suppress(OSError):
         handle.directory(task.storage, sweep.trials[0]).parent.rmdir()  # where nothing is left in it
-    with acquire(task.storage / "opening", wait=True):  # two sweeps may end at the same time
+    with hold(store.client, handle, "opening", task.storage):  # two sweeps may end at the same time
         handle = publish_curves(store, handle)
     folder = write_report(store, sweep.name, Path.cwd() / "reports" / sweep.name)
     publish_report(store, handle, folder)

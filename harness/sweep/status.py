@@ -12,6 +12,7 @@ from harness.config.trial import Trial
 from harness.lib.console import console, duration
 from harness.lib.locks import is_locked, owner
 from harness.lib.watchdog import last_heartbeat
+from harness.record.heartbeat import STALE, Claim, place_of, read_claims
 from harness.record.store import Store
 from harness.record.types import SweepHandle, TrialRecord
 from harness.record.verify import errors_of
@@ -30,14 +31,17 @@ def show_status(name: str, trials: Sequence[Trial], store: Store, storage: Path,
     """
     handle = store.find_sweep(name)
     records = store.records(handle, trials) if handle else {}
+    claims = _elsewhere(store, handle, storage) if handle else {}
     board, reasons = board_of(trials, records, select=select), {}
     for trial in trials:
-        board.states[trial.id], reasons[trial.id] = _state(trial, records.get(trial.id), handle, storage)
+        board.states[trial.id], reasons[trial.id] = _state(
+            trial, records.get(trial.id), claims.get(trial.id), handle, storage
+        )
     counts = board.counts()
     summary = ", ".join(f"{counts[s]} {s}" for s in STATES if counts[s])
     console.print(f"sweep [bold]{name}[/]: {summary}; record: {store.uri}")
     console.print(board.table(console.width), soft_wrap=False)
-    running = [t for t in trials if handle and board.states[t.id] == "running"]
+    running = [t for t in trials if handle and board.states[t.id] == "running" and t.id not in claims]
     if running and handle:
         heartbeats = {t.id: last_heartbeat(handle.directory(storage, t)) for t in running}
         console.print(running_table(running, heartbeats, console.width), soft_wrap=False)
@@ -62,21 +66,35 @@ def score_of(record: TrialRecord | None, *, select: bool) -> float | None:
     return record.metrics.get("dev/rsum" if select else "last/rsum")
 
 
+def _elsewhere(store: Store, handle: SweepHandle, storage: Path) -> dict[str, Claim]:
+    """The claims of processes with another storage folder, by trial id; of several the newest."""
+    place = place_of(handle, storage)
+    claims = [c for c in read_claims(store.client, handle.experiment_id) if c.place != place]
+    return {c.name: c for c in sorted(claims, key=lambda c: c.time)}
+
+
 def _state(
-    trial: Trial, record: TrialRecord | None, handle: SweepHandle | None, storage: Path
+    trial: Trial,
+    record: TrialRecord | None,
+    claim: Claim | None,
+    handle: SweepHandle | None,
+    storage: Path,
 ) -> tuple[str, str]:
     """One of `STATES`, and why or where."""
+    if record is not None and record.done:
+        return "done", ""
+    seen = claim and f"on {claim.host} (process {claim.process}), heartbeat {duration(claim.seconds_ago)} ago"
+    if claim and seen and claim.seconds_ago < 2 * STALE:  # by two clocks, which may differ by minutes
+        return "running", seen
     if record is None or handle is None:
         return "to run", ""
-    if record.done:
-        return "done", ""
     if record.status == "FAILED":
         return "failed", record.tags.get("failure", "no reason on record")
     if record.stopped_early:
         return "stopped", record.tags.get("failure", "")
     directory = handle.directory(storage, trial)
     if record.status == "RUNNING" and not directory.is_dir():
-        return "running", f"as the record says; its checkpoints are not in {storage} (see --storage)"
+        return "interrupted", f"last seen {seen or 'nowhere'}; no checkpoints in {storage} (see --storage)"
     heartbeat = last_heartbeat(directory)
     where = "no heartbeat yet"
     if heartbeat:

@@ -76,14 +76,18 @@ class Server:
 
 
 class Running:
-    """A sweep of paced trials as a process, and what it says."""
+    """A sweep of paced trials as a process, and what it says.
 
-    def __init__(self, folder: Path, file: Path, *arguments: str, **environment: str) -> None:
+    Args:
+        code: a program to run in place of the command.
+    """
+
+    def __init__(self, folder: Path, file: Path, *arguments: str, code: str = "", **environment: str) -> None:
         self.paced = folder / "paced"
         self.log = folder / f"{time.time_ns()}.log"
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "harness.sweep", str(file), *arguments],
+                [sys.executable, *(["-c", code] if code else ["-m", "harness.sweep"]), str(file), *arguments],
                 cwd=folder,
                 stdout=log,
                 stderr=log,

@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 from harness.config.sweep_file import load_sweep
 from harness.lib.locks import acquire
+from harness.record.heartbeat import read_claims
 from harness.record.store import Store
 from harness.record.verify import errors_of
 from tests import build
@@ -266,3 +267,45 @@ def test_a_database_file_is_no_store_for_several_nodes(cluster, tmp_path):
     assert running.ends() == 2
     assert "is a file on this machine, and the cluster has" in running.said()
     assert "--tracking-uri http://HOST:5000" in running.said()
+
+
+QUICKLY = """
+import sys
+from harness.record import heartbeat
+heartbeat.STALE = 10.0
+from harness.sweep.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_machines_that_share_a_server_alone(server, tmp_path, alone):
+    """Started at once, each with a storage of its own: no trial runs twice. Then one machine goes, and the
+    other takes over what it was running.
+    """
+    file = write(tmp_path, seeds=3, resources={"at_once": 1})
+    (tmp_path / "paced" / "pause").write_text("20")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    first = Running(folders[0], file, "--tracking-uri", server.uri)
+    second = Running(folders[1], file, "--tracking-uri", server.uri, code=QUICKLY)
+    store = Store(server.uri)
+    until(lambda: store.client.experiment_id(tmp_path.name) is not None, SOON)
+    experiment = store.client.experiment_id(tmp_path.name)
+
+    def claims_of(folder):
+        """What a machine is running, by the identity of its storage."""
+        identity = folder / ".harness" / "trials" / "identity" / "id"
+        known = identity.read_text() if identity.exists() else "nothing"
+        return [c for c in read_claims(store.client, experiment) if c.beat and c.place.startswith(known)]
+
+    until(lambda: all(map(claims_of, folders)), SOON)
+    os.killpg(first.process.pid, signal.SIGKILL)
+    (claimed,) = claims_of(folders[0])
+    until(lambda: not psutil.pid_exists(claimed.process), SOON)
+    (tmp_path / "paced" / "pause").write_text("0.1")
+    assert second.ends() == 0, second.said()
+    assert claimed.owner in second.said()
+    store, found = records(tmp_path, server)
+    assert whole(store, found, alone)
+    assert all(r.tags["attempts"] == "1" for r in found.values() if r.trial.id != claimed.name)

@@ -271,13 +271,13 @@ def test_status_says_what_is_done_and_what_failed_and_why(failed, place, capfd):
     assert Store().client.experiment_id("never") is None
 
 
-def test_trials_that_seem_to_run_where_nobody_sees_are_told(place, capfd):
-    """Another sweep with a storage of its own, or one whose storage is lost."""
+def test_trials_on_record_as_running_that_nobody_runs_are_told(place, capfd):
+    """Of a sweep that was killed, and whose storage is lost or another one."""
     file = write(place, "clip", name="elsewhere")
     sweep, store = load_sweep(file), Store()
     run = store.create_run(store.open_sweep(sweep), sweep.trials[0], {"attempts": "1"})
     assert run_sweep([file]) == 0
-    assert "1 trials are on record as running, and their checkpoints are not in" in " ".join(
+    assert "1 trials were interrupted, and their checkpoints are not in" in " ".join(
         capfd.readouterr().err.split()
     )
     assert records("elsewhere")[sweep.trials[0].id].run_id == run
