@@ -65,9 +65,10 @@ def _joined(
 
 def without_external(sweep: SweepRecord) -> SweepRecord:
     """The sweep with its own trials alone."""
-    own = tuple(t for t in sweep.planned if not isinstance(t, ExternalTrial))
     return dataclasses.replace(
-        sweep, planned=own, records={t.id: r for t in own if (r := sweep.records.get(t.id))}
+        sweep,
+        planned=tuple(t for t in sweep.planned if not isinstance(t, ExternalTrial)),
+        records={i: r for i, r in sweep.records.items() if not isinstance(r.trial, ExternalTrial)},
     )
 
 
