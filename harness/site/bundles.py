@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from harness.config.external import ExternalTrial
 from harness.record.bundle import Bundle
@@ -38,14 +38,24 @@ class Found:
 
 
 def find_bundles(results: Path) -> list[Found]:
-    """All bundles of a directory: those of sweeps by name, each before the external rows beside it."""
+    """All bundles of a directory: those of sweeps by name, each before the external rows beside it. A search
+    chooses settings and has no rows, so it is no concern of the site's.
+    """
     found = []
     for folder in sorted(results.glob("[!.]*/")):
-        if (folder / "plan.json").is_file():
+        if (folder / "plan.json").is_file() and not _is_search(folder):
             found.append(_read(folder, folder.name))
         for beside in external_bundles(folder):
             found.append(_read(beside.folder, f"{folder.name}-external-{beside.name}"))
     return found
+
+
+def _is_search(folder: Path) -> bool:
+    """Whether it is the bundle of a search, which may be unfinished; one that cannot be read is none."""
+    try:
+        return bool(json.loads((folder / "plan.json").read_bytes()).get("search"))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _read(folder: Path, name: str) -> Found:
@@ -65,9 +75,8 @@ def _read(folder: Path, name: str) -> Found:
 
 
 def _repeated(bundle: Bundle) -> frozenset[str]:
-    """Ids of trials that were run again with the same numbers; none where the bundle has no such notes."""
-    notes: list[Any] = getattr(bundle, "repeated", list)()
-    return frozenset(note.trial for note in notes if note.equal)
+    """Ids of trials that were run again with the same numbers."""
+    return frozenset(note.trial for note in bundle.repeated() if note.equal)
 
 
 def source_address(repository: str) -> str:

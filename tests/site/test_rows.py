@@ -7,12 +7,13 @@ import json
 import math
 import shutil
 from collections import Counter
+from datetime import UTC, datetime
 
 import pytest
 
 from harness.evaluation.metrics import RECALLS
 from harness.record.bundle import Bundle
-from harness.record.types import StoreError
+from harness.record.repeated import Repetition
 from harness.site.bundles import find_bundles, source_address
 from harness.site.methods import facts, key_of_published, page_names, rendered, sections
 from harness.site.rows import LEVELS, Links, Origin, all_rows, published_rows, sweep_rows
@@ -230,26 +231,31 @@ def test_a_folder_that_is_no_bundle_is_left_out(tmp_path):
     assert found.errors
 
 
-def test_notes_of_repetitions_are_read_where_there_are_any(results, monkeypatch):
+def test_notes_of_repetitions_are_read(results):
     """Those with other numbers do not count, and malformed ones leave the bundle out."""
-    trials = Bundle("made", results / "made").sweep().planned
+    bundle = Bundle("made", results / "made")
+    trials = bundle.sweep().planned
+    for trial, equal in ((trials[0], True), (trials[1], False)):
+        bundle.note_repeated(
+            Repetition(
+                trial=trial.id,
+                record=bundle.line_digest(trial.id),
+                commit="0a1b2c3",
+                environment={},
+                when=datetime(2026, 1, 1, tzinfo=UTC),
+                equal=equal,
+            )
+        )
+    assert find_bundles(results)[0].repeated == {trials[0].id}
+    (bundle.folder / "repeated.json").write_text('[{"trial": "x"}]')
+    assert any("repeated.json: 0.trial" in error for error in find_bundles(results)[0].errors)
 
-    @dataclasses.dataclass
-    class Note:
-        trial: str
-        equal: bool
 
-    notes = [Note(trials[0].id, True), Note(trials[1].id, False)]
-    monkeypatch.setattr(Bundle, "repeated", lambda self: notes, raising=False)
-    found = find_bundles(results)[0]
-    assert found.repeated == {trials[0].id}
-
-    def malformed(self):
-        raise StoreError("repeated.json: 0.trial: malformed")
-
-    monkeypatch.setattr(Bundle, "repeated", malformed, raising=False)
-    found = find_bundles(results)[0]
-    assert "repeated.json: 0.trial: malformed" in found.errors
+def test_a_search_has_no_rows_and_may_be_unfinished(results):
+    shutil.copytree(results / "made", results / "found")
+    plan = json.loads((results / "found" / "plan.json").read_text())
+    (results / "found" / "plan.json").write_text(json.dumps({**plan, "search": {"tries": 12}}))
+    assert "found" not in [found.name for found in find_bundles(results)]
 
 
 @pytest.mark.parametrize(
