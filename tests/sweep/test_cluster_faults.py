@@ -269,40 +269,38 @@ def test_a_database_file_is_no_store_for_several_nodes(cluster, tmp_path):
     assert "--tracking-uri http://HOST:5000" in running.said()
 
 
-QUICKLY = """
+ALONE = """
 import sys
 from harness.record import heartbeat
 heartbeat.STALE = 10.0
-from harness.sweep.__main__ import main
-sys.exit(main(sys.argv[1:]))
+from tests.sweep.running import run_sweep
+sys.exit(run_sweep(sys.argv[1:]))
 """
 
 
 def test_two_machines_that_share_a_server_alone(server, tmp_path, alone):
-    """Started at once, each with a storage of its own: no trial runs twice. Then one machine goes, and the
-    other takes over what it was running.
+    """Started at once, each with a storage of its own and without Ray: no trial runs twice. Then one machine
+    goes, and the other takes over what it was running.
     """
-    file = write(tmp_path, seeds=3, resources={"at_once": 1})
+    file = write(tmp_path, seeds=3)
     (tmp_path / "paced" / "pause").write_text("20")
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        folder.mkdir()
-    first = Running(folders[0], file, "--tracking-uri", server.uri)
-    second = Running(folders[1], file, "--tracking-uri", server.uri, code=QUICKLY)
+    machines = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        machines.append(Running(tmp_path / name, file, "--tracking-uri", server.uri, code=ALONE))
+    first, second = machines
     store = Store(server.uri)
     until(lambda: store.client.experiment_id(tmp_path.name) is not None, SOON)
     experiment = store.client.experiment_id(tmp_path.name)
 
-    def claims_of(folder):
-        """What a machine is running, by the identity of its storage."""
-        identity = folder / ".harness" / "trials" / "identity" / "id"
-        known = identity.read_text() if identity.exists() else "nothing"
-        return [c for c in read_claims(store.client, experiment) if c.beat and c.place.startswith(known)]
+    def claims():
+        """What each process is running, once it may not withdraw any more."""
+        return {c.process: c for c in read_claims(store.client, experiment) if c.beat}
 
-    until(lambda: all(map(claims_of, folders)), SOON)
-    os.killpg(first.process.pid, signal.SIGKILL)
-    (claimed,) = claims_of(folders[0])
-    until(lambda: not psutil.pid_exists(claimed.process), SOON)
+    until(lambda: {first.process.pid, second.process.pid} <= claims().keys(), SOON)
+    first.process.kill()
+    first.process.wait()
+    claimed = claims()[first.process.pid]
     (tmp_path / "paced" / "pause").write_text("0.1")
     assert second.ends() == 0, second.said()
     assert claimed.owner in second.said()
