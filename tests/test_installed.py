@@ -189,6 +189,9 @@ def test_a_light_install_reads_reports_and_evaluates(light, swept, tmp_path):
     assert run.returncode == 0, run.stderr
     ours, theirs = ((f / "reports" / "made" / "report.md").read_text() for f in (tmp_path, swept))
     assert tables(ours) == tables(theirs)
+    run = command(light, tmp_path, "-m", "harness.site", "--out", "site")
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "site" / "index.html").is_file()
     np.save(tmp_path / "found.npy", np.eye(6).repeat(2, axis=1))
     run = command(
         light,
