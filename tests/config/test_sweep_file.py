@@ -231,3 +231,15 @@ def test_the_sweeps_that_ship_are_valid():
     assert {"quickstart.yaml", "emoji.yaml", "tune_emoji.yaml"} <= {f.name for f in files}
     run = {t.method for file in files for t in load_sweep(file).trials}
     assert run == set(METHODS)
+
+
+def test_planned_sweeps_lack_nothing_but_their_search():
+    """They wait for the result of a search, and move to `sweeps/` with what they have measured."""
+    files = sorted((ROOT / "sweeps" / "planned").glob("*.yaml"))
+    assert files
+    for file in files:
+        content, text = read_sweep_file(file)
+        searches = content.pop("settings_from", [])
+        assert parse_sweep(content, text=text).trials
+        for search in [searches] if isinstance(searches, str) else searches:
+            assert (file.parents[1] / f"{search}.yaml").is_file()
