@@ -12,7 +12,7 @@ COPY methods methods
 COPY sweeps sweeps
 RUN pip install --no-cache-dir -c constraints.txt '.[train]'
 # Data, stores, reports and caches are directories of the host.
-ENV HARNESS_CACHE=/work/.cache
-WORKDIR /work
+ENV HARNESS_CACHE=/workspace/.cache
+WORKDIR /workspace
 ENTRYPOINT ["python", "-m"]
 CMD ["harness"]
