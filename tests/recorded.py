@@ -14,6 +14,7 @@ from harness.data import load_dataset
 from harness.data.base import Split
 from harness.evaluation.given import evaluate
 from harness.evaluation.metrics import RECALLS
+from harness.noise.files import write_index
 from harness.record.bundle import Bundle, record_line, save_arrays
 from harness.record.store import Store, plan_of
 from harness.record.types import SweepHandle, TrialRecord
@@ -82,3 +83,20 @@ def bundle(sweep: Sweep, folder: Path) -> Bundle:
         )
     (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return made
+
+
+def program(sweep: Sweep, folder: Path) -> None:
+    """What a program that was run on the grid of a sweep leaves: `noise/RATIO_SEED.npy`, the indices it was
+    given, and `out/RATIO_SEED_SPLIT.npy`, similarities.
+    """
+    for part in ("noise", "out"):
+        (folder / part).mkdir(exist_ok=True)
+    first = sweep.trials[0]
+    data = load_dataset(first.dataset, **first.dataset_options)
+    for trial in (t for t in sweep.trials if t.method == first.method):
+        name = f"{trial.noise_ratio:g}_{trial.seed}"
+        index = trial.noise_index(data).image
+        write_index(index, data["train"], folder / "noise" / f"{name}.npy", "caption")
+        for split in ("dev", "test"):
+            scores = similarities(data[split], seed=trial.seed + 1000, ratio=trial.noise_ratio)
+            np.save(folder / "out" / f"{name}_{split}.npy", scores)

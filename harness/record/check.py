@@ -215,7 +215,11 @@ def _noise_errors(content: _Content) -> Iterator[str]:
             f"{trial.noise_ratio} {trial.noise_seed}"
         )
         if key not in made:
-            made[key] = trial.noise_index(content.data[i])
+            try:
+                made[key] = trial.noise_index(content.data[i])
+            except ValueError as error:
+                yield f"{i}: its noise index cannot be made: {error}"
+                continue
             yield from _stored_noise_errors(content, made[key])
         told, digest = line["tags"].get("noise_digest"), made[key].digest
         if told != digest:
@@ -284,8 +288,6 @@ def _search_errors(content: _Content) -> Iterator[str]:
     """What a search found, from its records."""
     if not content.plan.get("search") or not _has_methods():
         return
-    if set(content.trials) - set(content.lines) and not (content.folder / "search.json").exists():
-        return  # it is written when the search ends; the missing trials are told
     bundle = Bundle(content.folder.name, content.folder)
     try:
         kept = json.loads((content.folder / "search.json").read_text(encoding="utf-8"))

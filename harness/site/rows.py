@@ -96,10 +96,10 @@ class Row:
     links: Links = field(default_factory=Links)
 
     def flat(self) -> dict[str, Any]:
-        """The row as columns of plain values, numbers as they are shown."""
+        """The row as columns of plain values; numbers to six digits, rounded once more where shown."""
         values = {k: v for k, v in vars(self).items() if k not in ("recalls", "links")}
         values |= dict(zip(RECALLS, self.recalls, strict=True)) | vars(self.links)
-        return {k: round(v, 2) if isinstance(v, float) else v for k, v in values.items()}
+        return {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
 
 
 @dataclass(frozen=True)

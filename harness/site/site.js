@@ -23,6 +23,8 @@ const RATIO = text => Number.isNaN(Number(text)) ? (text.startsWith("mean") ? 2 
 const COLUMNS = [
   {id: "label", head: "method", text: row => row.label, cell: methodCell},
   {id: "level", head: "verified", text: row => LEVELS[row.level].name, key: row => LEVELS[row.level].rank, cell: levelCell},
+  {id: "rsum", head: "rSum", about: "sum of the six recalls, last epoch", number: true, down: true},
+  {id: "sd", head: "sd", about: "standard deviation of rSum over seeds", number: true},
   {id: "dataset", head: "data set"},
   {id: "noise", head: "noise", about: "noise model"},
   {id: "granularity", head: "granularity", about: "what moves to another image", text: row => row.granularity || "–"},
@@ -30,8 +32,6 @@ const COLUMNS = [
   {id: "backbone", head: "backbone"},
   {id: "networks", head: "nets", about: "networks averaged at test", number: true, text: row => row.networks ?? "?"},
   {id: "clean", head: "clean", about: "uses clean data", text: row => yes(row.clean)},
-  {id: "rsum", head: "rSum", about: "sum of the six recalls, last epoch", number: true, down: true},
-  {id: "sd", head: "sd", about: "standard deviation of rSum over seeds", number: true},
   {id: "low", head: "95 % interval", about: "t interval of the mean rSum", number: true, text: interval},
   ...["i2t", "t2i"].flatMap(way => [1, 5, 10].map(k => (
     {id: `${way}_r${k}`, head: `${way} R@${k}`, about: way === "i2t" ? "image to text" : "text to image", number: true, down: true}))),

@@ -285,7 +285,7 @@ def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
                 launcher.run(todo, task, on_start=progress.started, on_end=ended)
                 todo = wait_for_others(progress, store, handle, task)
     except KeyboardInterrupt:
-        return _stop(progress, store, task, launcher)
+        return _stop(progress, store, task, launcher, keeper)
     for failed in progress.failures:
         console.print(f"failed: {failed.trial.label} ({failed.trial.id}): {failed.reason}", markup=False)
     keeper.end()
@@ -302,8 +302,8 @@ def _handle(task: Task) -> SweepHandle:
     return task.handle
 
 
-def _stop(progress: Progress, store: Store, task: Task, launcher: Launcher) -> int:
-    """End the trials that are running, and record that they were stopped."""
+def _stop(progress: Progress, store: Store, task: Task, launcher: Launcher, keeper: Keeper) -> int:
+    """End the trials that are running, record that they were stopped, and complete the bundle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     console.print("stopping ...")
     try:
@@ -312,6 +312,7 @@ def _stop(progress: Progress, store: Store, task: Task, launcher: Launcher) -> i
             store.stop(_handle(task), trial, "stopped by Ctrl-C or SIGTERM")
         give_up_claims(progress.running.values(), task)
         store.close_sweep(_handle(task), "KILLED")
+        keeper.end()
     except Exception as error:  # the store may be what the user lost patience with
         reason = str(error).splitlines()[0][:200]
         console.print(f"this is not on record, for the store does not answer: {reason}", markup=False)

@@ -256,7 +256,7 @@ def test_a_search_that_does_not_fit_is_refused(here, found, changes, message):
 
 
 def test_a_search_that_is_not_there_or_not_readable_is_told(here):
-    with pytest.raises(BadInput, match=r"there is no results/found/search.json \(searches there: none\)"):
+    with pytest.raises(BadInput, match=r"there is no results/found/search.json \(searches there: "):
         taken("clip")
     Found(here)
     (here / "results" / "found" / "search.json").write_text("{}")

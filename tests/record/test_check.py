@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import yaml
 
+from harness.noise.models import make_noise
 from harness.record.check import check_bundle
 from harness.record.types import StoreError
 from harness.results import main
-from tests import small
+from tests import recorded, small
 from tests.sweep.running import run_sweep, write
 
 ROOT = Path(__file__).parents[2]
@@ -131,6 +132,20 @@ def test_a_foreign_noise_index_is_found(made):
     assert f"noise/{file.name} holds another index than its name says" in check_bundle(made)[0]
     file.unlink()
     assert any(file.name in e and "cannot be read" in e for e in check_bundle(made)[0])
+
+
+def test_noise_that_cannot_be_made_anew_is_told(tmp_path):
+    """Its file is another one now, which fits no more."""
+    file = tmp_path / "noise.npy"
+    np.save(file, make_noise(small.load()["train"], ratio=0.4, granularity="caption", seed=0).image)
+    noise = {"model": "from_file", "path": str(file)}
+    sweep = small.sweep("clip", fixed={"noise": noise, "lr": 1e-3}, grid={"noise_ratio": [0.4]})
+    recorded.bundle(sweep, tmp_path / "made")
+    assert check_bundle(tmp_path / "made")[0] == []
+    np.save(file, np.arange(3))
+    moved, unmade = check_bundle(tmp_path / "made")[0]
+    assert "it is of version" in moved  # a noise file is part of what is trained on
+    assert unmade.startswith(f"{sweep.trials[0].id}: its noise index cannot be made: noise file {file}")
 
 
 def test_ranks_of_another_split_are_found(made):

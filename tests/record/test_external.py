@@ -29,16 +29,7 @@ def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("external")
     sweep = small.sweep("clip", name="made", grid={"noise_ratio": list(RATIOS), "seed": list(SEEDS)})
     recorded.bundle(sweep, folder / "results" / "made")
-    (folder / "noise").mkdir()
-    (folder / "out").mkdir()
-    data = small.load()
-    for trial in sweep.trials:
-        name = f"{trial.noise_ratio:g}_{trial.seed}"
-        image = trial.noise_index(data).image
-        write_index(image, data["train"], folder / "noise" / f"{name}.npy", "caption")
-        for split in ("dev", "test"):
-            scores = recorded.similarities(data[split], seed=trial.seed + 1000, ratio=trial.noise_ratio)
-            np.save(folder / "out" / f"{name}_{split}.npy", scores)
+    recorded.program(sweep, folder)
     return folder
 
 
@@ -233,6 +224,13 @@ def test_an_import_replaces_the_earlier_one_and_a_failed_one_does_not(here, caps
 @pytest.fixture
 def imported(here):
     return import_row(row_file())[0]
+
+
+def test_an_external_row_is_not_run_again(imported, capfd):
+    assert main(["check", str(imported), "--verify", "2"]) == 0
+    told = " ".join(capfd.readouterr().err.split())
+    assert "note: 4 cannot be run again here: another program has trained it" in told
+    assert "0 run again" in told
 
 
 def rewrite(folder: Path, change) -> str:

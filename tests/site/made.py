@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-import numpy as np
 import yaml
 
-from harness.noise.files import write_index
 from harness.record.external import import_row
 from tests import recorded, small
 from tests.config.test_external import row_with
@@ -22,16 +20,7 @@ def results(folder: Path, *methods: str) -> Path:
     made = folder / "results" / "made"
     sweep = small.sweep(*methods, name="made", grid={"noise_ratio": list(RATIOS), "seed": list(SEEDS)})
     recorded.bundle(sweep, made)
-    data = small.load()
-    for trial in (t for t in sweep.trials if t.method == methods[0]):
-        name = f"{trial.noise_ratio:g}_{trial.seed}"
-        for part in ("noise", "out"):
-            (folder / part).mkdir(exist_ok=True)
-        index = trial.noise_index(data).image
-        write_index(index, data["train"], folder / "noise" / f"{name}.npy", "caption")
-        for split in ("dev", "test"):
-            scores = recorded.similarities(data[split], seed=trial.seed + 1000, ratio=trial.noise_ratio)
-            np.save(folder / "out" / f"{name}_{split}.npy", scores)
+    recorded.program(sweep, folder)
     with contextlib.chdir(folder):
         Path("row.yaml").write_text(yaml.safe_dump(row_with()))
         import_row(Path("row.yaml"))

@@ -165,8 +165,10 @@ def test_a_view_has_an_address(site, open_page):
     page.uncheck("[name=level][value=flagged]")
     page.click("#rows-table th button:text-is('rSum')")
     page.fill("#text", "ncr")
-    address, rows = page.url, column(page, "rsum")
-    again = open_page(site, f"index.html#{address.partition('#')[2]}")
+    # Not `page.url`, which is told of it later.
+    page.wait_for_function("location.hash.includes('q=ncr')")
+    state, rows = page.evaluate("location.hash").removeprefix("#"), column(page, "rsum")
+    again = open_page(site, f"index.html#{state}")
     assert column(again, "rsum") == rows
     assert again.locator("#filter-network").input_value() == "SGR"
     assert again.locator("#text").input_value() == "ncr"

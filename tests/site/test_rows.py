@@ -166,6 +166,12 @@ def test_rows_are_plain_values_in_an_order(swept):
     assert {r.level for r in rows} <= LEVELS.keys()
 
 
+def test_numbers_are_rounded_once(swept):
+    row = all_rows([(swept, Origin("golden", Links()))])[0]
+    flat = dataclasses.replace(row, rsum=4.2471234567, sd=4.2471234567).flat()
+    assert (flat["rsum"], flat["sd"]) == (4.247123, 4.247123)  # 4.25 would be shown as 4.3
+
+
 # Bundles ----------------------------------------------------------------------------------------------
 
 

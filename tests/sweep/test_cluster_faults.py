@@ -21,17 +21,9 @@ from harness.record.heartbeat import read_claims
 from harness.record.store import Store
 from harness.record.verify import errors_of
 from tests import build
-from tests.sweep.paced import ROOT, SOON, Running, Server, records, until, whole, write
+from tests.sweep.paced import ROOT, SOON, Running, records, until, whole, write
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    made = Server(tmp_path_factory.mktemp("server"))
-    made.start()
-    yield made
-    made.stop()
 
 
 @pytest.fixture(scope="module")

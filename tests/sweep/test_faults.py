@@ -73,6 +73,7 @@ def test_a_sweep_that_is_stopped(tmp_path, alone, sign, background):
     assert "stopped: 0 of 2 trials are done; run the same command to continue" in running.said()
     assert "Traceback" not in running.said()
     until(lambda: not any(c.is_running() and c.status() != psutil.STATUS_ZOMBIE for c in children), SOON)
+    assert (tmp_path / "results" / file.stem / "environment.json").is_file()  # its bundle is complete
     store, before = records(tmp_path)
     assert before[0].status == "KILLED"
     assert before[0].tags["failure"] == "stopped by Ctrl-C or SIGTERM"

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.sweep.paced import LATER, ROOT, SOON, Server, free_port, records, until, whole, write
+from tests.sweep.paced import LATER, ROOT, SOON, free_port, records, until, whole, write
 
 EXAMPLES = ROOT / "examples" / "slurm"
 PARTS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -154,14 +154,6 @@ def slurm(tmp_path_factory, feature_cache):
         yield made
     finally:
         made.stop()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    made = Server(tmp_path_factory.mktemp("server"))
-    made.start()
-    yield made
-    made.stop()
 
 
 def reaches(slurm: Slurm, folder: Path, mark: str) -> None:
