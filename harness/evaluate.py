@@ -42,9 +42,20 @@ def main(arguments: list[str] | None = None) -> int:
         coco = data if data is not None and options.split == "test" else None
         scores = _scores(options, len(groups[0]))
         found = evaluate(scores, *groups, distances=options.distances, coco=coco)
-    except (DataError, UnknownName) as error:
+    except (DataError, UnknownName, ValueError) as error:  # ValueError: an image or a caption without a match
         return fail([str(error)])
     print(_table(found))
+    try:
+        _write(found, groups, options)
+    except OSError as error:
+        return fail([f"{error.filename}: {error.strerror or error}"])
+    return 0
+
+
+def _write(
+    found: Evaluation, groups: tuple[NDArray[np.int64], NDArray[np.int64]], options: argparse.Namespace
+) -> None:
+    """The files that are asked for. Raises OSError."""
     if options.json:
         told = {"images": found.images, "captions": found.captions, "chance_rsum": found.chance}
         text = json.dumps({**told, "notes": found.notes, **found.metrics}, indent=1)
@@ -54,7 +65,6 @@ def main(arguments: list[str] | None = None) -> int:
 
         arrays: dict[str, Any] = {**found.i2t.arrays("i2t"), **found.t2i.arrays("t2i")}
         np.savez_compressed(options.ranks, i2t_group=groups[0], t2i_group=groups[1], **arrays)
-    return 0
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -101,9 +111,10 @@ def _scores(options: argparse.Namespace, images: int) -> NDArray[np.floating]:
     """The similarities, or those of the embeddings of so many images."""
     from harness.data.base import read_array
     from harness.evaluation.given import cosines, one_of_each
+    from harness.record.external_files import read_similarities
 
     if options.similarities is not None:
-        return read_array(options.similarities, "similarities", mapped=True)
+        return read_similarities(options.similarities)
     of_images = read_array(options.images, "image embeddings", mapped=True)
     of_texts = read_array(options.texts, "caption embeddings", mapped=True)
     return cosines(one_of_each(of_images, images), of_texts)

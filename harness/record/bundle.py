@@ -15,6 +15,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,7 +32,7 @@ from harness.lib.locks import acquire
 from harness.record.provenance import PACKAGES
 from harness.record.repeated import Repetition, read_repetitions, repetitions_text
 from harness.record.store import Store, sweep_of_plan, trials_of
-from harness.record.types import RESTORED, StoreError, SweepHandle, SweepRecord, TrialRecord
+from harness.record.types import RESTORED, WITHOUT_ARRAYS, StoreError, SweepHandle, SweepRecord, TrialRecord
 
 _CURVES = (
     "dev/rsum",
@@ -58,7 +61,8 @@ class Bundle:
     def __init__(self, name: str, folder: Path | None = None) -> None:
         self.name, self.folder = name, folder or RESULTS / name
         self._file = self.folder / "records.jsonl"
-        self._read = 0  # bytes of it
+        self._read = 0  # bytes of it,
+        self._inode = 0  # which is another file once a process has written it anew
         self._known: dict[str, dict[str, Any]] = {}
         self._runs: dict[str, dict[str, Any]] = {}
 
@@ -160,6 +164,9 @@ class Bundle:
         """The lines by trial; what was added since the last call is read."""
         if self._file.is_file():
             with open(self._file, "rb") as stream:
+                inode = os.fstat(stream.fileno()).st_ino
+                self._read = self._read if inode == self._inode else 0
+                self._inode = inode
                 stream.seek(self._read)
                 whole = stream.read().rpartition(b"\n")
             for text in whole[0].splitlines():
@@ -225,11 +232,11 @@ class Bundle:
         return {int(epoch): value for epoch, value in self._line_of(run)["curves"].get(metric, [])}
 
     def names(self, run: str, directory: str) -> list[str]:
-        """Paths of the arrays in a directory of a run."""
+        """Paths of the arrays in a directory of a run. Raises StoreError where its file cannot be read."""
         if directory != "confidence" or not self._arrays(run).is_file():
             return []
-        with np.load(self._arrays(run)) as content:
-            epochs = {name.partition("/")[0] for name in content.files if name.startswith("epoch_")}
+        names = read_arrays(self._arrays(run))
+        epochs = {name.partition("/")[0] for name in names if name.startswith("epoch_")}
         return sorted(f"confidence/{epoch}.npz" for epoch in epochs)
 
     def read(self, run: str, path: str) -> dict[str, np.ndarray]:
@@ -238,11 +245,7 @@ class Bundle:
             file, part = self._noise_file(self._line_of(run)["tags"]["noise_digest"]), ""
         else:
             file, part = self._arrays(run), Path(path).stem.removesuffix("_rankings") + "/"
-        try:
-            with np.load(file, allow_pickle=False) as content:
-                arrays = {k.removeprefix(part): content[k] for k in content.files if k.startswith(part)}
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{file} cannot be read: {error}") from None
+        arrays = {k.removeprefix(part): v for k, v in read_arrays(file).items() if k.startswith(part)}
         if not arrays:
             raise StoreError(f"{self.folder} has no {path} of run {run}")
         return arrays
@@ -261,24 +264,31 @@ class Bundle:
         """
         trials = list(trials)
         with self.locked():
-            there = {i for i, r in store.records(handle, trials).items() if r.over}
+            there = store.records(handle, trials)
             kept = [r for r in self.records(trials).values() if r.done or r.stopped_early]
-            missing = [r for r in kept if r.trial.id not in there]
+            missing = [r for r in kept if _lacks(there.get(r.trial.id), r)]
             for record in missing:
                 self._restore(store, handle, record)
         return len(missing)
 
     def _restore(self, store: Store, handle: SweepHandle, record: TrialRecord) -> None:
-        tags = {**record.tags, RESTORED: str(self.folder)}
+        whole = self._arrays(record.run_id).is_file()  # a search keeps none
+        bare = {} if whole else {WITHOUT_ARRAYS: "yes"}
+        tags = {**record.tags, RESTORED: str(self.folder), **bare}
         run_id = store.create_run(handle, record.trial, tags)
         curves = {key: self.curve(record.run_id, key) for key in self._line_of(record.run_id)["curves"]}
         store.client.log_curves(run_id, curves)
         store.client.log(run_id, metrics={k: v for k, v in record.metrics.items() if k not in curves})
         paths = ["last_rankings.npz", "test_rankings.npz", "noise_index.npz"]
-        if self._arrays(record.run_id).is_file():  # a search keeps none
+        if whole:
             for path in [*paths, *self.names(record.run_id, "confidence")]:
                 store.write_array(run_id, path, **self.read(record.run_id, path))
         store.client.set_status(run_id, record.status)
+
+
+def _lacks(stored: TrialRecord | None, kept: TrialRecord) -> bool:
+    """Whether a bundle has more of a trial than the store: results, or how it ended, that are not there."""
+    return stored is None or (not stored.done if kept.done else not stored.over)
 
 
 def coarse(confidence: np.ndarray) -> np.ndarray:
@@ -312,6 +322,16 @@ def record_line(record: TrialRecord, curves: Mapping[str, list[tuple[int, float]
 
 def _metrics(line: Mapping[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in line.items() if "/" in k}
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file. Raises StoreError where it is missing or damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise StoreError(f"{file} cannot be read: {reason}") from None
 
 
 def save_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:

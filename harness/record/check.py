@@ -21,8 +21,9 @@ from harness.data import load_dataset
 from harness.data.base import DataSet
 from harness.evaluation.metrics import RECALLS, Ranking, recalls
 from harness.lib.files import is_file
+from harness.lib.registry import UnknownName
 from harness.noise.index import NoiseIndex
-from harness.record.bundle import Bundle
+from harness.record.bundle import Bundle, read_arrays
 from harness.record.external import external_bundles, facts_of, misfits
 from harness.record.store import trials_of
 from harness.record.tries import result_of
@@ -31,16 +32,21 @@ from harness.record.types import StoreError
 _IDENTITY = ("method", "dataset", "noise_ratio", "seed")
 _NEEDED = ("run", "status", "tags", "parameters", "curves", *_IDENTITY)
 _SHOWN = 3
+NO_RECORD = "no record"
+"""How the error begins that names planned trials without a record."""
 
 
 @dataclass
 class _Content:
-    """What a bundle holds: its plan, planned trials by id, and the last line of each trial."""
+    """What a bundle holds: its plan, planned trials by id, the last line of each trial, and why ids were not
+    made anew (empty where they were).
+    """
 
     folder: Path
     plan: dict[str, Any]
     trials: dict[str, Trial]
     lines: dict[str, dict[str, Any]]
+    unknown: str = ""
 
     @cached_property
     def done(self) -> dict[str, dict[str, Any]]:
@@ -80,7 +86,7 @@ def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str
     errors = [*_plan_errors(content), *_line_errors(content)]
     missing = [t for i, t in content.trials.items() if i not in content.lines]
     errors += _several(
-        "no record", [f"{t.id} ({t.method} noise {t.noise_ratio:g} seed {t.seed})" for t in missing]
+        NO_RECORD, [f"{t.id} ({t.method} noise {t.noise_ratio:g} seed {t.seed})" for t in missing]
     )
     checks = (
         _metric_errors,
@@ -105,8 +111,8 @@ def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str
             wrong, said = [str(error)], []
         errors += [f"external/{bundle.name}: {text}" for text in wrong]
         notes += [f"external/{bundle.name}: {text}" for text in said]
-    if not _has_methods():
-        notes.append("PyTorch is not here (extra `train`): trial ids and what a search found are not checked")
+    if content.unknown:
+        notes.append(f"{content.unknown}: trial ids and what a search found are not checked")
     return errors, notes
 
 
@@ -120,14 +126,24 @@ def _read(folder: Path, *, ids: bool = True) -> _Content:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         text = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
         lines = [json.loads(line) for line in text]
-        kind, anew = trial_type(plan), ids and _has_methods()
-        trials = [kind.model_validate(content) for content in plan["trials"]] if anew else trials_of(plan)
+        trials, unknown = _trials(plan, ids)
         bad = next((i for i, x in enumerate(lines, 1) if any(k not in x for k in ("trial", *_NEEDED))), None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder} is no bundle: {' '.join(str(error).split())[:200]}") from None
     if bad:
         raise StoreError(f"{folder}: line {bad} of records.jsonl lacks a field")
-    return _Content(folder, plan, {t.id: t for t in trials}, {x["trial"]: x for x in lines})
+    return _Content(folder, plan, trials, {x["trial"]: x for x in lines}, unknown)
+
+
+def _trials(plan: Mapping[str, Any], ids: bool) -> tuple[dict[str, Trial], str]:
+    """Planned trials by id, which is made anew where wanted and possible, and why it is not possible."""
+    if not ids or not _has_methods():
+        return {t.id: t for t in trials_of(plan)}, "" if not ids else "PyTorch is not here (extra `train`)"
+    try:
+        anew = [trial_type(plan).model_validate(content) for content in plan["trials"]]
+        return {t.id: t for t in anew}, ""
+    except UnknownName as error:
+        return {t.id: t for t in trials_of(plan)}, str(error)
 
 
 def _lacking_noise(trial: Trial) -> list[str]:
@@ -232,10 +248,9 @@ def _stored_noise_errors(content: _Content, noise: NoiseIndex) -> Iterator[str]:
         return
     file = content.folder / "noise" / f"{noise.digest}.npz"
     try:
-        with np.load(file, allow_pickle=False) as kept:
-            if not np.array_equal(kept["image"], noise.image):
-                yield f"noise/{file.name} holds another index than its name says"
-    except (OSError, ValueError, KeyError) as error:
+        if not np.array_equal(read_arrays(file)["image"], noise.image):
+            yield f"noise/{file.name} holds another index than its name says"
+    except (StoreError, KeyError) as error:
         yield f"noise/{file.name} cannot be read: {error}"
 
 
@@ -245,12 +260,11 @@ def _ranking_errors(content: _Content) -> Iterator[str]:
         return
     for i, line in content.done.items():
         try:
-            with np.load(content.folder / "arrays" / f"{i}.npz", allow_pickle=False) as kept:
-                arrays = {name: kept[name] for name in kept.files}
+            arrays = read_arrays(content.folder / "arrays" / f"{i}.npz")
             yield from (
                 f"{i}: {text}" for text in _of_ranks(content.trials[i], line, arrays, content.data.get(i))
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (StoreError, ValueError, KeyError) as error:
             yield f"{i}: its arrays cannot be read: {' '.join(str(error).split())[:120]}"
 
 
@@ -286,7 +300,7 @@ def _of_ranks(
 
 def _search_errors(content: _Content) -> Iterator[str]:
     """What a search found, from its records."""
-    if not content.plan.get("search") or not _has_methods():
+    if not content.plan.get("search") or content.unknown or not _has_methods():
         return
     bundle = Bundle(content.folder.name, content.folder)
     try:

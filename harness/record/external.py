@@ -205,11 +205,11 @@ def _replace(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         new.mkdir()
         write(new)
-        if folder.exists():
-            folder.rename(old)
         try:
+            if folder.exists():
+                folder.rename(old)
             new.rename(folder)
-        except OSError:
+        except BaseException:  # also Ctrl-C: the former row must not go with the temporary folder
             if old.exists():
                 old.rename(folder)
             raise

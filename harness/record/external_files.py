@@ -115,9 +115,21 @@ def _point(trial: ExternalTrial) -> str:
 # Similarities and ranks ----------------------------------------------------------------------------
 
 
+def read_similarities(path: Path) -> NDArray[np.floating]:
+    """The similarities in a `.npy` file; integers as float64, since the tolerance of ties is a fraction.
+
+    Raises:
+        DataError: it cannot be read, or holds no real numbers.
+    """
+    scores = read_array(path, "similarities", mapped=True)
+    if np.issubdtype(scores.dtype, np.complexfloating):
+        raise DataError(f"similarities {path} are complex numbers")
+    return scores.astype(np.float64) if np.issubdtype(scores.dtype, np.integer) else scores
+
+
 def _similarities(path: Path, data: DataSet, split: str) -> Evaluation:
     """What similarities are worth. Raises DataError where they do not fit the split."""
-    scores = read_array(path, "similarities", mapped=True)
+    scores = read_similarities(path)
     groups = data[split].image_group, data[split].caption_group
     try:
         return evaluate(scores, *groups, coco=data if split == "test" else None)

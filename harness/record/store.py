@@ -284,8 +284,11 @@ class Store:
     def stop(
         self, handle: SweepHandle, trial: Trial, reason: str, *, tags: Mapping[str, str] | None = None
     ) -> None:
-        """Record that a trial was stopped from outside, if it had started."""
-        run = self.unfinished_run(handle, trial)
+        """Record that a trial was stopped from outside, if it had started and has not just ended."""
+        try:
+            run = self.unfinished_run(handle, trial)
+        except AlreadyDone:
+            return
         if run and run.status == "RUNNING":
             self.client.log(run.run_id, tags={"failure": reason[:5000], **(tags or {})})
             self.client.set_status(run.run_id, "KILLED")

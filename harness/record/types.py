@@ -139,6 +139,8 @@ STOPPED_EARLY = "stopped_early"
 """The tag of a trial that its search has stopped, with the epoch."""
 RESTORED = "restored_from"
 """The tag of a run that was made from a bundle, with its folder."""
+WITHOUT_ARRAYS = "restored_without_arrays"
+"""The tag of such a run where the bundle kept no arrays of it, as that of a search."""
 
 # What the store holds -------------------------------------------------------------------------------
 

@@ -61,9 +61,12 @@ def axes(trials: Sequence[Trial], frame: pd.DataFrame) -> list[Axis]:
 
 
 def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Table:
-    """A measure for each line and value, by noise ratio; the best of the axis is bold."""
+    """A measure for each line and value, by noise ratio; bold is the best of the axis within a track, among
+    rows that do not use the ground truth.
+    """
     ratios = sorted(frame["noise_ratio"].unique())
     table = cells(frame, measure)
+    track_of = dict(zip(frame["row"], frame["track"].where(~frame["ground_truth"], ""), strict=True))
     members = [
         (line, value, values[value])
         for line, values in axis.lines.items()
@@ -74,7 +77,9 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
         table.index.get_level_values("row").isin([row for _, _, row in members])
         & (table["n"] == table["planned"])
     ]
-    best = of_axis["mean"].groupby(level="noise_ratio").max()
+    tracks = of_axis.index.get_level_values("row").map(track_of)
+    best = of_axis["mean"].groupby([tracks, of_axis.index.get_level_values("noise_ratio")]).max()
+    best = best.drop("", errors="ignore")
     rows, planned = [], int(of_axis["planned"].max()) if len(of_axis) else 0
     for line, value, row in members:
         at = {r: table.loc[row, r] for r in ratios}
@@ -84,7 +89,8 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
                 Cell(value),
                 *(
                     Cell(
-                        mean_sd(c, 1, usual=planned), best=c["n"] == c["planned"] and c["mean"] == best.get(r)
+                        mean_sd(c, 1, usual=planned),
+                        best=bool(c["n"] == c["planned"] and c["mean"] == best.get((track_of[row], r))),
                     )
                     for r, c in at.items()
                 ),
@@ -92,7 +98,8 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
         )
     caption = (
         f"{_name(measure)} after the last epoch, all other settings equal. Mean ± sd over seeds (ddof 1), "
-        f"n = {planned} unless marked. Bold: best of the column."
+        f"n = {planned} unless marked. Bold: best of the column "
+        "in its track."
     )
     return Table(
         f"{_name(measure)} by {axis.name}: {where}",

@@ -37,13 +37,13 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     ratios = sorted(frame["noise_ratio"].unique())
     table = cells(frame, measure)
     best = {float(r): best_rows(frame, table.xs(r, level="noise_ratio")) for r in ratios}
-    needed = needed_seeds(frame, measure)
+    needed, planned = needed_seeds(frame, measure), int(table["planned"].max())
     near = {k for k, d in not_worse(frame, best, measure).items() if d.n >= needed[k[1] == MEAN]}
-    few = frame[frame["noise_ratio"] == ratios[0]]["seed"].nunique() < needed[ratios[0] == MEAN]
+    few = planned < needed[ratios[0] == MEAN]
     chance = _at_chance(frame, measure) if measure in ("rsum", "selected_rsum") else set()
     family = dict(zip(frame["row"], frame["family"], strict=True))
     long = len(family) > LONG and len(set(family.values())) > 1
-    rows, planned = [], int(table["planned"].max())
+    rows = []
     for row in dict.fromkeys(frame["row"]):
         if measure not in MEASURES and not measure.startswith("selected_") and table.loc[row]["n"].sum() == 0:
             continue

@@ -200,9 +200,12 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
         return None
     track_of = dict(zip(frame["row"], frame["track"], strict=True))
     ranks: dict[str, float] = {}
+    critical: list[str] = []
     for track in TRACKS:
         means = _competitors(frame, scores, track)
         ranks |= dict(zip(means, average_ranks(means.to_numpy()), strict=True)) if len(means) else {}
+        if means.shape[1] > 1:
+            critical.append(f"{critical_difference(means.shape[1], blocks):.2f} among rows of {track}")
     enough = (
         blocks >= BOOTSTRAP_BLOCKS
         and min(len(s) for of_row in scores.values() for s in of_row) >= BOOTSTRAP_SEEDS
@@ -242,11 +245,10 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
         f"{interval}; {beats}average rank among rows of the same track that do not use the ground truth (1 "
         "is the best, ties share the mean rank). "
     )
-    if blocks >= LEAST_BLOCKS and len(ranks) > 1:
+    if blocks >= LEAST_BLOCKS and critical:
         caption += (
-            f"Critical difference of average ranks at 5 %: {critical_difference(len(ranks), blocks):.2f} "
-            "(Nemenyi test, which assumes independent blocks; the ratios of one data set share its test set "
-            "and seeds)."
+            f"Critical difference of average ranks at 5 %: {', '.join(critical)} (Nemenyi test, which "
+            "assumes independent blocks; the ratios of one data set share its test set and seeds)."
         )
     else:
         caption += f"Ranks are not tested with fewer than {LEAST_BLOCKS} blocks."
@@ -281,8 +283,8 @@ def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
         "Average ranks",
         "ranks",
         "Critical-difference diagram: bars join rows whose average ranks do not differ significantly at 5 "
-        "% (Nemenyi post-hoc test after the Friedman test, blocks assumed independent). Rows that use the "
-        "ground truth, have several networks or lack a trial are omitted.",
+        "% (Nemenyi test, blocks assumed independent). Rows that use the ground truth, have several networks "
+        "or lack a trial are omitted.",
     )
 
 

@@ -79,11 +79,13 @@ def design_of(
     ratios = frame["noise_ratio"].nunique()
     several = ratios > 1 if several is None else several
     sd = paired_sd(frame, measure, several=several)
-    rows = int(frame[~frame["ground_truth"]].groupby("track")["row"].nunique().max() or 0)
+    measured = frame[frame[measure].notna()]
+    competing = measured[~measured["ground_truth"]]
+    rows = int(competing.groupby("track")["row"].nunique().max()) if len(competing) else 0
     if np.isnan(sd) or rows < 2:
         return None
     endpoint = "rSum after the last epoch" + (", mean over noise ratios" if several else "")
-    done = frame[frame[measure].notna()].groupby(["row", "noise_ratio"])["seed"].nunique()
+    done = measured.groupby(["row", "noise_ratio"]).size()
     columns = 1 if several else ratios
     return Design(sd, seeds or int(done.max()), comparisons or (rows - 1) * columns, endpoint)
 

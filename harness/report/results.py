@@ -10,9 +10,10 @@ import pandas as pd
 
 from harness.config.external import ExternalTrial
 from harness.config.labels import place_labels, row_labels
+from harness.config.trial import Trial
 from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES
 from harness.evaluation.metrics import DETECTION, PERFECT, RECALLS, chance_rsum
-from harness.record.types import StoreError, SweepRecord
+from harness.record.types import StoreError, SweepRecord, TrialRecord
 from harness.report.source import Source
 from methods import FAMILIES
 
@@ -68,7 +69,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "row": labels[trial.id],
             "dataset": data[trial.id],
             "noise": noise[trial.id],
-            "granularity": trial.noise_granularity,
+            "granularity": _granularity(trial, record),
             "noise_model": trial.noise.model,
             "backbone": trial.backbone_label,
             "noise_ratio": trial.noise_ratio,
@@ -109,6 +110,12 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def _granularity(trial: Trial, record: TrialRecord | None) -> str:
+    """What moves to another image: of noise from a file what the file says, once a trial has read it."""
+    told = record.tags.get("noise_granularity", "") if record else ""
+    return told if trial.noise.model == "from_file" and told not in ("", "none") else trial.noise_granularity
+
+
 def primary(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame of `tidy` in the words of the protocol: measures are of the last epoch, and those of the
     epoch with the best dev rSum begin with `selected_`. With the column `track`: whether one network or
@@ -119,6 +126,27 @@ def primary(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.rename(columns=names).rename(columns={c: c.removeprefix("last_") for c in last})
     several = frame.groupby("row")["networks"].transform("max") > 1
     return frame.assign(track=np.where(several, TRACKS[1], TRACKS[0]))
+
+
+def over_noise_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with one line for each independent result: where seeds are crossed with noise seeds, results
+    of one seed share a model's seed, and those of one noise seed an index, so each seed has the mean over its
+    noise seeds (NaN until it has all). Unchanged where every seed has one noise seed, or every noise seed one
+    seed.
+    """
+    keys = ["dataset", "noise", "row", "noise_ratio", "seed", "perturbed"]
+    pairs = frame[["seed", "noise_seed"]].drop_duplicates()
+    if pairs["seed"].is_unique or pairs["noise_seed"].is_unique:
+        return frame
+    groups = frame.groupby(keys, sort=False)
+    lines = groups.first()
+    numbers = [c for c in frame.select_dtypes("number") if c not in (*keys, "noise_seed")]
+    lines[numbers] = groups[numbers].mean().where(groups[numbers].count().eq(groups.size(), axis=0))
+    for flag in {"done", "repeated"} & set(frame):
+        lines[flag] = groups[flag].all()
+    for flag in {"collapsed", "in_warmup"} & set(frame):
+        lines[flag] = groups[flag].any()
+    return lines.reset_index()[list(frame)]
 
 
 def with_mean(frame: pd.DataFrame, measure: str) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 from harness.config.labels import settings
 from harness.record.types import StoreError, SweepRecord
 from harness.report.page import Page
-from harness.report.results import primary, tidy, with_chance
+from harness.report.results import over_noise_seeds, primary, tidy, with_chance
 from harness.report.source import Source
 from harness.report.stats import paired_difference
 from harness.report.tables import Block, Cell, Table
@@ -83,7 +83,7 @@ def _tables(a: Source, b: Source, one: pd.DataFrame, other: pd.DataFrame) -> Ite
         )
     )
     for dataset, noise in places:
-        here = [f[(f["dataset"] == dataset) & (f["noise"] == noise)] for f in (one, other)]
+        here = [over_noise_seeds(f[(f["dataset"] == dataset) & (f["noise"] == noise)]) for f in (one, other)]
         where = f"{dataset}, {noise}"
         rows = [_line(keys, *here) for keys in _cells(*here)]
         caption = (

@@ -33,7 +33,7 @@ from harness.report.gallery import galleries
 from harness.report.headline import headline
 from harness.report.page import Page, trial_lines
 from harness.report.published import papers_table
-from harness.report.results import COLLAPSED, MEASURES, primary, tidy, with_chance
+from harness.report.results import COLLAPSED, MEASURES, over_noise_seeds, primary, tidy, with_chance
 from harness.report.search import searched
 from harness.report.source import Source, from_store
 from harness.report.stability import seeds_table, shares_table, stability_figure, stability_table
@@ -141,6 +141,7 @@ def _comparison(source: Source, frame: pd.DataFrame, folder: Path) -> Iterator[B
         here = everything[(everything["dataset"] == dataset) & (everything["noise"] == noise)]
         if moved := rounding_table(here, where):
             yield Block("rounding", where, moved)
+    frame = over_noise_seeds(frame)
     together = blocks_table(frame, reference_row(frame, sweep.reference))
     if together and frame["row"].nunique() > 1:
         yield Block("all blocks", "", together)
@@ -150,9 +151,10 @@ def _comparison(source: Source, frame: pd.DataFrame, folder: Path) -> Iterator[B
 
 
 def _of_one(
-    source: Source, part: pd.DataFrame, reference: str, where: str, folder: Path
+    source: Source, trials: pd.DataFrame, reference: str, where: str, folder: Path
 ) -> Iterator[tuple[str, Table | Figure | None]]:
     """Topics of one data set and noise, with their tables and figures (None: not applicable)."""
+    part = over_noise_seeds(trials)
     several = part["row"].nunique() > 1
     done = part["done"].any()
     for content in headline(part, where, folder):
@@ -185,7 +187,7 @@ def _of_one(
     if several:
         yield "differences", differences_table(part, reference, where)
     yield "differences", queries_table(part, reference, source.read, where)
-    for axis in ablation.axes(source.sweep.planned, part):
+    for axis in ablation.axes(source.sweep.planned, trials):
         if done:
             yield "hyper-parameters", ablation.axis_figure(axis, part, "rsum", where, folder)
         yield "hyper-parameters", ablation.axis_table(axis, part, "rsum", where)
@@ -197,20 +199,20 @@ def _of_one(
         yield "stability", stability_table(part, where, legend(part))
     if part["seed"].nunique() > 1:
         yield "stability", seeds_table(part, where)
-    yield "stability", shares_table(part, where)
-    for trained in detection.trained_on(source, part, where, folder):
+    yield "stability", shares_table(trials, where)
+    for trained in detection.trained_on(source, trials, where, folder):
         yield "what is trained on", trained
-    beliefs = detection.beliefs(source, part)
+    beliefs = detection.beliefs(source, trials)
     if part["ece"].notna().any() or part["auroc"].notna().any():
         yield "noise detection", detection.scores_table(part, where)
     if beliefs:
         every = detection.means(beliefs, source)
-        for figure in detection.confidence_figures(beliefs, every, part, where, folder):
+        for figure in detection.confidence_figures(beliefs, every, trials, where, folder):
             yield "noise detection", figure
         for table in detection.epochs_tables(every, where):
             yield "noise detection", table
-    yield "cost", cost_figure(part, where, folder)
-    for table in cost_tables(part, where):
+    yield "cost", cost_figure(trials, where, folder)
+    for table in cost_tables(trials, where):
         yield "cost", table
     yield "published", papers_table(part, source.sweep.methods, where)
 
@@ -220,7 +222,7 @@ def _measures(frame: pd.DataFrame) -> Iterator[Block]:
     for (dataset, noise), part in frame.groupby(["dataset", "noise"], sort=False):
         for measure, name in _HEADINGS.items():
             table = by_ratio(
-                part,
+                over_noise_seeds(part),
                 measure,
                 f"{name}: {dataset}, {noise}",
                 f"Test {name} in percent after the last epoch",
@@ -287,7 +289,7 @@ def _designs(frame: pd.DataFrame, sweep: SweepRecord) -> list[str]:
     lines = []
     frame = frame[frame["perturbed"] == 0]
     for (dataset, noise), part in frame.groupby(["dataset", "noise"], sort=False):
-        design = None if sweep.select else design_of(part)
+        design = None if sweep.select else design_of(over_noise_seeds(part))
         if design:
             lines.append(f"- {dataset}, {noise}. {design.text()}")
     return lines

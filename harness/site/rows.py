@@ -18,7 +18,7 @@ import pandas as pd
 from harness.evaluation.metrics import RECALLS
 from harness.record.types import SweepRecord
 from harness.report.published import network_name, networks_at_test, published, published_name
-from harness.report.results import MEAN, MEASURES, primary, tidy
+from harness.report.results import MEAN, MEASURES, over_noise_seeds, primary, tidy
 from harness.report.stats import mean_interval
 from harness.site.methods import facts, key_of_published
 
@@ -148,12 +148,12 @@ def sweep_rows(sweep: SweepRecord, origin: Origin) -> list[Row]:
     frame = tidy(sweep)
     if sweep.select or frame.empty:
         return []
-    frame = primary(frame)
     devices = {i: r.tags.get("device", "") for i, r in sweep.records.items()}
-    frame = frame[frame["perturbed"] == 0].assign(
+    frame = primary(frame[frame["perturbed"] == 0]).assign(
         device=lambda f: f["trial"].map(devices).fillna(""),
         repeated=lambda f: f["trial"].isin(origin.repeated),
     )
+    frame = over_noise_seeds(frame)
     rows = []
     for _, place in frame.groupby(["dataset", "noise"], sort=False):
         for label, suffix, part in _protocols(place):

@@ -17,6 +17,7 @@ const interval = row => row.low === null ? "–" : `${row.low.toFixed(1)} to ${r
 const seeds = row => row.n === null ? "–" : row.n === row.planned ? `${row.n}` : `${row.n} of ${row.planned}`;
 const LEVELS = Object.fromEntries([...document.querySelectorAll("[name=level]")].map(
   (box, i) => [box.value, {box, rank: i, name: box.parentNode.firstElementChild.nextSibling.textContent.trim()}]));
+const PUBLISHED = new Set(["published", "flagged"]); // of an epoch that their authors have selected
 const RATIO = text => Number.isNaN(Number(text)) ? (text.startsWith("mean") ? 2 : 3) : Number(text);
 
 // Columns: key, heading, what it means; `text` is what a cell says, `key` what it is sorted by.
@@ -258,6 +259,7 @@ function drawFilters(counts) {
 // What the rows on the page differ in, so that nobody ranks what cannot be ranked.
 function drawStatus() {
   const differing = FILTERS.filter(f => f.id !== "clean" && new Set(shown.map(i => f.of(rows[i]))).size > 1).map(f => f.head);
+  if (new Set(shown.map(i => PUBLISHED.has(rows[i].level))).size > 1) differing.push("the epoch that is tested");
   const given = FILTERS.filter(f => state.chosen[f.id]).map(f => `${f.head} ${state.chosen[f.id]}`);
   if (state.text) given.push(`“${state.text}”`);
   const count = `${shown.length} of ${rows.length} rows${given.length ? ` (${given.join(", ")})` : ""}.`;
@@ -440,6 +442,8 @@ function start() {
   element("setting")?.addEventListener("change", ({target}) => { state.setting = target.value; writeAddress(); drawPlot(); });
   element("controls").addEventListener("submit", event => event.preventDefault());
   element("controls").addEventListener("reset", event => { event.preventDefault(); history.replaceState(null, "", "#"); readAddress(); update(); });
+  // The address holds the view, so the link to the table must not become part of it.
+  document.querySelector(".skip").addEventListener("click", event => { event.preventDefault(); element("table").focus(); element("table").scrollIntoView(); });
   addEventListener("hashchange", () => { readAddress(); update(); });
   if (element("plot")) addEventListener("resize", () => { fitPlot(); drawPlot(); });
   addEventListener("beforeprint", () => drawRows(true));

@@ -9,9 +9,9 @@ from harness.config.labels import place_labels, row_labels
 from harness.config.sweep_file import Sweep
 from harness.lib.files import RESULTS
 from harness.record.bundle import Bundle
-from harness.record.types import StoreError
+from harness.record.types import MethodFacts, StoreError
 from harness.report.design import design_of
-from harness.report.results import primary, tidy
+from harness.report.results import over_noise_seeds, primary, tidy
 
 
 def design_notes(sweep: Sweep) -> Iterator[str]:
@@ -24,15 +24,16 @@ def design_notes(sweep: Sweep) -> Iterator[str]:
     labels = row_labels(sweep.trials)
     for dataset in dict.fromkeys(data.values()):
         planned = [t for t in sweep.trials if data[t.id] == dataset]
-        tracks = Counter(
-            t.hyper.get("n_networks", 1) > 1 for t in {labels[t.id]: t for t in planned}.values()
-        )
-        rows = max(tracks.values())
-        seeds = len({(t.seed, t.noise_seed) for t in planned})
+        competing = {labels[t.id]: t for t in planned if not MethodFacts.of(t.method).uses_ground_truth}
+        tracks = Counter(t.hyper.get("n_networks", 1) > 1 for t in competing.values())
+        rows = max(tracks.values(), default=0)
+        seeds = max(len({t.seed for t in planned}), len({t.noise_seed for t in planned}))
         ratios = len({t.noise_ratio for t in planned})
         for bundle in _past(dataset):
-            frame = primary(tidy(bundle.sweep()))
+            frame = over_noise_seeds(primary(tidy(bundle.sweep())))
             frame = frame[(frame["dataset"] == dataset) & (frame["perturbed"] == 0)]
+            if frame.empty:  # a variant of the data set, by its options
+                continue
             frame = frame[frame["noise"] == frame["noise"].mode().iloc[0]]
             design = design_of(frame, seeds=seeds, comparisons=rows - 1)
             if design and rows > 1 and (ratios > 1) == (frame["noise_ratio"].nunique() > 1):

@@ -141,6 +141,29 @@ def test_bad_input_of_the_command(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_integers_are_no_closer_than_they_are(tmp_path, capsys):
+    """Scores that differ by one are not tied, whatever the tolerance is rounded to."""
+    files = written(tmp_path, s=np.array([[5, 4], [3, 5]]), d=np.array([[0, 1], [1, 0]], np.uint8))
+    for arguments in ([files["s"]], [files["d"], "--distances"]):
+        out = tmp_path / "out.json"
+        assert main([*arguments, "--captions-per-image", "1", "--json", str(out)]) == 0
+        told = json.loads(out.read_text())
+        assert (told["i2t_r1"], told["t2i_r1"]) == (100, 100)
+    files = written(tmp_path, c=np.eye(2, dtype=complex))
+    assert main([files["c"], "--captions-per-image", "1"]) == 2
+    assert "are complex numbers" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_image_without_a_caption_and_a_folder_that_is_not_there(tmp_path, capsys):
+    files = written(tmp_path, s=np.eye(2), ig=np.array([0, 1]), cg=np.array([0, 2]))
+    groups = ["--image-groups", files["ig"], "--caption-groups", files["cg"]]
+    assert main([files["s"], *groups]) == 2
+    assert "1 queries have no match" in capsys.readouterr().err
+    out = tmp_path / "nowhere" / "out.json"
+    assert main([files["s"], "--captions-per-image", "1", "--json", str(out)]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["a.npy"], ["--images", "a.npy", "--data", "emoji"], []])
 def test_arguments_that_say_too_little(arguments):
     with pytest.raises(SystemExit, match="2"):

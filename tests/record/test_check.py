@@ -158,6 +158,28 @@ def test_ranks_of_another_split_are_found(made):
     assert any(file.stem in e and "arrays cannot be read" in e for e in check_bundle(made)[0])
 
 
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b""])
+def test_damaged_arrays_are_told(made, damage):
+    for file in (next((made / "arrays").glob("*.npz")), next((made / "noise").glob("*.npz"))):
+        file.write_bytes(damage(file.read_bytes()))
+        assert any(file.stem in e and "cannot be read" in e for e in check_bundle(made)[0])
+
+
+def test_a_method_that_is_not_here_is_said(made, capfd):
+    """The rest is checked, and trials of other methods are run again."""
+    plan = json.loads((made / "plan.json").read_text())
+    for content in plan["trials"]:
+        if content["method"] == "small_loss":
+            content["method"] = "nowhere:Nobody"
+    plan["methods"]["nowhere:Nobody"] = plan["methods"].pop("small_loss")
+    (made / "plan.json").write_text(json.dumps(plan))
+    errors, notes = check_bundle(made)
+    assert all("method" in error for error in errors)  # its lines say another
+    assert any("nowhere" in n and "trial ids and what a search found are not checked" in n for n in notes)
+    assert main(["check", str(made)]) == 1
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_what_a_search_found_follows_from_its_records(swept, tmp_path):
     folder = shutil.copytree(swept / "found", tmp_path / "found")
     found = json.loads((folder / "search.json").read_text())

@@ -45,6 +45,15 @@ def test_a_run_whose_creation_failed_after_it_was_made_is_made_once(opened, monk
     assert [r.run_id for r in runs_of(store, handle)] == [run_id] == [calls[0].info.run_id]
 
 
+def test_a_trial_that_has_just_ended_is_not_stopped(opened):
+    """Ctrl-C at that moment goes on to the trials that are running."""
+    store, sweep, handle = opened
+    run_id = store.create_run(handle, sweep.trials[0], {"attempts": "1"})
+    store.client.set_status(run_id, "FINISHED")
+    store.stop(handle, sweep.trials[0], "stopped by Ctrl-C or SIGTERM")
+    assert store.client.get_run(run_id).status == "FINISHED"
+
+
 def test_a_run_that_a_server_made_twice_is_kept_once(opened, monkeypatch):
     """MLflow's own client repeats a request whose answer was lost."""
     store, sweep, handle = opened

@@ -10,10 +10,11 @@ import torch
 from harness.config.labels import row_labels
 from harness.config.sweep_file import BadInput, parse_sweep
 from harness.evaluation.metrics import chance_rsum, rank_queries, recalls
-from harness.report.ablation import axes
+from harness.report.ablation import Axis, axes, axis_table
 from methods.base import Pairs
 from methods.seeding import torch_generator
 from tests import build, small
+from tests.report.test_results import frame
 
 
 def weights(trainer):
@@ -202,6 +203,20 @@ def test_each_varied_setting_is_an_axis_where_all_else_is_equal():
             "False": "npc (weights=False, memory_loss=False)",
         },
     }
+
+
+def test_bold_on_an_axis_is_the_best_of_a_track_and_no_oracle():
+    rows = {"clip": 100, "clip ×2": 120, "npc": 110, "npc ×2": 115, "ceiling": 200, "ceiling b": 210}
+    made = frame([(row, ratio, 0, rsum, 1) for row, rsum in rows.items() for ratio in (0.0, 0.4)])
+    made["track"] = np.where(made["row"].str.endswith("×2"), "several networks", "one network")
+    made["ground_truth"] = made["row"].str.startswith("ceiling")
+    lines = {
+        "clip": {"1": "clip", "2": "clip ×2"},
+        "npc": {"1": "npc", "2": "npc ×2"},
+        "oracle": {"1": "ceiling", "2": "ceiling b"},
+    }
+    table = axis_table(Axis("n_networks", lines), made, "rsum", "w")
+    assert [(r[0].text, r[1].text) for r in table.rows if r[2].best] == [("clip", "2"), ("npc", "1")]
 
 
 @pytest.mark.parametrize(

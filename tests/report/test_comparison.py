@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from harness.config.sweep_file import BadInput
@@ -15,6 +16,8 @@ from harness.report.comparison import (
     queries_table,
     reference_row,
 )
+from harness.report.results import over_noise_seeds
+from harness.report.stats import critical_difference
 from tests import small
 from tests.report.test_results import frame
 
@@ -53,6 +56,22 @@ def test_a_hole_is_left_out_of_its_pair_only():
     assert (found["a", 0.4].n, found["a", 0.0].n) == (4, 5)
 
 
+def test_noise_seeds_crossed_with_seeds_are_not_more_results():
+    """Four noise indices shared by five seeds: five pairs, not twenty."""
+    made = trials({"clip": 0, "a": 4}).assign(perturbed=0)
+    crossed = pd.concat([made.assign(noise_seed=n, rsum=made["rsum"] + n) for n in range(4)])
+    found = over_noise_seeds(crossed)
+    assert compare(crossed, "clip", "rsum")["a", 0.4].n == 20
+    assert compare(found, "clip", "rsum")["a", 0.4].n == 5
+    assert found["rsum"].to_numpy() == pytest.approx(made["rsum"].to_numpy() + 1.5)
+    hole = (crossed["row"] == "a") & (crossed["seed"] == 2) & (crossed["noise_seed"] == 3)
+    holed = over_noise_seeds(crossed.assign(rsum=crossed["rsum"].mask(hole), done=~hole))
+    assert compare(holed, "clip", "rsum")["a", 0.4].n == 4  # no mean over three of four
+    assert over_noise_seeds(made) is made
+    of_noise = made[made["seed"] == 0].assign(noise_seed=range(4))
+    assert over_noise_seeds(of_noise) is of_noise
+
+
 def test_the_table_of_differences_marks_what_is_significant():
     text = differences_table(trials({"clip": 0, "better": 8, "same": 0}), "clip", "d").markdown()
     better, same = (
@@ -89,7 +108,11 @@ def test_blocks_together():
     )
     assert "1.00" in good  # rank
     assert "3.00" in bad
-    assert "Nemenyi" in text
+    assert f"at 5 %: {critical_difference(3, 6):.2f} among rows of one network (Nemenyi" in text
+    pair = made.assign(row=made["row"] + " ×2", track="several networks")[made["row"] != "bad"]
+    both = blocks_table(pd.concat([made, pair]), "clip").markdown()  # ranks are within a track
+    assert f"{critical_difference(3, 6):.2f} among rows of one network, " in both
+    assert f"{critical_difference(2, 6):.2f} among rows of several networks (Nemenyi" in both
     assert blocks_table(made[made["noise_ratio"] == 0], "clip") is None
     assert "without an interval (which requires 12 blocks of 5 seeds)" in text
     many = trials({"clip": 0, "good": 20}, ratios=tuple(k / 20 for k in range(12)))

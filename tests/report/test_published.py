@@ -23,8 +23,10 @@ def ours(
     noise_model="shuffle",
     **more,
 ):
-    made = frame([(method, ratio, seed, 540 + seed, 80) for ratio in (0.0, 0.2) for seed in (0, 1)])
+    """Trials whose epoch selected on dev, which counts beside published rows, has 540 and 541."""
+    made = frame([(method, ratio, seed, 9, 80) for ratio in (0.0, 0.2) for seed in (0, 1)])
     return made.assign(
+        selected_rsum=540 + made["seed"],
         method=method,
         dataset=dataset,
         backbone=backbone,
@@ -58,7 +60,7 @@ def test_a_comparable_row_gets_a_difference():
         (lambda: ours("npc", "ViT-B-32-quickgelu", granularity="image"), "granularity caption"),
         (lambda: ours("ncr", "sgraf SGR"), "2 networks at test"),
         (
-            lambda: ours("npc", "ViT-B-32-quickgelu", dataset="karpathy coco").assign(**{"1k_rsum": 500.0}),
+            lambda: ours("npc", "ViT-B-32-quickgelu", dataset="karpathy coco").assign(selected_1k_rsum=500.0),
             "flagged: t2i_r10 INVALID",
         ),
     ],
@@ -72,7 +74,7 @@ def test_what_is_not_comparable_says_why_and_has_no_difference(made, reason):
 
 def test_5k_and_1k_are_not_mixed_up():
     table = papers_table(
-        ours("npc", "ViT-B-32-quickgelu", dataset="npc coco").assign(**{"1k_rsum": 111.0}), FACTS, "w"
+        ours("npc", "ViT-B-32-quickgelu", dataset="npc coco").assign(selected_1k_rsum=111.0), FACTS, "w"
     )
     assert {row[2].text: row[3].text[:5] for row in table.rows} == {"5K": "540.5", "1K": "111.0"}
 

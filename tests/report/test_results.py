@@ -10,7 +10,7 @@ import yaml
 
 from harness.config.labels import row_labels, run_labels, shared_and_own_settings
 from harness.config.sweep_file import parse_sweep
-from harness.record.types import MethodFacts, SweepRecord
+from harness.record.types import MethodFacts, SweepRecord, TrialRecord
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
 from harness.report.figures import styles
 from harness.report.results import cells, needs, primary, tidy
@@ -45,6 +45,16 @@ def frame(rows):
         method_pairs_per_second=np.nan,
         track="one network",
     )
+
+
+def test_noise_from_a_file_has_the_granularity_of_its_file():
+    """Whatever the sweep file says: a trial has read it."""
+    trial = small.trial("clip", noise={"model": "from_file", "path": "{ratio}_{seed}.npy"})
+    record = TrialRecord(trial, "run", "FINISHED", {}, {"noise_granularity": "image"})
+    facts = {"clip": MethodFacts.of("clip")}
+    for records, granularity in (({trial.id: record}, "image"), ({}, "caption")):
+        found = tidy(SweepRecord("s", "", False, (trial,), records, facts))
+        assert found["granularity"].tolist() == [granularity]
 
 
 def test_variance_over_ratios_is_that_of_npcs_figure():

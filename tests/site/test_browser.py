@@ -125,9 +125,20 @@ def test_flags_are_shown_with_their_reasons(site, open_page):
     assert column(page, "label") == ["SGRAF"]
 
 
+def test_the_link_to_the_table_keeps_the_view(site, open_page):
+    page = open_page(site, "index.html#dataset=Flickr30K&ratio=0.4")
+    before = status(page)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "table"
+    assert page.evaluate("location.hash") == "#dataset=Flickr30K&ratio=0.4"
+    assert status(page) == before
+
+
 def test_rows_that_cannot_be_ranked_are_told(site, open_page):
     page = open_page(site)
     assert "They differ in data set, " in status(page)
+    assert "the epoch that is tested: no ranking." in status(page)  # papers select theirs
     chosen(page, dataset="tests.small:load", ratio="0.4")
     assert "They differ in backbone: no ranking." in status(page)  # the external row has another
     page.uncheck("[name=level][value=external]")

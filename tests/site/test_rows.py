@@ -51,6 +51,9 @@ def test_a_published_row_has_the_numbers_of_its_table():
         ("SGR, 2 co-trained nets ensembled", 2),
         ("SGRAF", 2),
         ("SGR", 1),
+        ("SGR x2", 2),
+        ("SCAN (BUTD 36x2048 + BiGRU)", 1),
+        ("same config", None),
         ("SGRAF (unconfirmed)", None),
         ("not reported", None),
     ],
@@ -219,6 +222,19 @@ def test_a_bundle_with_a_changed_number_is_left_out(results, tmp_path, metric):
     found = find_bundles(tmp_path)[0]
     assert found.sweep is None
     assert any(line["trial"] in error for error in found.errors)
+
+
+def test_a_bundle_may_be_unfinished(results, tmp_path):
+    folder = shutil.copytree(results / "made", tmp_path / "made")
+    shutil.rmtree(folder / "external")
+    lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
+    (folder / "records.jsonl").write_text("".join(lines[:-1]))
+    (found,) = find_bundles(tmp_path)
+    assert found.errors == []
+    assert any(note.startswith("no record: ") for note in found.notes)
+    assert found.sweep is not None
+    rows = sweep_rows(found.sweep, Origin("made", Links()))
+    assert sorted((r.n, r.planned) for r in rows) == [(1, 2), (1, 2), (2, 2)]
 
 
 def test_a_bundle_of_another_protocol_version_is_left_out(results, tmp_path):

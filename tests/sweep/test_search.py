@@ -178,6 +178,55 @@ def test_failed_trials_are_in_the_bundle_until_they_are_repeated(here, monkeypat
     assert len((Bundle("half").folder / "records.jsonl").read_text().splitlines()) == 2
 
 
+def test_results_of_a_bundle_win_over_a_failure_in_the_store(here, monkeypatch):
+    """Another machine has done what failed here: it is not trained again."""
+    from harness.sweep import attempt
+
+    file = write(here, "clip", name="both")
+    assert run_sweep([file]) == 0
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+
+    def fails(*_):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(attempt, "work", fails)
+    assert run_sweep([file]) == 1
+    shutil.rmtree("results")
+    shutil.copytree(here / "results", "results")
+    assert run_sweep([file]) == 0  # work still fails
+    (record,) = records("both").values()
+    assert record.done
+    assert record.tags["restored_from"] == "results/both"
+
+
+def test_a_bundle_that_another_process_wrote_anew_is_read_from_its_beginning(here):
+    assert run_sweep([write(here, "clip", name="shared", grid={"seed": [0, 1]})]) == 0
+    file = here / "results" / "shared" / "records.jsonl"
+    first, second = file.read_text().splitlines(keepends=True)
+    failed = json.dumps({**json.loads(first), "status": "FAILED"}) + "\n"
+    file.write_text(failed * 3)
+    ours, theirs = Bundle("shared"), Bundle("shared")
+    trials = tuple(r.trial for r in records("shared").values())
+    assert len(ours.records(trials)) == 1
+    theirs.close()  # one line of the three is left: what `ours` has read is longer than the file
+    with open(file, "a") as stream:
+        stream.write(second)
+    assert len(ours.records(trials)) == 2
+    ours.close()
+    assert len(Bundle("shared").records(trials)) == 2
+
+
+def test_a_restored_search_is_verified_without_arrays(here, monkeypatch):
+    file = search_file(here, "clip", tries=2)
+    assert run_sweep([file]) == 0
+    shutil.copytree(here / "results", here / "elsewhere" / "results")
+    monkeypatch.chdir(here / "elsewhere")
+    assert run_sweep([file]) == 0
+    assert {r.tags["restored_from"] for r in records("search").values()} == {"results/search"}
+    assert run_sweep([file, "--verify", "1"]) == 0
+
+
 def test_curves_keep_their_epochs(here):
     """Dev is evaluated every other epoch only."""
     fixed = {"epochs": 4, "evaluate_every": 2}

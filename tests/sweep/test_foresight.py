@@ -1,0 +1,28 @@
+"""What a dry run tells of the seeds of a sweep, from bundles of the past."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.sweep.foresight import design_notes
+from tests import recorded, small
+
+GRID = {"noise_ratio": [0.2, 0.4], "seed": [0, 1, 2]}
+
+
+def test_the_oracle_is_no_comparison(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = small.sweep("clip", "triplet", "oracle", grid=GRID)
+    recorded.bundle(sweep, Path("results/small"))
+    (note,) = design_notes(sweep)
+    assert note.startswith("tests.small:load, from results/small. Design: ")
+    assert "With 3 seeds and 1 comparisons" in note
+
+
+def test_a_variant_of_a_data_set_tells_nothing_of_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [{}, {"meta": "seen"}]
+    both = small.sweep("clip", "triplet", grid={**GRID, "dataset": ["emoji"], "dataset_options": options})
+    assert len({trial.id for trial in both.trials}) == 2 * 2 * 2 * 3
+    recorded.bundle(both, Path("results/both"))
+    assert list(design_notes(small.sweep("clip", "triplet", grid={**GRID, "dataset": ["emoji"]}))) == []
