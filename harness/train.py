@@ -28,43 +28,53 @@ _LISTED = 12
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns the exit code."""
     options = _parse(arguments)
-    from harness.config.labels import run_labels  # what the command needs is loaded once it is known
-    from harness.config.sweep_file import BadInput, load_sweep
+    from harness.config.sweep_file import BadInput, load_sweep  # what the command needs
     from harness.lib.console import console, fail, silence_libraries
     from harness.record.provenance import Provenance
+    from harness.record.types import StoreError
     from harness.sweep.attempt import DONE, Task, attempt
     from harness.sweep.preflight import check_trial
+    from harness.sweep.search import planned_before, trial_labels
 
     silence_libraries()
     main_process = os.environ.get("RANK", "0") == "0"
+    store = handle = None
     try:
         sweep = load_sweep(options.sweep)
+        store = None if options.no_tracking else _open(options.tracking_uri)
+        sweep = planned_before(sweep, store)
         trial = find_trial(sweep, options.trial)
         errors = check_trial(trial)
+        if store and not errors:
+            errors = _recording_errors(store, sweep, trial)
+        if store and not errors:
+            # All processes look, so that none waits.
+            record = store.find_records(sweep.name, [trial]).get(trial.id)
+            if record and record.done:
+                console.print(f"trial {trial.id} is done already: run {record.run_id}")
+                return 0
+            handle = _handle(store, sweep, options)
     except BadInput as error:
         errors = error.errors
-    store = handle = None
-    if not errors and not options.no_tracking:
-        store, errors = _open(options.tracking_uri, sweep, trial)
+    except StoreError as error:
+        errors = [str(error)]
+    except OSError as error:
+        errors = [f"{error.filename}: {error.strerror or error}"]
     if errors:
         return fail(errors, consequence="nothing was started") if main_process else 2
-    if store:
-        # All processes look, so that none waits.
-        record = store.find_records(sweep.name, [trial]).get(trial.id)
-        if record and record.done:
-            console.print(f"trial {trial.id} is done already: run {record.run_id}")
-            return 0
-        handle = _handle(store, sweep, options)
-        if main_process and (busy := _elsewhere(store, handle, trial, options.storage.absolute())):
-            console.print(f"busy: {busy}", markup=False)
-            return 1
+    busy = ""
+    if main_process and store and handle:
+        busy = _elsewhere(store, handle, trial, options.storage.absolute())
+    if busy:
+        console.print(f"busy: {busy}", markup=False)
+        return 1
     task = Task(
         handle,
         sweep.file.resources,
         Provenance.of([trial]),
         options.storage.absolute(),
         os.getcwd(),
-        labels=run_labels(sweep.trials),
+        labels=trial_labels(sweep),
     )
     try:
         ended = attempt(trial, task, main=main_process)
@@ -104,21 +114,26 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _open(uri: str | None, sweep: Sweep, trial: Trial) -> tuple[Store | None, list[str]]:
-    """The store, or why the trial cannot be recorded in it."""
-    from harness.data import load_dataset
+def _open(uri: str | None) -> Store:
+    """The store. Raises StoreError."""
     from harness.record.store import Store
-    from harness.record.types import StoreError
-    from harness.sweep.preflight import check_same_data, check_version
 
-    try:
-        store = Store(uri, patient=False)
-    except StoreError as error:
-        return None, [str(error)]
-    fingerprint = trial.fingerprint(load_dataset(trial.dataset, **trial.dataset_options))
+    return Store(uri, patient=False)
+
+
+def _recording_errors(store: Store, sweep: Sweep, trial: Trial) -> list[str]:
+    """Why a trial cannot be recorded: other data than before, or than its settings were searched on."""
+    from harness.data import load_dataset
+    from harness.sweep.preflight import check_same_data, check_version
+    from harness.sweep.search import check_searched_data
+
+    fingerprint = {trial.id: trial.fingerprint(load_dataset(trial.dataset, **trial.dataset_options))}
     known = store.find_records(sweep.name, [trial])
-    errors = check_version(sweep.name, store)
-    return store, errors + check_same_data([trial], known, {trial.id: fingerprint})
+    return [
+        *check_version(sweep.name, store),
+        *check_same_data([trial], known, fingerprint),
+        *check_searched_data(sweep.model_copy(update={"trials": (trial,)}), fingerprint),
+    ]
 
 
 def _handle(store: Store, sweep: Sweep, options: argparse.Namespace) -> SweepHandle:

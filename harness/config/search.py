@@ -59,6 +59,12 @@ class Range(StrictModel):
         if form == "choices":
             if len({repr(v) for v in value}) < max(2, len(value)):
                 raise ValueError("choices needs at least two values, none of them twice")
+            unfit = [v for v in value if isinstance(v, dict | list) or _is_number_as_text(v)]
+            if unfit:
+                raise ValueError(
+                    f"choices are numbers, words, true and false, and {unfit[0]!r} is not (YAML reads 1e-2 "
+                    "as text, and 1.0e-2 as a number)"
+                )
         elif not value[0] < value[1]:
             raise ValueError(f"{form} needs a lower and a higher bound, found {value[0]:g} and {value[1]:g}")
         elif form == "log_uniform" and value[0] <= 0:
@@ -124,6 +130,13 @@ class Range(StrictModel):
     def _scaled(self) -> tuple[float, float]:
         low, high = self._limits()
         return (math.log(low), math.log(high)) if self.log_uniform else (low, high)
+
+
+def _is_number_as_text(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 class EarlyStopping(StrictModel):

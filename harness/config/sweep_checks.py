@@ -107,6 +107,8 @@ def _check_keys(file: SweepFile, errors: Errors) -> None:
         if method not in methods:
             errors.append(f"overrides {method!r}: no method {method!r} in the grid{suggest(method, methods)}")
         errors += [f"overrides {method!r}: {name} {_OF_ALL}" for name in _AXES_OF_ALL if name in settings]
+        if "hyper" in settings:
+            errors.append(f"overrides {method!r}: its hyper-parameters stand here by name, without 'hyper'")
 
 
 def _check_search(file: SweepFile, search: Search, errors: Errors) -> None:
@@ -128,6 +130,11 @@ def _check_search(file: SweepFile, search: Search, errors: Errors) -> None:
         ]
     errors += [
         f"search.space.{k}: it is an axis of the whole grid" for k in search.space if k in _AXES_OF_ALL
+    ]
+    errors += [
+        f"grid: a search has no axis {key!r}, for a try has one setting: put it into search.space or fixed"
+        for key in dict.fromkeys(k for grid in file.grid for k in grid)
+        if key not in (*_AXES_OF_ALL, "dataset_options")
     ]
     if search.asha and file.resources.processes > 1:
         errors.append(

@@ -100,8 +100,14 @@ class Client:
         return {e.name: e.experiment_id for e in listed}
 
     def experiment_id(self, name: str) -> str | None:
-        """The id of an experiment, or None."""
+        """The id of an experiment, or None. Raises StoreError where it was deleted in MLflow."""
         experiment = self._call(lambda: self._mlflow.get_experiment_by_name(name))
+        if experiment and experiment.lifecycle_stage == "deleted":
+            raise StoreError(
+                f"sweep {name!r} was deleted in MLflow: restore it (mlflow experiments restore "
+                f"--experiment-id {experiment.experiment_id}), remove it for good (mlflow gc), or give the "
+                "sweep another name"
+            )
         return experiment.experiment_id if experiment else None
 
     def create_experiment(self, name: str, artifact_location: str | None) -> str:
@@ -335,8 +341,11 @@ class Client:
                 if "API request to" in str(error):
                     text = " ".join(str(error).split())[:300]
                     raise StoreError(f"the tracking store does not answer any more: {text}") from error
-                if time.monotonic() > end or not any(words in str(error) for words in _BUSY_STORE):
+                if not any(words in str(error) for words in _BUSY_STORE):
                     raise
+                if time.monotonic() > end:
+                    text = " ".join(str(error).split())[:300]
+                    raise StoreError(f"the tracking store is too busy to answer: {text}") from error
             finally:
                 Client.seconds_in_mlflow += time.perf_counter() - began
             time.sleep(pause * (1 + random.random()))

@@ -78,8 +78,8 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
         & (table["n"] == table["planned"])
     ]
     tracks = of_axis.index.get_level_values("row").map(track_of)
-    best = of_axis["mean"].groupby([tracks, of_axis.index.get_level_values("noise_ratio")]).max()
-    best = best.drop("", errors="ignore")
+    groups = of_axis["mean"].groupby([tracks, of_axis.index.get_level_values("noise_ratio")])
+    best = groups.max()[groups.nunique() > 1].drop("", errors="ignore")
     rows, planned = [], int(of_axis["planned"].max()) if len(of_axis) else 0
     for line, value, row in members:
         at = {r: table.loc[row, r] for r in ratios}

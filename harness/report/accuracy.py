@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from harness.config.external import MARK
@@ -25,6 +26,7 @@ _UNDERLINED = (
 _FEW = (
     f" These seeds cannot tell a difference of {RESOLUTION:g} points (see the design): nothing is underlined."
 )
+_MEANS_ALONE = " At a single ratio these seeds cannot tell that difference: there nothing is underlined."
 _HEADINGS = {f"{d}_r{k}": f"{d} R@{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": "rSum"}
 _ECCV = {"map_at_r": "mAP@R", "rprecision": "R-Precision", "r1": "R@1"}
 
@@ -39,7 +41,8 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     best = {float(r): best_rows(frame, table.xs(r, level="noise_ratio")) for r in ratios}
     needed, planned = needed_seeds(frame, measure), int(table["planned"].max())
     near = {k for k, d in not_worse(frame, best, measure).items() if d.n >= needed[k[1] == MEAN]}
-    few = planned < needed[ratios[0] == MEAN]
+    few = planned < needed[ratios[0] == MEAN] < np.inf
+    untested = MEAN in ratios and not few and planned < needed[False] < np.inf
     chance = _at_chance(frame, measure) if measure in ("rsum", "selected_rsum") else set()
     family = dict(zip(frame["row"], frame["family"], strict=True))
     long = len(family) > LONG and len(set(family.values())) > 1
@@ -64,7 +67,8 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     at_chance = " ° at least one seed is close to chance level." if chance else ""
     caption = (
         f"{what}. {MEAN_SD}, n = {planned} seeds per cell unless marked. "
-        f"{legend(frame)}{_FEW if few else _UNDERLINED if near else ''}{at_chance}"
+        f"{legend(frame)}{_FEW if few else _UNDERLINED if near else ''}"
+        f"{_MEANS_ALONE if untested and near else ''}{at_chance}"
     )
     columns = ["method", *(["family"] if long else []), *map(heading, ratios)]
     return Table(title, caption, columns, rows)

@@ -87,9 +87,14 @@ def _text(name: str, value: float) -> str:
 
 
 def cost_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | None:
-    """Mean rSum over ratios against time, for rows whose trials are all done; None with fewer than two."""
+    """Mean rSum over ratios against time, for rows with all ratios whose trials are all done; None with fewer
+    than two.
+    """
+    ratios = frame["noise_ratio"].nunique()
     done = frame.groupby("row", sort=False).filter(
-        lambda part: part["done"].all() and part["seconds"].notna().all()
+        lambda part: (
+            part["done"].all() and part["seconds"].notna().all() and part["noise_ratio"].nunique() == ratios
+        )
     )
     if done["row"].nunique() < 2:
         return None

@@ -176,7 +176,8 @@ def trained_on(source: Source, frame: pd.DataFrame, where: str, folder: Path) ->
         "What the first network trains on in the last epoch: its share of the training pairs, as they are "
         "selected and weighted, and the matched part of it. Methods that train on all pairs alike are omitted"
     )
-    table = by_measure(part, columns, f"What is trained on: {where}", what)
+    every = frame[frame["row"].isin(chooses)]  # also those that are not done, which make a cell incomplete
+    table = by_measure(every, columns, f"What is trained on: {where}", what)
     for row in table.rows:  # a larger share is no better
         row[2] = Cell(row[2].text)
     yield table

@@ -133,7 +133,8 @@ def scatter(
             if row in points.index and points.loc[row, ["x", "y"]].notna().all():
                 p = points.loc[row]
                 whiskers = {
-                    f"{a}err": [[p[a] - p[f"{a}_low"]], [p[f"{a}_high"] - p[a]]]
+                    # A mean of equal values can be a rounding error beyond them.
+                    f"{a}err": [[max(0.0, p[a] - p[f"{a}_low"])], [max(0.0, p[f"{a}_high"] - p[a])]]
                     for a in "xy"
                     if pd.notna(p.get(f"{a}_low"))
                 }
@@ -322,8 +323,10 @@ def best_so_far(tries: Mapping[str, list[float]], title: str, target: Path) -> N
         for (method, values), marker in zip(tries.items(), itertools.cycle(_MARKERS), strict=False):
             number = np.arange(1, len(values) + 1)
             best = np.fmax.accumulate(np.array(values, float))
-            axes.plot(number, best, drawstyle="steps-post", color=colours[method], label=method)
+            axes.plot(number, best, drawstyle="steps-post", color=colours[method])
             axes.plot(number, values, marker, color=colours[method], markersize=3.5, alpha=0.5)
+            # More methods than colours: the legend shows the marker too.
+            axes.plot([], [], marker=marker, color=colours[method], markersize=3.5, label=method)
         axes.set(xlabel="tries", ylabel="mean dev rSum after the last epoch", title=title)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(axes)

@@ -31,7 +31,7 @@ class TrialLine:
 
 @dataclass
 class Page:
-    """Content of the page; `state` and `ends` are Markdown."""
+    """Content of the page; `state` and `ends` are Markdown, `measure` is what is shown of each trial."""
 
     title: str
     description: str
@@ -40,6 +40,7 @@ class Page:
     ends: list[str]
     galleries: list[Gallery] = field(default_factory=list)
     trials: list[TrialLine] = field(default_factory=list)
+    measure: str = "rSum"
     views: Sequence[tuple[str, str]] = ()
 
     def write(self, folder: Path) -> None:

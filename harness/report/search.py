@@ -130,7 +130,8 @@ def _spent(sweep: SweepRecord, tries: dict[str, list[Try]], frame: pd.DataFrame)
     sampler = sweep.search.sampler if sweep.search else ""
     caption = (
         f"Tries are drawn by {sampler}, equally many for each method; a failed trial fails its try, which "
-        f"counts. {stopping} Minutes: of all trials, one after another."
+        f"counts. {stopping} Minutes: of all trials that came to their "
+        "end, one after another."
     )
     columns = ["method", "tries", "with a result", "failed", "trials", "trials stopped early", "minutes"]
     return Table("What was spent", caption, columns, rows)

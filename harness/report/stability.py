@@ -80,9 +80,13 @@ def stability(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def stability_table(frame: pd.DataFrame, where: str, legend: str) -> Table:
-    """`stability` as a table; best is bold, among complete rows that do not use the ground truth."""
+def stability_table(frame: pd.DataFrame, where: str, legend: str) -> Table | None:
+    """`stability` as a table; best is bold, among complete rows of a track that do not use the ground truth.
+    None where no row is planned at all ratios.
+    """
     measures = stability(frame)
+    if measures.empty:
+        return None
     oracles = {r for r in measures.index if frame.loc[frame["row"] == r, "ground_truth"].any()}
     complete = measures[(measures["n"] == measures["planned"]) & ~measures.index.isin(oracles)]
     track_of = dict(zip(frame["row"], frame["track"], strict=True))
@@ -93,6 +97,7 @@ def stability_table(frame: pd.DataFrame, where: str, legend: str) -> Table:
         for name, _, digits, high in _COLUMNS:
             best = (
                 row in candidates.index
+                and candidates[name].nunique() > 1  # one that nobody competes with is not the best
                 and pd.notna(line[name])
                 and line[name] == (candidates[name].max() if high else candidates[name].min())
             )

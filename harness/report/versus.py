@@ -190,11 +190,16 @@ def _settings(sweep: SweepRecord) -> dict[str, dict[str, str]]:
 
 def _digests(sweep: SweepRecord) -> str:
     digest_of = {
-        (r.trial.noise_ratio, r.trial.noise_seed): r.tags.get("noise_digest", "?")
+        (r.trial.dataset_label, r.trial.noise_label, r.trial.noise_ratio, r.trial.noise_seed): r.tags.get(
+            "noise_digest", "?"
+        )
         for r in sweep.records.values()
         if r.done
     }
     return (
-        "; ".join(f"{ratio:g}/{seed}: {digest[:8]}" for (ratio, seed), digest in sorted(digest_of.items()))
+        "; ".join(
+            f"{dataset}, {noise}, {ratio:g}/{seed}: {digest[:8]}"
+            for (dataset, noise, ratio, seed), digest in sorted(digest_of.items())
+        )
         or "–"
     )

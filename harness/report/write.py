@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -33,7 +34,15 @@ from harness.report.gallery import galleries
 from harness.report.headline import headline
 from harness.report.page import Page, trial_lines
 from harness.report.published import papers_table
-from harness.report.results import COLLAPSED, MEASURES, over_noise_seeds, primary, tidy, with_chance
+from harness.report.results import (
+    COLLAPSED,
+    MEASURES,
+    collapsed,
+    over_noise_seeds,
+    primary,
+    tidy,
+    with_chance,
+)
 from harness.report.search import searched
 from harness.report.source import Source, from_store
 from harness.report.stability import seeds_table, shares_table, stability_figure, stability_table
@@ -75,6 +84,8 @@ def write(source: Source, folder: Path) -> Path:
         unperturbed = marked[marked["perturbed"] == 0]
         page.blocks = [*blocks, *_measures(unperturbed)]
         page.galleries = galleries(source, unperturbed[~unperturbed["external"]])
+    else:
+        page.measure = "dev rSum"
     page.trials = trial_lines(primary(frame), source.link)
     page.views = source.views
     finish()
@@ -250,28 +261,39 @@ def _state(frame: pd.DataFrame) -> str:
     own = frame[~frame["external"]]
     done = int(own["done"].sum())
     measured = primary(frame[frame["perturbed"] == 0])
+    if "rsum" in measured:  # of the last epoch, which is shown
+        measured = measured.assign(collapsed=collapsed(measured, "rsum"))
+    several = frame[["dataset", "noise"]].drop_duplicates().shape[0] > 1
     lines = [
         f"{done} of {len(own)} planned trials are done."
         + ("" if done == len(own) else " **Cells with fewer seeds are marked.**")
     ]
     for line in frame[frame["failure"] != ""].itertuples():
-        lines.append(f"- failed: {line.row} noise {line.noise_ratio:g} seed {line.seed}: `{line.failure}`")
-    for (row, ratio), part in measured[measured["collapsed"]].groupby(["row", "noise_ratio"], sort=False):
+        cell = _cell((line.row, line.noise_ratio, line.dataset, line.noise), several)
+        lines.append(f"- failed: {cell} seed {line.seed}: `{line.failure}`")
+    keys = ["row", "noise_ratio", "dataset", "noise"]
+    for key, part in measured[measured["collapsed"]].groupby(keys, sort=False):
         scores = ", ".join(
             f"{rsum:.1f} (seed {seed})" for rsum, seed in zip(part["rsum"], part["seed"], strict=True)
         )
         lines.append(
-            f"- collapsed: {row} noise {ratio:g}: rSum {scores}; a random ranking has "
+            f"- collapsed: {_cell(key, several)}: rSum {scores}; a random ranking has "
             f"{part['chance'].iloc[0]:.1f}; ° marks an rSum of at most that plus {COLLAPSED:.0%} of the "
             f"range up to {PERFECT:g}"
         )
-    for (row, ratio), part in measured[measured["in_warmup"]].groupby(["row", "noise_ratio"], sort=False):
+    for key, part in measured[measured["in_warmup"]].groupby(keys, sort=False):
         seeds = ", ".join(str(s) for s in part["seed"])
         lines.append(
-            f"- best on dev within the warm-up: {row} noise {ratio:g} (seeds {seeds}): the rSum of the epoch "
-            f"selected on dev is that of a model before the method's own stage"
+            f"- best on dev within the warm-up: {_cell(key, several)} (seeds {seeds}): the rSum of the "
+            f"epoch selected on dev is that of a model before the method's own stage"
         )
     return "\n".join(lines)
+
+
+def _cell(key: Any, several: bool) -> str:
+    """The words for a cell (row, ratio, data set and noise), with the last two where there are several."""
+    row, ratio, dataset, noise = key
+    return f"{row} noise {ratio:g}" + (f" ({dataset}, {noise})" if several else "")
 
 
 def _version(sweep: SweepRecord) -> list[str]:

@@ -11,8 +11,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.config.labels import run_labels
-from harness.config.search import search_of
 from harness.config.sweep_file import BadInput, Sweep, load_sweep, read_sweep_file
 from harness.data.base import DataError, DataSet
 from harness.lib.console import console, fail, silence_libraries
@@ -38,7 +36,7 @@ from harness.sweep.preflight import (
 )
 from harness.sweep.progress import Progress
 from harness.sweep.repeat import spread
-from harness.sweep.search import Find, check_searched_data, planned_before, with_next_tries
+from harness.sweep.search import Find, check_searched_data, planned_before, trial_labels, with_next_tries
 from harness.sweep.status import board_of, score_of, show_status, show_verified
 from harness.sweep.step_cost import cached_costs, count_costs
 
@@ -98,6 +96,7 @@ def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
         launcher = launcher or _ray_launcher(options.address)
         launcher.start(sweep.file.resources)
         _refuse(launcher.check(options.storage, store.uri))
+        store = Store(store.uri)  # from here on one that waits for a store that is busy
     except (BadInput, DataError, LaunchError, StoreError) as error:
         errors = error.errors if isinstance(error, BadInput) else [str(error)]
         return fail(errors, consequence="" if options.status else "nothing was started")
@@ -142,6 +141,12 @@ def _start(
             with contextlib.suppress(Exception):
                 store.close_sweep(handle, "KILLED")
         raise
+    except BadInput as error:  # a search by Optuna has drawn what cannot be run
+        launcher.stop()
+        if handle and options.verify is None:
+            with contextlib.suppress(Exception):
+                store.close_sweep(handle, "FAILED")
+        return fail(error.errors, consequence="what is recorded stays")
     except (StoreGone, StoreError) as error:
         launcher.stop()
         console.print(
@@ -157,8 +162,6 @@ def _task(
     sweep: Sweep, handle: SweepHandle | None, data: Mapping[str, DataSet], options: argparse.Namespace
 ) -> Task:
     """What the trials of a sweep are run with."""
-    searches = {t.id: search_of(sweep.found, t.method) for t in sweep.trials}
-    found = {trial: search.tags if search else {} for trial, search in searches.items()}
     return Task(
         handle,
         sweep.file.resources,
@@ -166,7 +169,7 @@ def _task(
         options.storage,
         os.getcwd(),
         expected=_fingerprints(sweep, data),
-        labels={trial: {**labels, **found[trial]} for trial, labels in run_labels(sweep.trials).items()},
+        labels=trial_labels(sweep),
         since=time.time(),
         repeat=options.verify is not None,
         asha=sweep.file.search.asha if sweep.file.search else None,

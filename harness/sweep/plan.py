@@ -96,7 +96,7 @@ def make_plan(
     for trial in sweep.trials:
         key = (trial.method, trial.dataset_label, trial.noise_label, trial.noise_ratio)
         grouped.setdefault(key, []).append(trial)
-    done = {i for i, r in records.items() if r.done}
+    done = {i for i, r in records.items() if r.done or r.stopped_early}
     cells = []
     for key, trials in grouped.items():
         steps = {t.id: steps_of(t, data[data_key(t)]) for t in trials}
@@ -228,8 +228,8 @@ def _state_of(record: TrialRecord | None) -> str:
     """What is on record of a trial; whether it is running in this moment, `--status` finds out."""
     if record is None:
         return "to run"
-    if record.done:
-        return "done"
+    if record.done or record.stopped_early:
+        return "done" if record.done else "stopped early by its search"
     return "failed" if record.status == "FAILED" else "started, not finished"
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from harness.config.search import result_file
+from harness.config.labels import run_labels
+from harness.config.search import result_file, search_of
 from harness.config.sweep_file import Sweep, load_sweep
 from harness.config.trial import Trial
 from harness.lib.files import atomic_write
@@ -29,6 +30,17 @@ def planned_before(sweep: Sweep, store: Store | None) -> Sweep:
     planned = store.planned(sweep.name, sweep.text) if store else None
     planned = planned or Bundle(sweep.name).planned(sweep.text)
     return sweep.model_copy(update={"trials": planned}) if planned else sweep
+
+
+def trial_labels(sweep: Sweep) -> dict[str, dict[str, str]]:
+    """What records say of trials beside their settings, by id: what tells them apart, and the search that
+    their settings are from.
+    """
+    searches = {t.id: search_of(sweep.found, t.method) for t in sweep.trials}
+    return {
+        trial: {**labels, **(search.tags if (search := searches[trial]) else {})}
+        for trial, labels in run_labels(sweep.trials).items()
+    }
 
 
 def with_next_tries(sweep: Sweep, file: str | Path, find: Find) -> Sweep:

@@ -116,6 +116,10 @@ def space(**ranges):
         (["clip"], space(weight_decay={"log_uniform": [0, 1]}), "a lower bound above 0"),
         (["clip"], space(seed={"integers": [0, 9]}), "search.space.seed: it is an axis"),
         (["clip"], space(weight_decay={}), "expected one of log_uniform"),
+        (["clip"], space(weight_decay={"choices": ["1e-2", 0.1]}), "'1e-2' is not (YAML reads 1e-2 as text"),
+        (["clip"], space(backbone={"choices": [{"dim": 1}, {"dim": 2}]}), "numbers, words, true and false"),
+        (["clip"], {"grid": {"batch_size": [8, 16]}}, "a search has no axis 'batch_size'"),
+        (["clip"], {"grid": {"clip.n_networks": [1, 2]}}, "a search has no axis 'clip.n_networks'"),
         (["clip"], {"search": {"tries": 5, "space": {"lr": {"uniform": [0.1, 1]}}}}, "must be log_uniform"),
         (
             ["small_loss"],

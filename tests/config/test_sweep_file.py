@@ -136,6 +136,7 @@ def test_a_method_of_ones_own_works_like_a_built_in_name():
             "npc.bank_treshold: npc has no such hyper-parameter; did you mean 'bank_threshold'",
         ),
         ({"overrides": {"npc": {"bank_threshold": 1.5}}}, "npc.bank_threshold = 1.5"),
+        ({"overrides": {"npc": {"hyper": {"bank_threshold": 0.5}}}}, "stand here by name, without 'hyper'"),
         ({"overrides": {"mscn": {"margin": 0.5}}}, "no method 'mscn' in the grid"),
         ({"grid": {"npz.lr": [1]}}, "no method 'npz' in the grid; did you mean 'npc'"),
         ({"resources": {"processes": 0}}, "resources.processes = 0: expected greater than or equal to 1"),

@@ -45,6 +45,14 @@ def test_a_run_whose_creation_failed_after_it_was_made_is_made_once(opened, monk
     assert [r.run_id for r in runs_of(store, handle)] == [run_id] == [calls[0].info.run_id]
 
 
+def test_a_sweep_that_was_deleted_in_mlflow_is_told(opened):
+    store, sweep, handle = opened
+    store.client._mlflow.delete_experiment(handle.experiment_id)
+    for ask in (lambda: store.find_sweep(sweep.name), lambda: store.open_sweep(sweep)):
+        with pytest.raises(StoreError, match="was deleted in MLflow: restore it"):
+            ask()
+
+
 def test_a_trial_that_has_just_ended_is_not_stopped(opened):
     """Ctrl-C at that moment goes on to the trials that are running."""
     store, sweep, handle = opened

@@ -59,11 +59,12 @@ def test_a_hole_is_left_out_of_its_pair_only():
 def test_noise_seeds_crossed_with_seeds_are_not_more_results():
     """Four noise indices shared by five seeds: five pairs, not twenty."""
     made = trials({"clip": 0, "a": 4}).assign(perturbed=0)
-    crossed = pd.concat([made.assign(noise_seed=n, rsum=made["rsum"] + n) for n in range(4)])
+    crossed = pd.concat([made.assign(noise_seed=n, rsum=made["rsum"] + n, trial=f"t{n}") for n in range(4)])
     found = over_noise_seeds(crossed)
     assert compare(crossed, "clip", "rsum")["a", 0.4].n == 20
     assert compare(found, "clip", "rsum")["a", 0.4].n == 5
     assert found["rsum"].to_numpy() == pytest.approx(made["rsum"].to_numpy() + 1.5)
+    assert set(found["trial"]) == {"t0 t1 t2 t3"}
     hole = (crossed["row"] == "a") & (crossed["seed"] == 2) & (crossed["noise_seed"] == 3)
     holed = over_noise_seeds(crossed.assign(rsum=crossed["rsum"].mask(hole), done=~hole))
     assert compare(holed, "clip", "rsum")["a", 0.4].n == 4  # no mean over three of four

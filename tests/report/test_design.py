@@ -56,6 +56,17 @@ def test_nothing_is_underlined_where_seeds_are_too_few():
     assert "cannot tell a difference of 5 points" in text
 
 
+def test_a_caption_says_what_was_tested():
+    alone = by_ratio(trials({"clip": 0}), "rsum", "t", "c").caption
+    assert "cannot tell" not in alone  # nothing was compared
+    made = trials({"best": 9, "near": 8.9, "far": 0}, ratios=(0.0, 0.2, 0.4, 0.6), spread=2.0)
+    needed = needed_seeds(made, "rsum")
+    assert needed[True] <= 5 < needed[False]
+    caption = by_ratio(made, "rsum", "t", "c").caption
+    assert "Underlined: not significantly worse" in caption
+    assert "At a single ratio these seeds cannot tell that difference" in caption
+
+
 def test_a_row_with_few_seeds_done_is_not_called_near():
     """Ten seeds could tell the rows apart, and two pairs cannot."""
     draw = np.random.default_rng(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from harness.report import figures
@@ -31,3 +33,13 @@ def test_what_drawing_raises_is_raised(frame, tmp_path):
         figures.degradation(frame.drop(columns="rsum"), "broken", tmp_path / "broken")
         with pytest.raises(KeyError, match="rsum"):
             finish()
+
+
+def test_a_mean_of_equal_values_has_whiskers_of_no_length(frame, tmp_path):
+    """In floating point it can lie beyond them."""
+    mean = np.full(3, 60.2).sum() / 3
+    assert mean > 60.2
+    points = pd.DataFrame({"x": [1.0], "y": [mean], "y_low": [60.2], "y_high": [60.2]}, index=["triplet"])
+    points.attrs = {"x": "x", "y": "y"}
+    figures.scatter(frame, points, "here", tmp_path / "scatter")
+    assert (tmp_path / "scatter.png").is_file()

@@ -12,11 +12,12 @@ from harness.config.labels import row_labels, run_labels, shared_and_own_setting
 from harness.config.sweep_file import parse_sweep
 from harness.record.types import MethodFacts, SweepRecord, TrialRecord
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
+from harness.report.cost import cost_figure
 from harness.report.figures import styles
 from harness.report.results import cells, needs, primary, tidy
 from harness.report.stability import seeds_table, shares_table, stability, stability_table
 from harness.report.tables import Cell, Table
-from harness.report.write import write
+from harness.report.write import _state, write
 from harness.sweep.preflight import check_trial
 from methods import FAMILIES, METHODS
 from tests import golden, layouts, small
@@ -78,6 +79,33 @@ def test_stability_over_seeds():
     assert found["sd_seeds"] == pytest.approx((np.std([100, 104], ddof=1) + np.std([80, 90], ddof=1)) / 2)
     assert found["worst"] == 80
     assert found["var_i2t_r1"] == pytest.approx((1.0 + 9.0) / 2)
+
+
+def test_rows_of_different_ratios_have_no_stability(tmp_path):
+    made = frame([("a", 0.0, 0, 100, 10), ("a", 0.0, 1, 104, 12), ("b", 0.4, 0, 80, 8), ("b", 0.4, 1, 90, 6)])
+    made = made.assign(seconds=1.0)
+    assert stability_table(made, "w", "") is None
+    assert cost_figure(made, "w", tmp_path) is None
+
+
+def test_a_track_of_one_row_has_no_best():
+    rows = [("a", r, s, 100 - s - 50 * r, 20 + s) for r in (0.0, 0.4) for s in (0, 1)]
+    made = frame(rows + [("b ×2", r, s, x + 1, y) for _, r, s, x, y in rows])
+    made["track"] = np.where(made["row"] == "a", "one network", "several networks")
+    assert not any(cell.best for row in stability_table(made, "w", "").rows for cell in row)
+
+
+def test_collapsed_trials_are_listed_by_the_epoch_that_is_shown():
+    """The last one; and by data set where there are several."""
+    trials = small.sweep("clip", grid={"dataset": ["tests.small:load", "tests.small:few"]}).trials
+    records = {
+        t.id: TrialRecord(t, "run", "FINISHED", {"test/rsum": 160.2 - last, "last/rsum": last}, {})
+        for t, last in zip(trials, (10.2, 150.0), strict=True)
+    }
+    sweep = SweepRecord("s", "", False, trials, records, {"clip": MethodFacts.of("clip")})
+    text = _state(tidy(sweep).assign(chance=10.0, collapsed=False, in_warmup=False))
+    (line,) = [x for x in text.splitlines() if x.startswith("- collapsed: ")]
+    assert line.startswith("- collapsed: clip noise 0.4 (tests.small:load, caption-level noise): rSum 10.2")
 
 
 def test_slope_area_and_intervals_by_hand():

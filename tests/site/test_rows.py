@@ -125,12 +125,18 @@ def test_holes_are_counted_and_not_filled(swept, rows):
 
 
 def test_a_mean_over_ratios_is_of_all_of_them(swept, rows):
-    (mean,) = (r for r in rows if r.method == "small_loss" and r.ratio.startswith("mean"))
+    (mean,) = (r for r in rows if r.method == "triplet" and r.ratio.startswith("mean"))
     assert mean.ratio == "mean of 0, 0.1, 0.2, 0.3, 0.4, 0.6"
-    cells = [r.rsum for r in rows if r.method == "small_loss" and not r.ratio.startswith("mean")]
+    cells = [r.rsum for r in rows if r.method == "triplet" and not r.ratio.startswith("mean")]
     assert len(cells) == 6
-    if mean.n == 3:
-        assert mean.rsum == pytest.approx(sum(cells) / 6)
+    assert (mean.n, mean.rsum) == (3, pytest.approx(sum(cells) / 6))
+    (holed,) = (r for r in rows if r.method == "small_loss" and r.ratio.startswith("mean"))
+    of_seed: dict[int, list[float]] = {}
+    for r in swept.records.values():
+        if r.done and r.trial.method == "small_loss":
+            of_seed.setdefault(r.trial.seed, []).append(r.metrics["last/rsum"])
+    whole = [sum(rsums) / 6 for rsums in of_seed.values() if len(rsums) == 6]
+    assert (holed.n, holed.rsum) == (2, pytest.approx(sum(whole) / 2))
 
 
 def test_perturbed_trials_and_searches_are_no_rows(swept, rows):

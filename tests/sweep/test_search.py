@@ -17,6 +17,7 @@ from harness.report.__main__ import main as report
 from harness.sweep.__main__ import parse
 from harness.sweep.command import execute
 from harness.sweep.ray_launcher import RayLauncher
+from harness.train import main as train
 from tests import small
 from tests.sweep.running import records, run_sweep, write
 
@@ -37,6 +38,7 @@ def search_file(folder, *methods, name="search", **search):
     content = small.content(*methods, name=name, grid=FAST["grid"], overrides={m: {} for m in methods})
     del content["fixed"]["lr"]
     space = {k: v for k, v in SEARCH["space"].items() if "." not in k or k.partition(".")[0] in methods}
+    space = search.pop("space", space)
     file = folder / f"{name}.yaml"
     file.write_text(json.dumps({**content, "search": {**SEARCH, "space": space, **search}}))
     return str(file)
@@ -64,12 +66,16 @@ def test_a_search_is_run_reported_and_taken(here):
     taken = small.content("clip", name="taken", settings_from="search", overrides={})
     del taken["fixed"]["lr"]
     (here / "taken.yaml").write_text(json.dumps(taken))
-    if not found().winners["clip"].at_edge:
-        assert run_sweep(["taken.yaml"]) == 0
-        (record,) = records("taken").values()
-        assert record.trial.lr == found().winners["clip"].settings["lr"]
-        assert record.tags["search_digest"] == found().digest
-        assert "settings from the search search" in (here / "reports" / "taken" / "report.md").read_text()
+    assert found().winners["clip"].at_edge == []
+    assert run_sweep(["taken.yaml"]) == 0
+    (record,) = records("taken").values()
+    assert record.trial.lr == found().winners["clip"].settings["lr"]
+    assert record.tags["search_digest"] == found().digest
+    assert "settings from the search search" in (here / "reports" / "taken" / "report.md").read_text()
+    (here / "by_hand.yaml").write_text(json.dumps({**taken, "name": "by_hand"}))
+    assert train(["by_hand.yaml", "--trial", record.trial.id]) == 0
+    (by_hand,) = records("by_hand").values()
+    assert by_hand.tags["search_digest"] == found().digest
 
 
 def test_a_failed_trial_fails_its_try_which_counts(here, monkeypatch):
@@ -96,6 +102,9 @@ def test_optuna_goes_on_where_it_stopped_with_the_same_tries(here, monkeypatch):
     assert run_sweep([search_file(here, "clip", sampler="optuna", tries=4)]) == 0
     whole = [t.settings for t in tries_of(Store().read_sweep("search"))["clip"]]
     assert len(whole) == len({repr(s) for s in whole}) == 4
+    planned = Store().read_sweep("search").planned
+    assert train(["search.yaml", "--trial", planned[-1].id]) == 0  # of the last try; done already
+    assert Store().read_sweep("search").planned == planned
     # Another place has the first two tries only, and finds the same next ones.
     lines = (here / "results" / "search" / "records.jsonl").read_text().splitlines()
     (here / "elsewhere" / "results" / "search").mkdir(parents=True)
@@ -105,6 +114,23 @@ def test_optuna_goes_on_where_it_stopped_with_the_same_tries(here, monkeypatch):
     monkeypatch.chdir(here / "elsewhere")
     assert run_sweep([search_file(here / "elsewhere", "clip", sampler="optuna", tries=4)]) == 0
     assert [t.settings for t in tries_of(Store().read_sweep("search"))["clip"]] == whole
+
+
+def test_a_draw_of_optuna_that_cannot_be_run_is_told_and_nothing_is_lost(here, monkeypatch, capfd):
+    """A warm-up as long as the trial, which the first try has not."""
+    pytest.importorskip("optuna")
+    space = {"lr": {"log_uniform": [1e-4, 1e-1]}, "small_loss.warmup_epochs": {"integers": [2, 3]}}
+    asked = iter([2, 3])
+    monkeypatch.setattr(
+        "harness.config.search.Search._asked",
+        lambda self, method, told: {"lr": 1e-3, "warmup_epochs": next(asked)},
+    )
+    assert run_sweep([search_file(here, "small_loss", sampler="optuna", space=space)]) == 2
+    said = " ".join(capfd.readouterr().err.split())
+    assert "Traceback" not in said
+    assert "warmup_epochs" in said
+    assert "what is recorded stays" in said
+    assert all(r.done for r in records("search").values())
 
 
 # Bundles -------------------------------------------------------------------------------------------
@@ -284,7 +310,7 @@ def test_a_sweep_of_an_older_protocol_version_is_not_written_over(here, capfd):
 
 
 @pytest.mark.cluster
-def test_asha_stops_tries_that_fall_behind_and_says_so(here):
+def test_asha_stops_tries_that_fall_behind_and_says_so(here, capfd):
     """Six tries over rates of which most learn nothing: after an epoch, the better half goes on."""
     search = {
         "space": {"lr": {"log_uniform": [1e-6, 1e-1]}},
@@ -303,6 +329,11 @@ def test_asha_stops_tries_that_fall_behind_and_says_so(here):
         assert not any(r.done for r in stopped)
         assert "Early stopping by ASHA" in (here / "reports" / "halved" / "report.md").read_text()
         assert found("halved").missing == {"clip": 0}
+        capfd.readouterr()
+        assert run_sweep(["halved.yaml", "--dry-run"]) == 0
+        told = capfd.readouterr()
+        assert told.out.count("stopped early by its search") == len(stopped)
+        assert "to run" not in told.out
         assert run_sweep(["halved.yaml"]) == 0  # what was stopped is not run again
         assert len([r for r in records("halved").values() if r.stopped_early]) == len(stopped)
     finally:
