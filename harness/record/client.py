@@ -110,6 +110,10 @@ class Client:
             )
         return experiment.experiment_id if experiment else None
 
+    def ask(self) -> None:
+        """Ask for anything: a store that does not answer raises what MLflow raises."""
+        self._call(lambda: self._mlflow.get_experiment_by_name("Default"))
+
     def create_experiment(self, name: str, artifact_location: str | None) -> str:
         """A new experiment, or the one that another process has just made. Returns its id."""
         from mlflow.exceptions import MlflowException

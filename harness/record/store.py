@@ -104,7 +104,7 @@ class Store:
         with contextlib.nullcontext() if patient else _impatient():
             try:
                 self.client = Client(self.uri, seconds=_PATIENCE if patient else 0)
-                self.client.experiment_id("Default")
+                self.client.ask()
             except Exception as error:  # MLflow raises many kinds here
                 text = str(error).strip()
                 reason = text.splitlines()[0][:200] if text else type(error).__name__

@@ -47,6 +47,8 @@ def test_a_run_whose_creation_failed_after_it_was_made_is_made_once(opened, monk
 
 def test_a_sweep_that_was_deleted_in_mlflow_is_told(opened):
     store, sweep, handle = opened
+    store.client._mlflow.delete_experiment("0")  # MLflow's own, which is nobody's sweep
+    store = Store(store.uri)
     store.client._mlflow.delete_experiment(handle.experiment_id)
     for ask in (lambda: store.find_sweep(sweep.name), lambda: store.open_sweep(sweep)):
         with pytest.raises(StoreError, match="was deleted in MLflow: restore it"):
