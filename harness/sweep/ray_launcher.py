@@ -97,7 +97,7 @@ class RayLauncher:
             raise LaunchError(f"Ray does not start (--address {self.address}): {reason}") from None
         finally:
             signal.signal(signal.SIGTERM, on_termination)  # Ray's own would end this process without a record
-        _check_resources(ray.cluster_resources(), resources)
+        _check_resources([n["Resources"] for n in ray.nodes() if n["Alive"]], resources)
 
     def check(self, storage: Path, uri: str) -> list[str]:
         """What the nodes of a cluster cannot reach: the storage, the working directory, the tracking store,
@@ -178,8 +178,14 @@ def _ray() -> Any:
     return ray
 
 
-def _check_resources(available: dict[str, float], resources: Resources) -> None:
-    """Raises LaunchError where a cluster lacks what a trial needs."""
+def _check_resources(nodes: list[dict[str, float]], resources: Resources) -> None:
+    """Raises LaunchError where a cluster lacks what a trial needs, or none of its nodes has what a process
+    does: such a trial would wait without an end.
+
+    Args:
+        nodes: what each has.
+    """
+    available = {k: sum(node.get(k, 0) for node in nodes) for node in nodes for k in node}
     needs = {"CPU": resources.cores * resources.processes, "GPU": resources.gpus * resources.processes}
     if resources.processes > 1:
         needs["trial_slot"] = 1
@@ -195,6 +201,12 @@ def _check_resources(available: dict[str, float], resources: Resources) -> None:
             else ""
         )
         raise LaunchError(f"resources: a trial needs {', '.join(missing)}{hint}")
+    if not any(n.get("CPU", 0) >= resources.cores and n.get("GPU", 0) >= resources.gpus for n in nodes):
+        there = "; ".join(f"CPU {n.get('CPU', 0):g}, GPU {n.get('GPU', 0):g}" for n in nodes)
+        raise LaunchError(
+            f"resources: a process needs CPU {resources.cores:g}, GPU {resources.gpus:g} on one node, and "
+            f"the nodes have: {there}"
+        )
 
 
 def _answer(answer: Any, written: Path, storage: Path) -> list[str]:

@@ -109,9 +109,13 @@ def test_several_processes_need_another_launcher():
 def test_loader_processes_are_asked_of_the_cluster():
     """Or eight trials with eight loader processes each would start 64 decoders on eight cores."""
     resources = Resources(cpus=1, workers=8)
-    ray_launcher._check_resources({"CPU": 9}, resources)
+    ray_launcher._check_resources([{"CPU": 9}], resources)
     with pytest.raises(LaunchError, match=r"CPU 9 \(there: 8\): 1 and 8 loader workers for each process"):
-        ray_launcher._check_resources({"CPU": 8}, resources)
+        ray_launcher._check_resources([{"CPU": 8}], resources)
+    with pytest.raises(
+        LaunchError, match="a process needs CPU 9, GPU 0 on one node, and the nodes have: CPU 8"
+    ):
+        ray_launcher._check_resources([{"CPU": 8}, {"CPU": 8}, {"CPU": 0, "GPU": 8}], resources)
 
 
 def test_processes_under_ray_wait_longer_for_each_other_than_a_trial_may_hang():
