@@ -265,6 +265,7 @@ def table_rows(text):
     ("page", "heading", "sweep", "rows"),
     [
         (README, "What comes out", "emoji", 7),
+        (DOCS / "results.md", "What the search found", "search_emoji", 9),
         (DOCS / "results.md", "Six methods", "emoji", 7),
         (DOCS / "results.md", "Region features", "regions", 5),
     ],
