@@ -15,7 +15,8 @@ from harness.data.base import Split
 from harness.evaluation.given import evaluate
 from harness.evaluation.metrics import RECALLS
 from harness.noise.files import write_index
-from harness.record.bundle import Bundle, record_line, save_arrays
+from harness.record.arrays import save_arrays
+from harness.record.bundle import Bundle, record_line
 from harness.record.store import Store, plan_of
 from harness.record.types import SweepHandle, TrialRecord
 

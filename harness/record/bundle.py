@@ -16,8 +16,6 @@ import contextlib
 import hashlib
 import json
 import os
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,6 +27,7 @@ from harness import PROTOCOL_VERSION
 from harness.config.trial import Trial
 from harness.lib.files import RESULTS, STORAGE, atomic_write
 from harness.lib.locks import acquire
+from harness.record.arrays import array_names, coarse, read_arrays, save_arrays, smallest
 from harness.record.provenance import PACKAGES
 from harness.record.repeated import Repetition, read_repetitions, repetitions_text
 from harness.record.store import Store, sweep_of_plan, trials_of
@@ -235,8 +234,8 @@ class Bundle:
         """Paths of the arrays in a directory of a run. Raises StoreError where its file cannot be read."""
         if directory != "confidence" or not self._arrays(run).is_file():
             return []
-        names = read_arrays(self._arrays(run))
-        epochs = {name.partition("/")[0] for name in names if name.startswith("epoch_")}
+        names = [name.partition("/")[0] for name in array_names(self._arrays(run))]
+        epochs = {name for name in names if name.startswith("epoch_")}
         return sorted(f"confidence/{epoch}.npz" for epoch in epochs)
 
     def read(self, run: str, path: str) -> dict[str, np.ndarray]:
@@ -245,7 +244,7 @@ class Bundle:
             file, part = self._noise_file(self._line_of(run)["tags"]["noise_digest"]), ""
         else:
             file, part = self._arrays(run), Path(path).stem.removesuffix("_rankings") + "/"
-        arrays = {k.removeprefix(part): v for k, v in read_arrays(file).items() if k.startswith(part)}
+        arrays = read_arrays(file, part)
         if not arrays:
             raise StoreError(f"{self.folder} has no {path} of run {run}")
         return arrays
@@ -291,17 +290,6 @@ def _lacks(stored: TrialRecord | None, kept: TrialRecord) -> bool:
     return stored is None or (not stored.done if kept.done else not stored.over)
 
 
-def coarse(confidence: np.ndarray) -> np.ndarray:
-    """Confidences as multiples of 1/256, in half precision, as a bundle keeps them: a third of the size."""
-    rounded: np.ndarray = (np.round(confidence.astype(np.float32) * 256) / 256).astype(np.float16)
-    return rounded
-
-
-def smallest(integers: np.ndarray) -> np.ndarray:
-    """Integers from 0 in the smallest type that holds them."""
-    return integers.astype(np.min_scalar_type(integers.max(initial=0)))
-
-
 def record_line(record: TrialRecord, curves: Mapping[str, list[tuple[int, float]]]) -> dict[str, Any]:
     """The line of a trial in `records.jsonl`."""
     trial = record.trial
@@ -322,23 +310,6 @@ def record_line(record: TrialRecord, curves: Mapping[str, list[tuple[int, float]
 
 def _metrics(line: Mapping[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in line.items() if "/" in k}
-
-
-def read_arrays(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file. Raises StoreError where it is missing or damaged."""
-    try:
-        with np.load(file, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise StoreError(f"{file} cannot be read: {reason}") from None
-
-
-def save_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as a compressed `.npz` file."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
 
 def _environments(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ from harness.evaluation.metrics import RECALLS, Ranking, recalls
 from harness.lib.files import is_file
 from harness.lib.registry import UnknownName
 from harness.noise.index import NoiseIndex
-from harness.record.bundle import Bundle, read_arrays
+from harness.record.arrays import read_arrays
+from harness.record.bundle import Bundle
 from harness.record.external import external_bundles, facts_of, misfits
 from harness.record.store import trials_of
 from harness.record.tries import result_of

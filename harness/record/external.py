@@ -23,7 +23,8 @@ from harness.data import load_dataset
 from harness.data.base import DataError, DataSet
 from harness.lib.files import RESULTS
 from harness.lib.registry import UnknownName
-from harness.record.bundle import Bundle, record_line, save_arrays, smallest
+from harness.record.arrays import save_arrays, smallest
+from harness.record.bundle import Bundle, record_line
 from harness.record.external_files import Result, read_results
 from harness.record.provenance import git_commit
 from harness.record.recorder import split_ranks

@@ -17,6 +17,8 @@ from harness.evaluation.given import Evaluation, evaluate
 from harness.evaluation.metrics import Ranking, chance_rsum, recalls
 from harness.noise.files import IndexFile, read_index
 from harness.noise.index import NoiseIndex, index_digest
+from harness.record.arrays import read_arrays
+from harness.record.types import StoreError
 
 _PARTS = ("rank", "tied", "matches")
 
@@ -158,13 +160,9 @@ def _keys(direction: str) -> list[str]:
 
 def _arrays(path: Path) -> dict[str, NDArray]:
     try:
-        with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except FileNotFoundError:
-        raise DataError(f"ranks {path} is missing") from None
-    except Exception as error:  # a file of unknown origin can be wrong in many ways
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"ranks {path} cannot be read as an .npz file: {reason}") from None
+        return read_arrays(path)
+    except StoreError as error:
+        raise DataError(f"ranks {error}") from None
 
 
 def _rank_faults(

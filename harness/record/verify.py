@@ -14,7 +14,8 @@ from harness import PROTOCOL_VERSION
 from harness.config.trial import Trial, method_class
 from harness.evaluation.metrics import RECALLS, Ranking, recalls
 from harness.noise.index import index_digest
-from harness.record.bundle import Bundle, coarse
+from harness.record.arrays import coarse
+from harness.record.bundle import Bundle
 from harness.record.recorder import split_ranks
 from harness.record.store import Store
 from harness.record.types import (

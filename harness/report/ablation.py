@@ -98,8 +98,7 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
         )
     caption = (
         f"{_name(measure)} after the last epoch, all other settings equal. Mean ± sd over seeds (ddof 1), "
-        f"n = {planned} unless marked. Bold: best of the column "
-        "in its track."
+        f"n = {planned} unless marked. Bold: best of the column in its track."
     )
     return Table(
         f"{_name(measure)} by {axis.name}: {where}",

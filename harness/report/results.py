@@ -142,8 +142,7 @@ def over_noise_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     lines = groups.first()
     numbers = [c for c in frame.select_dtypes("number") if c not in (*keys, "noise_seed")]
     lines[numbers] = groups[numbers].mean().where(groups[numbers].count().eq(groups.size(), axis=0))
-    for name in {"trial"} & set(frame):  # a mean is none of its trials
-        lines[name] = groups[name].agg(" ".join)
+    lines["trial"] = groups["trial"].agg(" ".join)  # a mean is none of its trials
     for flag in {"done", "repeated"} & set(frame):
         lines[flag] = groups[flag].all()
     for flag in {"collapsed", "in_warmup"} & set(frame):

@@ -228,8 +228,10 @@ def _state_of(record: TrialRecord | None) -> str:
     """What is on record of a trial; whether it is running in this moment, `--status` finds out."""
     if record is None:
         return "to run"
-    if record.done or record.stopped_early:
-        return "done" if record.done else "stopped early by its search"
+    if record.done:
+        return "done"
+    if record.stopped_early:
+        return "stopped early by its search"
     return "failed" if record.status == "FAILED" else "started, not finished"
 
 

@@ -218,6 +218,24 @@ def test_an_import_replaces_the_earlier_one_and_a_failed_one_does_not(here, caps
     assert [p.name for p in folder.parent.iterdir()] == ["their_method"]
 
 
+def test_an_interrupted_import_leaves_the_earlier_row(here, monkeypatch):
+    """Ctrl-C between the two renames, when the earlier row has been moved away."""
+    folder, _ = import_row(row_file())
+    before = content_of(folder)
+    rename = Path.rename
+
+    def interrupted(path, target):
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        import_row(row_file())
+    assert content_of(folder) == before
+    assert [p.name for p in folder.parent.iterdir()] == ["their_method"]
+
+
 # Checking ------------------------------------------------------------------------------------------
 
 

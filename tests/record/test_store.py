@@ -90,6 +90,18 @@ def test_a_store_that_does_not_answer_any_more_is_an_error_of_the_store(opened, 
         store.client.get_run("x")
 
 
+def test_a_store_that_stays_busy_is_an_error_of_the_store(opened, monkeypatch):
+    store, _, _ = opened
+
+    def busy(run_id):
+        raise MlflowException("(sqlite3.OperationalError) database is locked")
+
+    monkeypatch.setattr(store.client._mlflow, "get_run", busy)
+    monkeypatch.setattr(store.client, "_seconds", 0)
+    with pytest.raises(StoreError, match=r"too busy to answer: .*database is locked"):
+        store.client.get_run("x")
+
+
 def test_a_plan_holds_ids_and_what_a_reader_must_know(opened):
     store, sweep, handle = opened
     record = store.read_sweep("small")
