@@ -10,6 +10,7 @@ COPY docs/assets/katex/LICENSE docs/assets/katex/LICENSE
 COPY harness harness
 COPY methods methods
 COPY sweeps sweeps
+COPY results results
 RUN pip install --no-cache-dir -c constraints.txt '.[train]'
 # Data, stores, reports and caches are directories of the host.
 ENV HARNESS_CACHE=/workspace/.cache

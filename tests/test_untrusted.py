@@ -193,7 +193,7 @@ def loaded(text: bytes, folder: Path) -> None:
 
 
 @settings(max_examples=LONG or 150, **quick)
-@given(name=st.sampled_from(["quickstart", "npc_ablation", "regions"]), mutations=MUTATIONS)
+@given(name=st.sampled_from(["quickstart", "emoji", "regions"]), mutations=MUTATIONS)
 def test_damaged_sweep_files(fuzz_folder, name, mutations):
     loaded(damaged((ROOT / "sweeps" / f"{name}.yaml").read_bytes(), mutations), fuzz_folder)
 

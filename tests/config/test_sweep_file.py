@@ -229,7 +229,7 @@ def test_a_sweep_goes_by_its_name(tmp_path, monkeypatch):
 
 def test_the_sweeps_that_ship_are_valid():
     files = sorted((ROOT / "sweeps").glob("*.yaml"))
-    assert {"quickstart.yaml", "emoji.yaml", "tune_emoji.yaml"} <= {f.name for f in files}
+    assert {"quickstart.yaml", "emoji.yaml", "search_emoji.yaml"} <= {f.name for f in files}
     run = {t.method for file in files for t in load_sweep(file).trials}
     assert run == set(METHODS)
 
