@@ -281,13 +281,22 @@ def _state(frame: pd.DataFrame) -> str:
             f"{part['chance'].iloc[0]:.1f}; ° marks an rSum of at most that plus {COLLAPSED:.0%} of the "
             f"range up to {PERFECT:g}"
         )
-    for key, part in measured[measured["in_warmup"]].groupby(keys, sort=False):
-        seeds = ", ".join(str(s) for s in part["seed"])
-        lines.append(
-            f"- best on dev within the warm-up: {_cell(key, several)} (seeds {seeds}): the rSum of the "
-            f"epoch selected on dev is that of a model before the method's own stage"
-        )
+    lines += _selected_in_warmup(measured, several)
     return "\n".join(lines)
+
+
+def _selected_in_warmup(measured: pd.DataFrame, several: bool) -> Iterator[str]:
+    """For each row in how many trials the epoch selected on dev is one before the method's own stage."""
+    rows = measured[measured["done"]].groupby(["row", "dataset", "noise"], sort=False)
+    for (row, dataset, noise), part in rows:
+        counts = part.groupby("noise_ratio")["in_warmup"].agg(["sum", "size"])
+        told = [f"{ratio:g} ({hit} of {n} seeds)" for ratio, hit, n in counts.itertuples() if hit]
+        if told:
+            where = f"{row} ({dataset}, {noise})" if several else row
+            yield (
+                "- the epoch selected on dev is one of the warm-up, before the method's own stage: "
+                f"{where} at noise {', '.join(told)}"
+            )
 
 
 def _cell(key: Any, several: bool) -> str:

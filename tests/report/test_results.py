@@ -108,6 +108,22 @@ def test_collapsed_trials_are_listed_by_the_epoch_that_is_shown():
     assert line.startswith("- collapsed: clip noise 0.4 (tests.small:load, caption-level noise): rSum 10.2")
 
 
+def test_epochs_selected_in_the_warm_up_are_counted_by_row():
+    """Ratios without any are left out, and so are trials that are not done."""
+    trials = small.sweep("clip", "npc", grid={"noise_ratio": [0, 0.2, 0.4], "seed": [0, 1]}).trials
+    records = {t.id: TrialRecord(t, "run", "FINISHED", {"test/rsum": 50.0}, {}) for t in trials[:-1]}
+    facts = {name: MethodFacts.of(name) for name in ("clip", "npc")}
+    lines = tidy(SweepRecord("s", "", False, trials, records, facts)).assign(chance=10.0, collapsed=False)
+    early = (lines["method"] == "npc") & (
+        (lines["noise_ratio"] == 0.4) | (lines["seed"] * lines["noise_ratio"] > 0)
+    )
+    told = [x for x in _state(lines.assign(in_warmup=early)).splitlines() if "warm-up" in x]
+    assert told == [
+        "- the epoch selected on dev is one of the warm-up, before the method's own stage: "
+        "npc at noise 0.2 (1 of 2 seeds), 0.4 (1 of 1 seeds)"
+    ]
+
+
 def test_slope_area_and_intervals_by_hand():
     """Two seeds over three ratios: 100, 90, 60 and 100, 80, 80."""
     values = {0: (100, 90, 60), 1: (100, 80, 80)}
