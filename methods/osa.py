@@ -20,7 +20,9 @@ class OSA(Estimating):
 
     Source: arXiv 2410.01944; released code (main_clip.py:36-53, 111-168), which takes b from one batch of
     random images and words. Ours: b is the mean similarity of mismatched pairs in the estimator's pass, and
-    the estimator is asked once for each pair, as its answer does not change.
+    the estimator is asked once for each pair, as its answer does not change. After a warm-up (ours) the
+    weights are divided by their mean over all pairs: they are 0.15 at most, and Adam, which has seen
+    gradients of weight 1, would go on at a fraction of its learning rate.
 
     Args:
         variant: `paper` -(s - b)^2 (s - b - 1), or `released`: x^2 (1 - x^2) with x the distance as a part of
@@ -34,12 +36,14 @@ class OSA(Estimating):
 
     above: Tensor
     weight: Tensor
+    scale: Tensor
 
     def __init__(self, *, variant: Literal["paper", "released"] = "paper", **common: Any) -> None:
         super().__init__(**common)
         self.variant = variant
         self.register_buffer("above", torch.zeros(len(self.pairs)))
         self.register_buffer("weight", torch.ones(len(self.pairs)))
+        self.register_buffer("scale", torch.ones(()))
 
     def estimate(self, scan: Scan) -> Report:
         """How far each pair's similarity is above that of random pairs."""
@@ -53,15 +57,18 @@ class OSA(Estimating):
         threshold = found["others"].mean()
         self.above = (found["own"] - threshold).clamp(min=0).to(self.above)
         self.weight = self._weights(self.above)
+        if self.due:
+            mean = self.weight.mean()
+            self.scale = 1 / mean.clamp(min=torch.finfo(mean.dtype).tiny)
         return {"threshold": float(threshold), "above": float((self.above > 0).float().mean())}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:
-        """The mean over the batch of `pair_losses` times the weights."""
+        """The mean over the batch of `pair_losses` times the weights and their common scale."""
         network = self.networks[batch.network]
         losses = pair_losses(network.logits(*network(batch)))
         if not self.warming_up:
             self.weight[batch.index] = self._weights(self.above[batch.index])
-        return (self.weight[batch.index] * losses).mean(), {}
+        return self.scale * (self.weight[batch.index] * losses).mean(), {}
 
     def _weights(self, above: Tensor) -> Tensor:
         return paper_weights(above) if self.variant == "paper" else released_weights(above)

@@ -225,6 +225,23 @@ def test_weights_of_osa_as_in_the_paper_are_largest_at_two_thirds():
     assert paper_weights(x)[0] == paper_weights(x)[-1] == 0
 
 
+def test_after_a_warm_up_the_weights_of_osa_are_one_on_average():
+    """The optimizer goes on with gradients of the size that it has seen; else nothing is scaled."""
+    warm = build.trainer("osa", hyper={"warmup_epochs": 1}, epochs=2, precision="fp64")
+    warm.fit()
+    method = warm.method
+    assert 0 < method.weight.mean() < 0.15
+    assert (method.scale * method.weight).mean().item() == pytest.approx(1)
+    batch = build.first_batch(warm)
+    method.eval().start_epoch(1, 0, warm.scan)
+    losses = pair_losses(method.networks[0].logits(*method.networks[0](batch)))
+    expected = (method.weight[batch.index] * losses).mean() / method.weight.mean()
+    assert method.loss(batch)[0].item() == pytest.approx(expected.item())
+    cold = build.trainer("osa", hyper={"estimator": "pretrained"}, precision="fp64")
+    cold.fit()
+    assert cold.method.scale == 1
+
+
 @pytest.mark.parametrize("name", ["score_filter", "lemon", "osa"])
 def test_pairs_are_judged_once_and_by_plain_training_before(name):
     made, beliefs = build.trainer(name, hyper={"warmup_epochs": 2}, epochs=4, precision="fp64"), []
