@@ -25,7 +25,13 @@ from harness.backbones.rows import (
     gather_pair,
     use_pair_dropout,
 )
-from harness.backbones.towers import Towers, build_towers, check_towers, weights_identity
+from harness.backbones.towers import (
+    Towers,
+    build_towers,
+    check_towers,
+    image_library_versions,
+    weights_identity,
+)
 from harness.data.base import DataSet
 from methods.base import Batch
 from methods.precision import full, full_precision
@@ -143,6 +149,7 @@ class ClipSetup(BackboneSetup[ClipConfig]):
                 "image_size": self.config.image_size,
                 "data": data.fingerprint,
                 "split": split,
+                "libraries": image_library_versions(),
             }
             return CachedInputs(*cached_features(self._load, data[split], key, device=device, quiet=quiet))
         towers, stored = self._load(), self.config.pixel_cache

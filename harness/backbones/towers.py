@@ -327,6 +327,11 @@ def library_versions() -> list[str]:
     return [version(package) for package in ("open_clip_torch", "timm", "transformers")]
 
 
+def image_library_versions() -> list[str]:
+    """Versions of what decodes pictures and computes with them, from package metadata."""
+    return [version(package) for package in ("Pillow", "torch", "torchvision")]
+
+
 def _register(model: str) -> str:
     """The name under which open_clip knows the model; a JSON config is registered first."""
     import open_clip

@@ -134,8 +134,9 @@ def derange(
 
 
 def hard(split: Split, file: Path, *, ratio: float, seed: int) -> NDArray[np.int64]:
-    """Pairs of captions exchange their images: a random caption, and the nearest one of another group that
-    has not been exchanged yet.
+    """Pairs of captions exchange their images: a random caption, and the nearest one of another group and
+    another text that has not been exchanged yet. (Captions of one text that exchange their images change
+    nothing.)
 
     The search starts with the 16 nearest neighbours, and widens until int(ratio * C) // 2 pairs are
     exchanged.
@@ -158,6 +159,7 @@ def hard(split: Split, file: Path, *, ratio: float, seed: int) -> NDArray[np.int
     embedding = read_embedding(file, split)
     by_caption = len(embedding) == len(split.captions)
     group = split.caption_group
+    text = np.unique(split.captions, return_inverse=True)[1]
     draw = numpy_generator("noise", "hard", seed)
     wanted = int(ratio * len(group)) // 2
     image, free, swaps = split.owner.copy(), np.ones(len(group), bool), 0
@@ -174,15 +176,16 @@ def hard(split: Split, file: Path, *, ratio: float, seed: int) -> NDArray[np.int
             if free[c]:
                 rows = near[c if by_caption else split.owner[c]].tolist()
                 candidates = rows if by_caption else [o for i in rows for o in captions_of[i]]
-                other = next((o for o in candidates if free[o] and group[o] != group[c]), None)
+                fits = (o for o in candidates if free[o] and group[o] != group[c] and text[o] != text[c])
+                other = next(fits, None)
                 if other is not None:
                     image[c], image[other] = image[other], image[c]
                     free[c] = free[other] = False
                     swaps += 1
         if width == len(embedding) - 1 and swaps < wanted:
             raise ValueError(
-                f"noise 'hard': no partners of another group are left after {2 * swaps} of {2 * wanted} "
-                f"captions"
+                f"noise 'hard': no partners of another group and text are left after {2 * swaps} of "
+                f"{2 * wanted} captions"
             )
         width *= 4
     return image

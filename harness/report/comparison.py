@@ -4,7 +4,7 @@ best row, and aggregates over all blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,19 +24,14 @@ from harness.report.stats import (
     clustered_difference,
     critical_difference,
     holm,
-    inter_quartile_mean,
+    mean_interval,
     paired_difference,
     probability_of_improvement,
-    stratified_bootstrap,
 )
 from harness.report.tables import Cell, Figure, Table
 
 ALPHA = 0.05
 LEAST_BLOCKS = 6  # fewest data sets x ratios for which average ranks are tested (Demsar 2006)
-BOOTSTRAP_BLOCKS, BOOTSTRAP_SEEDS = (
-    12,
-    5,
-)  # from here on a 95 % bootstrap interval covers that (tests/report/test_stats.py); at 4 x 5 it is 89 %
 
 
 def reference_row(frame: pd.DataFrame, method: str | None) -> str:
@@ -111,8 +106,8 @@ def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
     caption = (
         f"Test rSum after the last epoch minus that of {reference} (rows of several networks: minus {method} "
         f"of several), paired by seed: mean and 95 % t interval. *: p < {ALPHA:g} in a paired t test, "
-        "Holm-corrected over the means and over the other columns; the intervals are not corrected, so an "
-        "interval can exclude zero without a *."
+        "Holm-corrected in each track over the means and over the other columns, oracles among them; the "
+        "intervals are not corrected, so an interval can exclude zero without a *."
     )
     if omitted:
         caption += f" Omitted, since no {method} has as many networks: {', '.join(omitted)}."
@@ -206,18 +201,8 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
         ranks |= dict(zip(means, average_ranks(means.to_numpy()), strict=True)) if len(means) else {}
         if means.shape[1] > 1:
             critical.append(f"{critical_difference(means.shape[1], blocks):.2f} among rows of {track}")
-    enough = (
-        blocks >= BOOTSTRAP_BLOCKS
-        and min(len(s) for of_row in scores.values() for s in of_row) >= BOOTSTRAP_SEEDS
-    )
     lines = []
     for row, rsums in scores.items():
-        estimate = stratified_bootstrap(rsums, _iqm) if enough else None
-        mean = (
-            (f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]")
-            if estimate
-            else f"{_iqm(rsums):.1f}"
-        )
         better = (
             []
             if reference not in scores
@@ -229,21 +214,17 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
                 )
             ]
         )
-        lines.append([Cell(row), Cell(mean), *better, Cell(f"{ranks[row]:.2f}" if row in ranks else "–")])
-    interval = (
-        "with 95 % stratified bootstrap interval over seeds"
-        if enough
-        else f"without an interval (which requires {BOOTSTRAP_BLOCKS} blocks of {BOOTSTRAP_SEEDS} seeds)"
-    )
+        rank = f"{ranks[row]:.2f}" if row in ranks else "–"
+        lines.append([Cell(row), Cell(_mean_over_blocks(frame, row)), *better, Cell(rank)])
     beats = (
         f"probability of improvement: that a run is better than one of {reference} in the same block; "
         if reference in scores
         else ""
     )
     caption = (
-        f"{blocks} blocks (data set x noise ratio). Inter-quartile mean of test rSum after the last epoch, "
-        f"{interval}; {beats}average rank among rows of the same track that do not use the ground truth (1 "
-        "is the best, ties share the mean rank). "
+        f"{blocks} blocks (data set x noise ratio). Test rSum after the last epoch: mean over blocks and "
+        f"seeds, with a 95 % t interval over seeds where all blocks have the same; {beats}average rank among "
+        "rows of the same track that do not use the ground truth (1 is the best, ties share the mean rank). "
     )
     if blocks >= LEAST_BLOCKS and critical:
         caption += (
@@ -259,12 +240,23 @@ def blocks_table(frame: pd.DataFrame, reference: str) -> Table | None:
         caption,
         [
             "method",
-            "inter-quartile mean ↑",
+            "mean rSum ↑",
             *([f"better than {reference} ↑"] if reference in scores else []),
             "average rank ↓",
         ],
         lines,
     )
+
+
+def _mean_over_blocks(frame: pd.DataFrame, row: str) -> str:
+    """The mean over blocks and seeds, with a t interval over seeds of their means over blocks."""
+    table = frame[frame["row"] == row].pivot_table(
+        index=["seed", "noise_seed"], columns=["dataset", "noise", "noise_ratio"], values="rsum"
+    )
+    found = mean_interval(table.mean(axis=1, skipna=False))
+    if found.n < len(table) or found.n < 2:
+        return f"{table.mean().mean():.1f}"
+    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
 
 
 def ranks_figure(frame: pd.DataFrame, folder: Path) -> Figure | None:
@@ -306,7 +298,3 @@ def _competitors(
 def _complete(block: pd.DataFrame, row: str) -> bool:
     rsums = block.loc[block["row"] == row, "rsum"]
     return bool(len(rsums) and rsums.notna().all())
-
-
-def _iqm(blocks: Sequence[NDArray[np.float64]]) -> float:
-    return inter_quartile_mean(np.concatenate(blocks))

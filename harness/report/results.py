@@ -46,11 +46,11 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
     """One line for each planned trial, finished or not; by family, and within one in the order of the plan.
 
     Columns: trial, run, status, done, method, family, row (method and what else varies), data set, noise (as
-    text), granularity, noise model, backbone, noise_ratio, seed, noise_seed, perturbed, the recalls and rsum
-    of the best dev epoch (of MS-COCO also `1k_` and `eccv_` ones), the same with `last_` of the last epoch,
-    dev_rsum and last_dev_rsum, best_epoch, share and purity of what was trained on and detection scores (last
-    epoch), realised ratio, costs, and whether the method uses clean data or the ground truth, or is an
-    external row.
+    text), granularity, noise model, backbone, noise_ratio, seed, noise_seed, perturbed, warm-up epochs and
+    the share of the learning rate after them (`own_stage`), the recalls and rsum of the best dev epoch (of
+    MS-COCO also `1k_` and `eccv_` ones), the same with `last_` of the last epoch, dev_rsum and last_dev_rsum,
+    best_epoch, share and purity of what was trained on and detection scores (last epoch), realised ratio,
+    costs, and whether the method uses clean data or the ground truth, or is an external row.
     """
     labels = row_labels(sweep.planned, full=sweep.select)
     data, noise = place_labels(sweep.planned)
@@ -77,6 +77,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "noise_seed": trial.noise_seed,
             "perturbed": trial.perturbed,
             "warmup_epochs": trial.hyper.get("warmup_epochs", 0),
+            "own_stage": own_stage(trial),
             "clean_data": method.uses_clean_data,
             "ground_truth": method.uses_ground_truth,
             "external": isinstance(trial, ExternalTrial),
@@ -108,6 +109,18 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
         lines.append(line)
     lines.sort(key=lambda line: FAMILIES.index(line["family"]))
     return pd.DataFrame(lines)
+
+
+def own_stage(trial: Trial) -> float:
+    """The share of a trial's learning rate, summed over steps, that comes after the warm-up epochs of its
+    method. The linear warm-up of the learning rate, which is short, is ignored.
+    """
+    part = (np.arange(100 * trial.epochs) + 0.5) / 100  # in epochs
+    if trial.decay_epochs is None:
+        rate = 1 + np.cos(np.pi * part / trial.epochs)
+    else:
+        rate = 0.1 ** (part[:, None] >= np.array(trial.decay_epochs)).sum(1)
+    return float(rate[part > trial.hyper.get("warmup_epochs", 0)].sum() / rate.sum())
 
 
 def _granularity(trial: Trial, record: TrialRecord | None) -> str:

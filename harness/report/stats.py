@@ -7,7 +7,7 @@ interval of a mean is a t interval: a percentile bootstrap of five values at a n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,39 +111,6 @@ def holm(p: ArrayLike) -> Floats:
 
 
 # Over blocks (data sets x ratios) -------------------------------------------------------------------
-
-
-def inter_quartile_mean(scores: ArrayLike) -> float:
-    """Mean of the middle half (Agarwal et al. 2021): 25 % trimmed from each end."""
-    return float(stats.trim_mean(np.asarray(scores, float).ravel(), 0.25))
-
-
-def stratified_bootstrap(
-    scores: Sequence[ArrayLike],
-    statistic: Callable[[list[Floats]], float],
-    *,
-    level: float = LEVEL,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Estimate:
-    """A statistic of scores `[block][seed]`, with the percentile interval of resampling seeds in each block
-    (Agarwal et al. 2021).
-
-    A resample of n seeds has (n - 1) / n of their variance, a fifth too little at five. Ours: resamples are
-    spread around their block's mean by sqrt(n / (n - 1)), which brings the coverage of a 95 % interval from
-    88 to 95 % at twelve blocks of five (tests/report/test_stats.py).
-    """
-    blocks = [np.asarray(b, float) for b in scores]
-    draw = numpy_generator("stratified bootstrap", seed)
-    resampled = [statistic([_resample(b, draw) for b in blocks]) for _ in range(draws)]
-    low, high = np.quantile(resampled, [0.5 - level / 2, 0.5 + level / 2])
-    return Estimate(statistic(blocks), float(low), float(high), len(blocks))
-
-
-def _resample(block: Floats, draw: np.random.Generator) -> Floats:
-    count = len(block)
-    drawn = block[draw.integers(count, size=count)]
-    return drawn if count < 2 else block.mean() + np.sqrt(count / (count - 1)) * (drawn - block.mean())
 
 
 def probability_of_improvement(ours: Sequence[ArrayLike], theirs: Sequence[ArrayLike]) -> float:

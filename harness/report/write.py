@@ -48,6 +48,8 @@ from harness.report.source import Source, from_store
 from harness.report.stability import seeds_table, shares_table, stability_figure, stability_table
 from harness.report.tables import Block, Figure, Table, slug
 
+LITTLE = 0.05
+"""A share of the learning rate below which a method's own stage can hardly tell."""
 _HEADINGS = {m: f"{m[:3]} R@{m.rpartition('_r')[2]}" for m in RECALLS}
 
 
@@ -281,8 +283,20 @@ def _state(frame: pd.DataFrame) -> str:
             f"{part['chance'].iloc[0]:.1f}; ° marks an rSum of at most that plus {COLLAPSED:.0%} of the "
             f"range up to {PERFECT:g}"
         )
+    lines += _hardly_begun(measured)
     lines += _selected_in_warmup(measured, several)
     return "\n".join(lines)
+
+
+def _hardly_begun(measured: pd.DataFrame) -> Iterator[str]:
+    """The rows whose warm-up takes almost all of the learning: they say little of the method's own stage."""
+    for row, part in measured.groupby("row", sort=False):
+        share = part["own_stage"].min()
+        if share < LITTLE:
+            yield (
+                f"- hardly more than its warm-up: {row}, where {part['warmup_epochs'].max():g} warm-up "
+                f"epochs leave {share:.1%} of the summed learning rate to the method's own stage"
+            )
 
 
 def _selected_in_warmup(measured: pd.DataFrame, several: bool) -> Iterator[str]:

@@ -256,7 +256,11 @@ def _compute_features(trials: Iterable[Trial], data: Mapping[str, DataSet] | Non
     """Features of the trials' data sets, which are loaded where they are not given."""
     import torch
 
+    from harness.training.accelerator import make_deterministic
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":  # as in a trial, which may compute them too: convolutions are in TF32 by default
+        make_deterministic()
     for trial in trials:
         try:
             loaded = data[data_key(trial)] if data else load_dataset(trial.dataset, **trial.dataset_options)

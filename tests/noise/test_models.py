@@ -166,6 +166,17 @@ def test_hard_noise_swaps_with_near_neighbours_of_another_group(train, rows, tmp
     )
 
 
+def test_hard_noise_never_swaps_captions_of_one_text(tmp_path):
+    """Each text has a copy in another group, which is nearest to it: that swap would change nothing."""
+    group, text = np.arange(60), np.arange(60) % 30
+    split = Split(range(60), [str(t) for t in text], group, group)
+    np.save(tmp_path / "e.npy", unit(30)[text])
+    model = Hard(embedding=str(tmp_path / "e.npy"))
+    noise = make_noise(split, ratio=0.8, granularity="caption", seed=0, model=model)
+    assert noise.realised == 0.8
+    assert (text[noise.image] != text).sum() == 48
+
+
 def test_hard_noise_widens_its_search_until_the_ratio_is_reached(tmp_path):
     """Two tight clusters of one group each: the nearest sixteen are all of the own group."""
     group = np.repeat([0, 1], 30)
@@ -176,7 +187,7 @@ def test_hard_noise_widens_its_search_until_the_ratio_is_reached(tmp_path):
     )
     assert noise.realised == 0.8
     alone = Split(split.images, split.captions, split.owner, np.zeros(60, np.int64))
-    with pytest.raises(ValueError, match="no partners of another group are left after 0 of 48 captions"):
+    with pytest.raises(ValueError, match="no partners of another group and text are left after 0 of 48"):
         make_noise(
             alone, ratio=0.8, granularity="caption", seed=0, model=Hard(embedding=str(tmp_path / "e.npy"))
         )

@@ -17,7 +17,7 @@ from harness.report.comparison import (
     reference_row,
 )
 from harness.report.results import over_noise_seeds
-from harness.report.stats import critical_difference
+from harness.report.stats import critical_difference, mean_interval
 from tests import small
 from tests.report.test_results import frame
 
@@ -115,9 +115,13 @@ def test_blocks_together():
     assert f"{critical_difference(3, 6):.2f} among rows of one network, " in both
     assert f"{critical_difference(2, 6):.2f} among rows of several networks (Nemenyi" in both
     assert blocks_table(made[made["noise_ratio"] == 0], "clip") is None
-    assert "without an interval (which requires 12 blocks of 5 seeds)" in text
-    many = trials({"clip": 0, "good": 20}, ratios=tuple(k / 20 for k in range(12)))
-    assert "[" in blocks_table(many, "clip").markdown()
+    own = made[made["row"] == "good"].groupby("seed")["rsum"].mean()  # a seed is one result
+    interval = mean_interval(own)
+    assert f"{interval.value:.1f} [{interval.low:.1f}, {interval.high:.1f}]" in good
+    moved = made.assign(seed=made["seed"] + 10 * (made["noise_ratio"] > 0.2))  # blocks with other seeds
+    (line,) = [x for x in blocks_table(moved, "clip").markdown().splitlines() if x.startswith("| good")]
+    assert f" {own.mean():.1f} |" in line
+    assert "[" not in line
     assert "are not tested" in blocks_table(made[made["noise_ratio"] < 0.3], "clip").markdown()
     made.loc[(made["row"] == "good") & (made["seed"] == 1), "rsum"] = (
         np.nan

@@ -13,12 +13,10 @@ from harness.report.stats import (
     clustered_difference,
     critical_difference,
     holm,
-    inter_quartile_mean,
     mean_interval,
     paired_difference,
     probability_of_improvement,
     sd_interval,
-    stratified_bootstrap,
     variance_shares,
 )
 
@@ -44,21 +42,6 @@ def test_paired_intervals_cover_and_the_test_has_its_level():
     ) == pytest.approx(0.95, abs=0.02)
     rejected = np.mean([paired_difference(a - 1.5, b).p < 0.05 for a, b in zip(ours, theirs, strict=True)])
     assert rejected == pytest.approx(0.05, abs=0.02)
-
-
-def test_the_stratified_bootstrap_covers_at_twelve_blocks_of_five():
-    draw = np.random.default_rng(2)
-    means = np.linspace(0, 10, 12)
-
-    def statistic(blocks):
-        return inter_quartile_mean(np.concatenate(blocks))
-
-    truth = np.mean([statistic([m + draw.standard_normal(SEEDS) for m in means]) for _ in range(2000)])
-    found = [
-        stratified_bootstrap([m + draw.standard_normal(SEEDS) for m in means], statistic, draws=120, seed=s)
-        for s in range(250)
-    ]
-    assert coverage(found, truth) == pytest.approx(0.95, abs=0.02)
 
 
 def test_the_clustered_bootstrap_covers_where_captions_of_an_image_hang_together():
@@ -93,7 +76,6 @@ def test_holm_by_hand():
 
 
 def test_over_blocks():
-    assert inter_quartile_mean([1, 2, 3, 100]) == 2.5
     assert probability_of_improvement([[1, 2, 3]], [[1, 2, 3]]) == 0.5
     assert probability_of_improvement([[2.0], [0.0]], [[1.0], [1.0]]) == 0.5
     assert average_ranks([[3, 2, 1], [3, 3, 1]]).tolist() == [1.25, 1.75, 3]
@@ -127,12 +109,6 @@ def test_shares_of_variance_find_what_was_put_in():
 
 
 def test_draws_are_seeded():
-    scores = [[1.0, 2.0, 4.0], [3.0, 5.0, 9.0]]
-    first, again = (
-        stratified_bootstrap(scores, lambda b: float(np.mean(np.concatenate(b))), draws=50, seed=1)
-        for _ in range(2)
-    )
-    assert first == again
     hits = np.random.default_rng(6).random((2, 100)) < 0.5
     assert clustered_difference(*hits, np.arange(100), seed=2) == clustered_difference(
         *hits, np.arange(100), seed=2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from harness.config.resources import Resources
@@ -135,3 +138,14 @@ def test_with_a_gpu_features_are_computed_in_a_process_of_their_own(monkeypatch,
     assert [len(trials) for trials in called] == [1]  # they share a backbone
     monkeypatch.undo()
     preflight._compute_features([trial])  # what that process does: it loads the data itself
+
+
+def test_with_a_gpu_features_are_in_the_precision_that_trials_compute_them_in(tmp_path):
+    """In a process of its own: what it sets holds for the whole process."""
+    code = (
+        "import torch; torch.cuda.is_available = lambda: True; from harness.sweep import preflight; "
+        "assert torch.backends.cudnn.allow_tf32; preflight._compute_features([]); "
+        "assert not torch.backends.cudnn.allow_tf32; assert torch.are_deterministic_algorithms_enabled()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
