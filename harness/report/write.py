@@ -283,7 +283,8 @@ def _state(frame: pd.DataFrame) -> str:
             f"{part['chance'].iloc[0]:.1f}; ° marks an rSum of at most that plus {COLLAPSED:.0%} of the "
             f"range up to {PERFECT:g}"
         )
-    lines += _hardly_begun(measured)
+    if "rsum" in measured:  # a search shows how long the warm-up of each of its settings is
+        lines += _hardly_begun(measured)
     lines += _selected_in_warmup(measured, several)
     return "\n".join(lines)
 
