@@ -305,9 +305,9 @@ def table_rows(text):
 @pytest.mark.parametrize(
     ("page", "heading", "sweep", "rows"),
     [
-        (README, "What comes out", "emoji", 7),
+        (README, "What comes out", "emoji", 12),
         (DOCS / "results.md", "What the search found", "search_emoji", 9),
-        (DOCS / "results.md", "Six methods", "emoji", 7),
+        (DOCS / "results.md", "Eight methods", "emoji", 22),
         (DOCS / "results.md", "Region features", "regions", 5),
     ],
 )
