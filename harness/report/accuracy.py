@@ -26,7 +26,10 @@ _UNDERLINED = (
 _FEW = (
     f" These seeds cannot tell a difference of {RESOLUTION:g} points (see the design): nothing is underlined."
 )
-_MEANS_ALONE = " At a single ratio these seeds cannot tell that difference: there nothing is underlined."
+_MEANS_ALONE = (
+    f" At a single ratio these seeds cannot tell a difference of {RESOLUTION:g} points: there nothing is "
+    "underlined, and bold is no more than the highest mean."
+)
 _HEADINGS = {f"{d}_r{k}": f"{d} R@{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": "rSum"}
 _ECCV = {"map_at_r": "mAP@R", "rprecision": "R-Precision", "r1": "R@1"}
 
@@ -68,7 +71,7 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     caption = (
         f"{what}. {MEAN_SD}, n = {planned} seeds per cell unless marked. "
         f"{legend(frame)}{_FEW if few else _UNDERLINED if near else ''}"
-        f"{_MEANS_ALONE if untested and near else ''}{at_chance}"
+        f"{_MEANS_ALONE if untested else ''}{at_chance}"
     )
     columns = ["method", *(["family"] if long else []), *map(heading, ratios)]
     return Table(title, caption, columns, rows)

@@ -64,7 +64,11 @@ def test_a_caption_says_what_was_tested():
     assert needed[True] <= 5 < needed[False]
     caption = by_ratio(made, "rsum", "t", "c").caption
     assert "Underlined: not significantly worse" in caption
-    assert "At a single ratio these seeds cannot tell that difference" in caption
+    assert "At a single ratio these seeds cannot tell a difference of 5 points" in caption
+    far = trials({"best": 20, "near": 8.9, "far": 0}, ratios=(0.0, 0.2, 0.4, 0.6), spread=2.0)
+    caption = by_ratio(far, "rsum", "t", "c").caption
+    assert "Underlined" not in caption  # no mean is near the best
+    assert "At a single ratio these seeds cannot tell" in caption
 
 
 def test_a_row_with_few_seeds_done_is_not_called_near():

@@ -140,7 +140,7 @@ def test_with_a_gpu_features_are_computed_in_a_process_of_their_own(monkeypatch,
     preflight._compute_features([trial])  # what that process does: it loads the data itself
 
 
-def test_with_a_gpu_features_are_in_the_precision_that_trials_compute_them_in(tmp_path):
+def test_with_a_gpu_features_are_in_the_precision_that_trials_compute_them_in():
     """In a process of its own: what it sets holds for the whole process."""
     code = (
         "import torch; torch.cuda.is_available = lambda: True; from harness.sweep import preflight; "
