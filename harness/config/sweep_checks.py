@@ -12,7 +12,6 @@ from harness import PROTOCOL_VERSION
 from harness.config.search import (
     Search,
     SearchResult,
-    never_begins,
     read_result,
     search_of,
     shared_settings,
@@ -210,15 +209,7 @@ def _check_result(file: SweepFile, found: SearchResult, errors: Errors) -> None:
 def check_searched(
     file: SweepFile, found: Sequence[SearchResult], trials: Sequence[Trial], errors: Errors
 ) -> None:
-    """Trials of a search whose own stage never begins, and what trials do not share with the search that
-    their settings are from.
-    """
-    for trial in trials if file.search else ():
-        if never_begins(trial):
-            errors.append(
-                f"{trial.method}.warmup_epochs = {trial.hyper['warmup_epochs']}: of {trial.epochs} epochs "
-                "none is left for the method's own stage, so the try would be one of its warm-up"
-            )
+    """What trials do not share with the search that their settings are from."""
     seeds = {t.seed for t in trials} | {t.noise_seed for t in trials}
     for result in found:
         if shared := sorted(seeds & set(result.seeds)):

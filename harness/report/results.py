@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.config.external import ExternalTrial
 from harness.config.labels import place_labels, row_labels
+from harness.config.search import own_stage
 from harness.config.trial import Trial
 from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES
 from harness.evaluation.metrics import DETECTION, PERFECT, RECALLS, chance_rsum
@@ -109,18 +110,6 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
         lines.append(line)
     lines.sort(key=lambda line: FAMILIES.index(line["family"]))
     return pd.DataFrame(lines)
-
-
-def own_stage(trial: Trial) -> float:
-    """The share of a trial's learning rate, summed over steps, that comes after the warm-up epochs of its
-    method. The linear warm-up of the learning rate, which is short, is ignored.
-    """
-    part = (np.arange(100 * trial.epochs) + 0.5) / 100  # in epochs
-    if trial.decay_epochs is None:
-        rate = 1 + np.cos(np.pi * part / trial.epochs)
-    else:
-        rate = 0.1 ** (part[:, None] >= np.array(trial.decay_epochs)).sum(1)
-    return float(rate[part > trial.hyper.get("warmup_epochs", 0)].sum() / rate.sum())
 
 
 def _granularity(trial: Trial, record: TrialRecord | None) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from harness import PROTOCOL_VERSION
 from harness.config.labels import shared_and_own_settings
+from harness.config.search import LEAST_OWN_STAGE
 from harness.evaluation.metrics import PERFECT, RECALLS
 from harness.lib.console import console
 from harness.lib.files import RESULTS
@@ -48,8 +49,6 @@ from harness.report.source import Source, from_store
 from harness.report.stability import seeds_table, shares_table, stability_figure, stability_table
 from harness.report.tables import Block, Figure, Table, slug
 
-LITTLE = 0.05
-"""A share of the learning rate below which a method's own stage can hardly tell."""
 _HEADINGS = {m: f"{m[:3]} R@{m.rpartition('_r')[2]}" for m in RECALLS}
 
 
@@ -293,7 +292,7 @@ def _hardly_begun(measured: pd.DataFrame) -> Iterator[str]:
     """The rows whose warm-up takes almost all of the learning: they say little of the method's own stage."""
     for row, part in measured.groupby("row", sort=False):
         share = part["own_stage"].min()
-        if share < LITTLE:
+        if share < LEAST_OWN_STAGE:
             yield (
                 f"- hardly more than its warm-up: {row}, where {part['warmup_epochs'].max():g} warm-up "
                 f"epochs leave {share:.1%} of the summed learning rate to the method's own stage"

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from harness.config.search import Range, Search, SearchResult, is_natural, shared_settings
+from harness.config.search import Range, Search, SearchResult, edge_of, own_stage, shared_settings
 from harness.config.sweep_file import BadInput, parse_sweep
 from tests import small
 
@@ -64,7 +64,7 @@ def test_a_sequence_fills_its_range_on_its_scale():
 def test_settings_drawn_twice_are_drawn_anew():
     space = {"warmup": {"choices": ["a", "b", "c"]}, "other": {"integers": [1, 2]}}
     assert len({repr(s) for s in Search(space=space, tries=6).settings("clip")}) == 6
-    with pytest.raises(ValueError, match=r"clip has 6 distinct settings, and search.tries = 7"):
+    with pytest.raises(ValueError, match=r"clip has 6 settings that differ, and search.tries = 7"):
         Search(space=space, tries=7).settings("clip")
 
 
@@ -84,15 +84,53 @@ def test_an_edge_is_within_a_twentieth_of_the_range(values, value, edge):
     assert values.edge(value) == edge
 
 
-def test_a_natural_bound_is_one_that_the_setting_has_itself():
-    (trial,) = small.sweep("npc", fixed={"epochs": 4}).trials
-    warmup, threshold = Range(integers=(0, 3)), Range(uniform=(0.3, 1.0))
-    assert is_natural(trial, "warmup_epochs", warmup, "low")
-    assert is_natural(trial, "warmup_epochs", warmup, "high")  # a longer one leaves no epoch
-    assert not is_natural(trial, "warmup_epochs", Range(integers=(1, 2)), "high")
-    assert is_natural(trial, "bank_threshold", threshold, "high")
-    assert not is_natural(trial, "bank_threshold", threshold, "low")
-    assert not is_natural(trial, "lr", Range(log_uniform=(1e-4, 1e-2)), "low")
+def test_a_natural_bound_is_one_that_no_search_could_go_beyond():
+    (trial,) = small.sweep("npc", fixed={"epochs": 8}).trials
+    warmup, threshold = Range(integers=(0, 7)), Range(uniform=(0.3, 1.0))
+    assert edge_of(trial, "warmup_epochs", warmup, 0) == ("low", "natural")
+    assert edge_of(trial, "warmup_epochs", warmup, 3) is None
+    assert edge_of(trial, "warmup_epochs", warmup, 4) == ("high", "natural")  # 5 leave 8 % of the rate
+    assert edge_of(trial, "warmup_epochs", Range(integers=(1, 3)), 3) == ("high", "set")
+    assert edge_of(trial, "bank_threshold", threshold, 0.98) == ("high", "natural")
+    assert edge_of(trial, "bank_threshold", threshold, 0.31) == ("low", "set")
+    assert edge_of(trial, "lr", Range(log_uniform=(1e-4, 1e-2)), 1.1e-4) == ("low", "set")
+
+
+# What a warm-up leaves -----------------------------------------------------------------------------
+
+
+def test_what_is_left_of_the_learning_rate_after_a_warm_up():
+    def left(warmup, **training):
+        own = {"small_loss": {"epochs": 8, "warmup_epochs": warmup, **training}}
+        return own_stage(small.sweep("small_loss", overrides=own).trials[0])
+
+    # Of a cosine over the share x of a trial the part after it is 1 - x - sin(pi x) / pi.
+    for warmup in range(9):
+        share = warmup / 8
+        assert left(warmup) == pytest.approx(1 - share - math.sin(math.pi * share) / math.pi, abs=1e-4)
+    assert left(6, decay_epochs=[4]) == pytest.approx(0.2 / 4.4)
+    assert left(0) == 1
+
+
+@pytest.mark.parametrize("sampler", ["sobol", "random"])
+def test_a_setting_that_is_hardly_more_than_a_warm_up_is_drawn_anew(sampler):
+    def drawn(longest):
+        ranges = {**SPACE, "small_loss.warmup_epochs": {"integers": [0, longest]}}
+        search = {"tries": 12, "sampler": sampler, "space": ranges}
+        trials = searched("small_loss", search=search, fixed={"epochs": 8}).trials
+        return {(t.lr, t.weight_decay): t.hyper["warmup_epochs"] for t in trials}
+
+    assert len(drawn(7)) == 12
+    assert max(drawn(7).values()) == 4
+    # Those that may be tries are the first ones of the sequence, whatever comes between them.
+    everything = Search(
+        space={k: Range.model_validate(v) for k, v in SPACE.items()}
+        | {"small_loss.warmup_epochs": Range(integers=(0, 7))},
+        tries=40,
+        sampler=sampler,
+    ).settings("small_loss")
+    short = [s for s in everything if s["warmup_epochs"] <= 4]
+    assert list(drawn(7)) == [(s["lr"], s["weight_decay"]) for s in short[:12]]
 
 
 # What is refused -----------------------------------------------------------------------------------
@@ -123,8 +161,13 @@ def space(**ranges):
         (["clip"], {"search": {"tries": 5, "space": {"lr": {"uniform": [0.1, 1]}}}}, "must be log_uniform"),
         (
             ["small_loss"],
-            space(**{"small_loss.warmup_epochs": {"integers": [0, 3]}}),
-            "small_loss.warmup_epochs = 3: of 3 epochs none is left",
+            {**space(), "fixed": {"small_loss.warmup_epochs": 3}},
+            "small_loss has 0 settings that differ, and search.tries = 5; ",
+        ),
+        (
+            ["small_loss"],
+            {"search": {"tries": 2, "space": {"small_loss.warmup_epochs": {"integers": [1, 5]}}}},
+            "small_loss has 1 settings that differ, and search.tries = 2; 4 more leave its own stage less",
         ),
         (
             ["clip"],

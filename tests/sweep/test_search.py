@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
 
-from harness.config.search import SearchResult
+from harness.config.search import Range, Search, SearchResult
 from harness.record.bundle import Bundle
 from harness.record.store import Store
 from harness.record.tries import OBJECTIVE, tries_of
@@ -116,14 +117,28 @@ def test_optuna_goes_on_where_it_stopped_with_the_same_tries(here, monkeypatch):
     assert [t.settings for t in tries_of(Store().read_sweep("search"))["clip"]] == whole
 
 
-def test_a_draw_of_optuna_that_cannot_be_run_is_told_and_nothing_is_lost(here, monkeypatch, capfd):
-    """A warm-up as long as the trial, which the first try has not."""
+def test_optuna_is_asked_anew_where_a_warm_up_takes_the_trial(monkeypatch):
     pytest.importorskip("optuna")
-    space = {"lr": {"log_uniform": [1e-4, 1e-1]}, "small_loss.warmup_epochs": {"integers": [2, 3]}}
-    asked = iter([2, 3])
+    space = {"lr": Range(log_uniform=(1e-4, 1e-1)), "warmup_epochs": Range(integers=(0, 7))}
+    search = Search(space=space, tries=4, sampler="optuna")
+    told: list[tuple[dict[str, Any], float]] = []
+    for _ in range(4):
+        *_, settings = search.settings("small_loss", told, lambda s: s["warmup_epochs"] < 2)
+        told.append((settings, 1.0))
+    assert {settings["warmup_epochs"] for settings, _ in told} == {0, 1}
+    monkeypatch.setattr("harness.config.search._DRAWS", 3)
+    with pytest.raises(ValueError, match=r"has 0 settings that differ, and search\.tries = 4; 4 more leave"):
+        search.settings("small_loss", admits=lambda _: False)
+
+
+def test_a_draw_of_optuna_that_cannot_be_run_is_told_and_nothing_is_lost(here, monkeypatch, capfd):
+    """A value that the method refuses, which the first try has not."""
+    pytest.importorskip("optuna")
+    space = {"lr": {"log_uniform": [1e-4, 1e-1]}, "small_loss.warmup_epochs": {"choices": [1, -1]}}
+    asked = iter([1, -1])
     monkeypatch.setattr(
         "harness.config.search.Search._asked",
-        lambda self, method, told: {"lr": 1e-3, "warmup_epochs": next(asked)},
+        lambda self, method, told, admits: {"lr": 1e-3, "warmup_epochs": next(asked)},
     )
     assert run_sweep([search_file(here, "small_loss", sampler="optuna", space=space)]) == 2
     said = " ".join(capfd.readouterr().err.split())
