@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,12 +32,18 @@ if TYPE_CHECKING:
 
 EDGE = 0.05
 """A value within this share of its range from an end of it lies at an edge."""
+LEAST_OWN_STAGE = 0.1
+"""A trial with a lower share of its summed learning rate after its method's warm-up is hardly more than the
+warm-up: a search draws no such setting, so that no warm-up wins in the name of a method.
+"""
 _DIGITS = 3  # significant digits of a drawn number
 _DRAWS = 1000  # settings drawn at most, times the number of tries, before the space counts as exhausted
 
 Bounds = tuple[float, float]
 Settings = dict[str, Any]
 """Values by the keys of a sweep file, without the name of the method."""
+Admits = Callable[[Settings], bool]
+"""Whether a setting may be a try."""
 
 
 class Range(StrictModel):
@@ -177,27 +183,30 @@ class Search(StrictModel):
         own = {k.rpartition(".")[2]: r for k, r in self.space.items() if k.rpartition(".")[0] == method}
         return shared | own
 
-    def settings(self, method: str, told: Sequence[tuple[Settings, float | None]] = ()) -> list[Settings]:
+    def settings(
+        self, method: str, told: Sequence[tuple[Settings, float | None]] = (), admits: Admits = lambda _: True
+    ) -> list[Settings]:
         """The settings of a method's tries, in their order; of `optuna` those tried so far and the next one.
 
         Args:
             method: the method.
             told: of `optuna`, the settings tried so far with their objectives (None: the try failed).
+            admits: whether a setting may be a try; one that may not is drawn anew, as one drawn twice is.
 
         Raises:
-            ValueError: the space has fewer distinct settings than tries, or Optuna is not installed.
+            ValueError: the space has fewer such settings than tries, or Optuna is not installed.
         """
         if self.sampler == "optuna":
             known = [settings for settings, _ in told]
-            return known if len(known) >= self.tries else [*known, self._asked(method, told)]
-        found: dict[str, Settings] = {}
+            return known if len(known) >= self.tries else [*known, self._asked(method, told, admits)]
+        drawn: dict[str, Settings] = {}
+        found: list[Settings] = []
         for settings in itertools.islice(self._drawn(method), _DRAWS * self.tries):
-            found.setdefault(repr(settings), settings)  # settings drawn twice are drawn anew
+            if drawn.setdefault(repr(settings), settings) is settings and admits(settings):
+                found.append(settings)
             if len(found) == self.tries:
-                return list(found.values())
-        raise ValueError(
-            f"search.space: {method} has {len(found)} distinct settings, and search.tries = {self.tries}"
-        )
+                return found
+        raise self._exhausted(method, len(found), len(drawn))
 
     def _drawn(self, method: str) -> Iterator[Settings]:
         """Settings without end."""
@@ -218,7 +227,7 @@ class Search(StrictModel):
                 (point,) = sequence.random(1)
             yield {k: r.value(s) for (k, r), s in zip(ranges.items(), point, strict=True)}
 
-    def _asked(self, method: str, told: Sequence[tuple[Settings, float | None]]) -> Settings:
+    def _asked(self, method: str, told: Sequence[tuple[Settings, float | None]], admits: Admits) -> Settings:
         """What Optuna tries next; it follows from what was told, so that a search can go on elsewhere."""
         try:
             import optuna
@@ -244,13 +253,21 @@ class Search(StrictModel):
                 )
             asked = study.ask(distributions).params
             settings = {k: _answered(ranges[k], v) for k, v in asked.items()}
-            if settings not in [known for known, _ in told]:
+            if settings not in [known for known, _ in told] and admits(settings):
                 return settings
             if number == _DRAWS:
                 break
-        raise ValueError(
-            f"search.space: {method} has fewer distinct settings than search.tries = {self.tries}"
-        )
+        raise self._exhausted(method, len(told), len(told))
+
+    def _exhausted(self, method: str, found: int, distinct: int) -> ValueError:
+        """The error that a method has fewer settings than tries."""
+        text = f"search.space: {method} has {found} distinct settings, and search.tries = {self.tries}"
+        if distinct > found:
+            text += (
+                f" ({distinct - found} more leave its own stage less than {LEAST_OWN_STAGE:.0%} of the summed "
+                "learning rate: set a lower warmup_epochs)"
+            )
+        return ValueError(text)
 
 
 def _told(values: Range, value: Any) -> Any:
@@ -263,36 +280,53 @@ def _answered(values: Range, value: Any) -> Any:
     return value if values.integers is not None else values.rounded(value)
 
 
-def never_begins(trial: Trial) -> bool:
-    """Whether the warm-up of a trial is as long as the trial, so that its method's own stage never begins."""
-    warmup = trial.hyper.get("warmup_epochs", 0)
-    return bool(warmup) and warmup >= trial.epochs
+def own_stage(trial: Trial) -> float:
+    """The share of a trial's learning rate, summed over steps, that comes after the warm-up epochs of its
+    method. The linear warm-up of the learning rate, which is short, is ignored.
+    """
+    part = (np.arange(100 * trial.epochs) + 0.5) / 100  # in epochs
+    if trial.decay_epochs is None:
+        rate = 1 + np.cos(np.pi * part / trial.epochs)
+    else:
+        rate = 0.1 ** (part[:, None] >= np.array(trial.decay_epochs)).sum(1)
+    return float(rate[part > trial.hyper.get("warmup_epochs", 0)].sum() / rate.sum())
 
 
-def is_natural(trial: Trial, key: str, values: Range, edge: str) -> bool:
-    """Whether the end of a range is one that no search could go beyond: the next value is refused.
+def edge_of(
+    trial: Trial, key: str, values: Range, value: Any
+) -> tuple[Literal["low", "high"], Literal["natural", "set"]] | None:
+    """The end of a range that a value lies at, if it does, and whether no search could go beyond it (the next
+    value is refused) or the range was set so.
 
     Args:
         trial: any trial of the method.
         key: a field of a trial, or a hyper-parameter.
         values: its range.
-        edge: `low` or `high`.
+        value: one of them.
     """
-    if values.bounds is None:
-        return False
+    edge = values.edge(value)
+    if edge is None:  # a warm-up can be the longest that a try may have, within its range
+        longest = values.integers is not None and _refused(trial, key, value + 1)
+        return ("high", "natural") if longest else None
+    assert values.bounds is not None
     bound = values.bounds[edge == "high"]
     step = 1 if values.integers else 1e-9 * max(1.0, abs(bound))
     beyond = bound + (step if edge == "high" else -step)
+    return edge, "natural" if _refused(trial, key, beyond) else "set"
+
+
+def _refused(trial: Trial, key: str, value: Any) -> bool:
+    """Whether a search could not have a value in place of a trial's."""
     try:
         if key in Trial.model_fields:
-            changed = Trial.model_validate({**trial.model_dump(mode="json"), key: beyond})
+            changed = Trial.model_validate({**trial.model_dump(mode="json"), key: value})
         else:
             cls: Any = method_class(trial.method)
-            hyper = hyper_model(cls).model_validate({**trial.hyper, key: beyond})
+            hyper = hyper_model(cls).model_validate({**trial.hyper, key: value})
             changed = trial.model_copy(update={"hyper": hyper.model_dump(mode="json")})
     except ValidationError:
         return True
-    return never_begins(changed)
+    return own_stage(changed) < LEAST_OWN_STAGE
 
 
 # What a search found -------------------------------------------------------------------------------

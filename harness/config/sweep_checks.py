@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness import PROTOCOL_VERSION
 from harness.config.search import (
+    LEAST_OWN_STAGE,
     Search,
     SearchResult,
-    never_begins,
+    own_stage,
     read_result,
     search_of,
     shared_settings,
@@ -210,14 +211,15 @@ def _check_result(file: SweepFile, found: SearchResult, errors: Errors) -> None:
 def check_searched(
     file: SweepFile, found: Sequence[SearchResult], trials: Sequence[Trial], errors: Errors
 ) -> None:
-    """Trials of a search whose own stage never begins, and what trials do not share with the search that
-    their settings are from.
+    """Trials of a search that are hardly more than a warm-up, and what trials do not share with the search
+    that their settings are from.
     """
     for trial in trials if file.search else ():
-        if never_begins(trial):
+        if (share := own_stage(trial)) < LEAST_OWN_STAGE:
             errors.append(
-                f"{trial.method}.warmup_epochs = {trial.hyper['warmup_epochs']}: of {trial.epochs} epochs "
-                "none is left for the method's own stage, so the try would be one of its warm-up"
+                f"{trial.method}.warmup_epochs = {trial.hyper['warmup_epochs']} of {trial.epochs} epochs leaves "
+                f"the method's own stage {share:.1%} of the summed learning rate, and a search asks for "
+                f"{LEAST_OWN_STAGE:.0%}, so that no try is one of a warm-up"
             )
     seeds = {t.seed for t in trials} | {t.noise_seed for t in trials}
     for result in found:

@@ -22,7 +22,7 @@ from harness.config.base import StrictModel
 from harness.config.hyper import admits_bool, hyper_model
 from harness.config.plain_yaml import MOST_BYTES, read_yaml
 from harness.config.resources import Resources
-from harness.config.search import Search, SearchResult, Settings, search_of
+from harness.config.search import LEAST_OWN_STAGE, Search, SearchResult, Settings, own_stage, search_of
 from harness.config.sweep_checks import (
     TRIAL_KEYS,
     Errors,
@@ -244,18 +244,28 @@ def _points(
             axes = {k: v for k, v in axes.items() if k != "method" and k not in own}
             search = search_of(found, method)
             chosen = search.winners[method].settings if search else {}
-            for settings in _tries(file, method, told, errors):
-                for values in itertools.product(*axes.values()):
-                    point = dict(zip(axes, values, strict=True))
-                    yield {**shared, **own, **chosen, **settings, **point, "method": method}
+            points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+            of_all = {**shared, **own, **chosen, "method": method}
+            for settings in _tries(file, {**of_all, **points[0]}, told, errors):
+                yield from ({**of_all, **settings, **point} for point in points)
 
 
-def _tries(file: SweepFile, method: Any, told: Told, errors: Errors) -> list[Settings]:
-    """The settings that a search draws for a method; one that is empty where there is no search."""
+def _tries(file: SweepFile, first: Mapping[str, Any], told: Told, errors: Errors) -> list[Settings]:
+    """The settings that a search draws for a method; one that is empty where there is no search.
+
+    Args:
+        first: the first point of the method's grid, without them.
+    """
     if file.search is None:
         return [{}]
+
+    def admits(settings: Settings) -> bool:
+        trial = _trial({**first, **settings}, Errors())  # what is wrong with it is told with its trials
+        return trial is None or own_stage(trial) >= LEAST_OWN_STAGE
+
+    method = str(first["method"])
     try:
-        return file.search.settings(str(method), told.get(str(method), ()))
+        return file.search.settings(method, told.get(method, ()), admits)
     except ValueError as error:
         errors.append(str(error))
         return []

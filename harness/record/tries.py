@@ -11,7 +11,7 @@ from harness.config.search import (
     Settings,
     Winner,
     digest_of,
-    is_natural,
+    edge_of,
     shared_settings,
 )
 from harness.config.trial import Trial
@@ -19,7 +19,7 @@ from harness.record.types import SweepRecord, TrialRecord
 
 OBJECTIVE = "dev/rsum"
 """The metric that a search maximises: of a finished trial its value is that of the last epoch, so that no
-epoch is chosen, and a setting whose warm-up is better than its own stage does not win."""
+epoch is chosen."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ def _winner(sweep: SweepRecord, tries: list[Try]) -> Winner | None:
     if best is None or best.objective is None or sweep.search is None:
         return None
     ranges = sweep.search.ranges(best.method)
-    edges = {key: ranges[key].edge(value) for key, value in best.settings.items()}
     trial = best.trials[0]
+    edges = {key: edge_of(trial, key, ranges[key], value) for key, value in best.settings.items()}
     return Winner(
         settings=best.settings,
         others=shared_settings(trial, ranges),
         objective=best.objective,
-        at_edge=[k for k, edge in edges.items() if edge and not is_natural(trial, k, ranges[k], edge)],
+        at_edge=[key for key, edge in edges.items() if edge and edge[1] == "set"],
     )

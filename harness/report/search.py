@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.config.search import Range, is_natural
+from harness.config.search import LEAST_OWN_STAGE, Range, edge_of
 from harness.record.tries import Try, best_of, tries_of
 from harness.record.types import SweepRecord
 from harness.report import figures
@@ -86,19 +86,19 @@ def _edges(sweep: SweepRecord, tries: dict[str, list[Try]]) -> Table:
             )
     caption = (
         "An edge: within 5 % of the range (on its scale) from an end. A learning rate at an edge is refused "
-        "by settings_from. A natural bound is one that the setting itself has (a share of 1, no warm-up, a "
-        "warm-up that leaves one epoch)."
+        "by settings_from. A natural bound is one that no search could go beyond: a share of 1, no warm-up, or "
+        f"the longest one that leaves the method's own stage {LEAST_OWN_STAGE:.0%} of the summed learning rate."
     )
     return Table("Where the best settings lie", caption, ["method", "setting", "best", "range", "edge"], rows)
 
 
 def _edge(best: Try, key: str, values: Range) -> Cell:
-    edge = values.edge(best.settings[key])
+    edge = edge_of(best.trials[0], key, values, best.settings[key])
     if edge is None:
         return Cell("–")
-    if is_natural(best.trials[0], key, values, edge):
-        return Cell(f"{edge}, a natural bound")
-    return Cell(f"{edge}!", best=True)
+    if edge[1] == "natural":
+        return Cell(f"{edge[0]}, a natural bound")
+    return Cell(f"{edge[0]}!", best=True)
 
 
 def _spent(sweep: SweepRecord, tries: dict[str, list[Try]], frame: pd.DataFrame) -> Table:
@@ -129,8 +129,9 @@ def _spent(sweep: SweepRecord, tries: dict[str, list[Try]], frame: pd.DataFrame)
     )
     sampler = sweep.search.sampler if sweep.search else ""
     caption = (
-        f"Tries are drawn by {sampler}, equally many for each method; a failed trial fails its try, which "
-        f"counts. {stopping} Minutes: of all trials that came to their "
+        f"Tries are drawn by {sampler}, equally many for each method; a setting drawn twice, or whose warm-up "
+        f"leaves the method's own stage less than {LEAST_OWN_STAGE:.0%} of the summed learning rate, is drawn "
+        f"anew; a failed trial fails its try, which counts. {stopping} Minutes: of all trials that came to their "
         "end, one after another."
     )
     columns = ["method", "tries", "with a result", "failed", "trials", "trials stopped early", "minutes"]
