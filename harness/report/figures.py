@@ -87,12 +87,18 @@ def _paler(colour: str, share: float) -> str:
 @drawn
 def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
     """rSum over the noise ratio: mean line, band of one sd (up to `BANDS` rows, beyond which bands overlap),
-    seeds as dots; the oracle upper bound is dashed.
+    and the seeds as dots, those of each row side by side; the oracle upper bound is dashed, and rows of
+    several networks have open markers.
     """
     table = cells(frame, "rsum")
-    wide = 1.0 if frame["row"].nunique() <= BANDS else 0.0
-    with _figure(target, 7.2, 4.4) as axes:
-        for row, (colour, marker) in styles(frame).items():
+    ratios = np.unique(frame["noise_ratio"])
+    rows = styles(frame)
+    wide = 1.0 if len(rows) <= BANDS else 0.0
+    aside = np.linspace(-0.25, 0.25, len(rows) + 2)[1:-1] * (
+        np.diff(ratios).min() if len(ratios) > 1 else 0.1
+    )
+    with _figure(target, 7.2, 4.8) as axes:
+        for (row, (colour, marker)), shift in zip(rows.items(), aside, strict=True):
             part = table.loc[row].dropna(subset=["mean"]).sort_index()
             if part.empty:
                 continue
@@ -107,10 +113,14 @@ def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
                 marker=marker,
                 linestyle=line,
                 label=row,
+                markerfacecolor="white" if trials["networks"].max() > 1 else colour,
             )
-            axes.plot(trials["noise_ratio"], trials["rsum"], ".", color=colour, markersize=4, alpha=0.6)
+            x = trials["noise_ratio"] + shift
+            axes.plot(
+                x, trials["rsum"], ".", color=colour, markersize=4, alpha=0.7, markeredgewidth=0, zorder=1
+            )
         axes.set(xlabel="noise ratio (nominal)", ylabel="test rSum", title=title)
-        axes.set_xticks(sorted(frame["noise_ratio"].unique()))
+        axes.set_xticks(ratios)
         _legend(axes)
 
 

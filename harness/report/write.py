@@ -38,6 +38,7 @@ from harness.report.published import papers_table
 from harness.report.results import (
     COLLAPSED,
     MEASURES,
+    TRACKS,
     collapsed,
     over_noise_seeds,
     primary,
@@ -174,13 +175,14 @@ def _of_one(
     if done:
         file = slug("degradation", where)
         band = "a band of one sd over seeds, " if part["row"].nunique() <= BANDS else ""
+        open_markers = "; open markers: several networks" if part["track"].eq(TRACKS[1]).any() else ""
         degradation(part, where, folder / file)
         yield (
             "rSum",
             Figure(
                 f"rSum over the noise ratio: {where}",
                 file,
-                f"Test rSum after the last epoch: mean, {band}and the seeds as dots.",
+                f"Test rSum after the last epoch: mean, {band}and the seeds as dots{open_markers}.",
             ),
         )
     yield (
