@@ -206,7 +206,7 @@ class Search(StrictModel):
                 found.append(settings)
             if len(found) == self.tries:
                 return found
-        raise self._exhausted(method, len(found), len(drawn) - len(found))
+        raise self._exhausted(method, len(found), refused=len(drawn) > len(found))
 
     def _drawn(self, method: str) -> Iterator[Settings]:
         """Settings without end."""
@@ -236,7 +236,7 @@ class Search(StrictModel):
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         ranges = self.ranges(method)
         distributions = {k: r.distribution() for k, r in ranges.items()}
-        refused: set[str] = set()
+        refused = False
         for number in itertools.count():
             sampler = optuna.samplers.TPESampler(
                 seed=seed_of("search", self.seed, method, len(told), number) % 2**32
@@ -257,18 +257,18 @@ class Search(StrictModel):
             if settings not in [known for known, _ in told]:
                 if admits(settings):
                     return settings
-                refused.add(repr(settings))
+                refused = True
             if number == _DRAWS:
                 break
-        raise self._exhausted(method, len(told), len(refused))
+        raise self._exhausted(method, len(told), refused=refused)
 
-    def _exhausted(self, method: str, found: int, refused: int) -> ValueError:
-        """The error that a method has fewer settings than tries, beside those that may not be tries."""
+    def _exhausted(self, method: str, found: int, *, refused: bool) -> ValueError:
+        """The error that a method has fewer settings than tries."""
         text = f"search.space: {method} has {found} settings that differ, and search.tries = {self.tries}"
         if refused:
             text += (
-                f"; {refused} more leave its own stage less than {LEAST_OWN_STAGE:.0%} of the "
-                "summed learning rate, so that each would be a try of its warm-up (lower warmup_epochs)"
+                f"; all others drawn leave its own stage less than {LEAST_OWN_STAGE:.0%} of the summed "
+                "learning rate, so that each would be a try of its warm-up (shorten it, or raise epochs)"
             )
         return ValueError(text)
 
@@ -283,16 +283,28 @@ def _answered(values: Range, value: Any) -> Any:
     return value if values.integers is not None else values.rounded(value)
 
 
+def warmup_epochs(trial: Trial) -> int:
+    """The first epochs of a trial that are its method's warm-up. A method that judges pairs by the pretrained
+    network (`estimator`) has none; where training begins anew, each round has as many.
+    """
+    return 0 if trial.hyper.get("estimator") == "pretrained" else trial.hyper.get("warmup_epochs") or 0
+
+
 def own_stage(trial: Trial) -> float:
     """The share of a trial's learning rate, summed over steps, that comes after the warm-up epochs of its
-    method. The linear warm-up of the learning rate, which is short, is ignored.
+    method. The linear warm-up of the learning rate, which is short, is ignored, and rounds are not told
+    apart.
     """
-    part = (np.arange(100 * trial.epochs) + 0.5) / 100  # in epochs
+    warmup = min(warmup_epochs(trial), trial.epochs)
     if trial.decay_epochs is None:
-        rate = 1 + np.cos(np.pi * part / trial.epochs)
-    else:
-        rate = 0.1 ** (part[:, None] >= np.array(trial.decay_epochs)).sum(1)
-    return float(rate[part > trial.hyper.get("warmup_epochs", 0)].sum() / rate.sum())
+        share = warmup / trial.epochs
+        return 1 - share - math.sin(math.pi * share) / math.pi  # the rest of the integral of the cosine
+
+    def summed(epochs: int) -> float:
+        steps = [0, *sorted(e for e in trial.decay_epochs or () if e < epochs), epochs]
+        return sum(0.1**i * (end - start) for i, (start, end) in enumerate(itertools.pairwise(steps)))
+
+    return 1 - summed(warmup) / summed(trial.epochs)
 
 
 def edge_of(
@@ -329,7 +341,7 @@ def _refused(trial: Trial, key: str, value: Any) -> bool:
             changed = trial.model_copy(update={"hyper": hyper.model_dump(mode="json")})
     except ValidationError:
         return True
-    return own_stage(changed) < LEAST_OWN_STAGE
+    return own_stage(changed) < min(LEAST_OWN_STAGE, own_stage(trial))
 
 
 # What a search found -------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness import PROTOCOL_VERSION
 from harness.config.search import (
+    LEAST_OWN_STAGE,
     Search,
     SearchResult,
+    own_stage,
     read_result,
     search_of,
     shared_settings,
@@ -221,9 +223,17 @@ def check_searched(
         search = search_of(found, trial.method)
         if search is None:
             continue
+        winner = search.winners[trial.method]
+        chosen = trial.hyper.get("warmup_epochs") == winner.settings.get("warmup_epochs")
+        if chosen and (share := own_stage(trial)) < LEAST_OWN_STAGE:  # of a search from before that rule
+            errors.append(
+                f"settings_from = {search.name!r}: the best setting of {trial.method} is hardly more than a "
+                f"warm-up: {trial.hyper['warmup_epochs']} of {trial.epochs} epochs leave {share:.1%} of the "
+                f"summed learning rate, and {LEAST_OWN_STAGE:.0%} are asked for: search again"
+            )
         varied = _varied(file, trial.method)
         ours = shared_settings(trial, search.space_of(trial.method), varied)
-        theirs = search.winners[trial.method].others
+        theirs = winner.others
         short = trial.method.rpartition(":")[2]
         errors += [
             f"settings_from = {search.name!r}: {trial.method} was searched with {key} = {value}, and has "

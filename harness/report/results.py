@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.config.external import ExternalTrial
 from harness.config.labels import place_labels, row_labels
-from harness.config.search import own_stage
+from harness.config.search import own_stage, warmup_epochs
 from harness.config.trial import Trial
 from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES
 from harness.evaluation.metrics import DETECTION, PERFECT, RECALLS, chance_rsum
@@ -77,7 +77,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "seed": trial.seed,
             "noise_seed": trial.noise_seed,
             "perturbed": trial.perturbed,
-            "warmup_epochs": trial.hyper.get("warmup_epochs", 0),
+            "warmup_epochs": warmup_epochs(trial),
             "own_stage": own_stage(trial),
             "clean_data": method.uses_clean_data,
             "ground_truth": method.uses_ground_truth,

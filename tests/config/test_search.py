@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -19,7 +19,7 @@ SPACE = {
 SEARCH = {"tries": 5, "space": SPACE}
 
 
-def searched(*methods, search=SEARCH, **changes):
+def searched(*methods, search=SEARCH, told=None, **changes):
     """A search of methods, whose own keys are left out of the space where they are not among them."""
     given = {k: v for k, v in search["space"].items() if "small_loss" not in k or "small_loss" in methods}
     search = {**search, "space": given}
@@ -29,7 +29,7 @@ def searched(*methods, search=SEARCH, **changes):
     content = small.content(*methods, grid=grid, search=search, overrides=overrides, fixed=fixed, **changes)
     if "lr" not in fixed:
         del content["fixed"]["lr"]
-    return parse_sweep(content)
+    return parse_sweep(content, told=told)
 
 
 # Drawing -------------------------------------------------------------------------------------------
@@ -99,17 +99,38 @@ def test_a_natural_bound_is_one_that_no_search_could_go_beyond():
 # What a warm-up leaves -----------------------------------------------------------------------------
 
 
-def test_what_is_left_of_the_learning_rate_after_a_warm_up():
-    def left(warmup, **training):
-        own = {"small_loss": {"epochs": 8, "warmup_epochs": warmup, **training}}
-        return own_stage(small.sweep("small_loss", overrides=own).trials[0])
+@pytest.mark.parametrize(
+    ("fields", "warmup", "share"),
+    [
+        ({"epochs": 8}, 0, 1),
+        ({"epochs": 8}, None, 1),
+        ({"epochs": 8}, 4, 0.5 - 1 / math.pi),  # the integral of the cosine from 1/2 to 1
+        ({"epochs": 8}, 7, 1 / 8 - math.sin(math.pi / 8) / math.pi),
+        ({"epochs": 8}, 9, 0),
+        ({"epochs": 10, "decay_epochs": [7]}, 7, 0.3 / 7.3),
+        ({"epochs": 10, "decay_epochs": [9, 4, 12]}, 5, (0.1 * 4 + 0.01) / (4 + 0.1 * 5 + 0.01)),
+        ({"epochs": 4, "decay_epochs": []}, 1, 0.75),
+    ],
+)
+def test_what_is_left_of_the_learning_rate_after_a_warm_up(fields, warmup, share):
+    trial = small.trial("npc", **fields)
+    trial = trial.model_copy(update={"hyper": {**trial.hyper, "warmup_epochs": warmup}})
+    assert own_stage(trial) == pytest.approx(share, abs=1e-12)
 
-    # Of a cosine over the share x of a trial the part after it is 1 - x - sin(pi x) / pi.
-    for warmup in range(9):
-        share = warmup / 8
-        assert left(warmup) == pytest.approx(1 - share - math.sin(math.pi * share) / math.pi, abs=1e-4)
-    assert left(6, decay_epochs=[4]) == pytest.approx(0.2 / 4.4)
-    assert left(0) == 1
+
+def test_a_method_that_judges_by_the_pretrained_network_has_no_warm_up():
+    estimators = ("pretrained", "warmup")
+    own = [{"osa": {"estimator": estimator, "warmup_epochs": 2}} for estimator in estimators]
+    shares = [own_stage(small.sweep("osa", overrides=overrides).trials[0]) for overrides in own]
+    assert shares == [1, pytest.approx(1 / 3 - math.sin(math.pi / 3) / math.pi)]
+
+
+def test_an_edge_stays_one_where_a_warm_up_takes_the_trial():
+    """Of a search from before its warm-ups were limited: its learning rate could still be wider."""
+    trial = small.trial("npc", epochs=8)
+    trial = trial.model_copy(update={"hyper": {**trial.hyper, "warmup_epochs": 7}})
+    assert edge_of(trial, "lr", Range(log_uniform=(1e-4, 1e-2)), 1.1e-4) == ("low", "set")
+    assert edge_of(trial, "warmup_epochs", Range(integers=(0, 9)), 7) == ("high", "natural")
 
 
 @pytest.mark.parametrize("sampler", ["sobol", "random"])
@@ -131,6 +152,25 @@ def test_a_setting_that_is_hardly_more_than_a_warm_up_is_drawn_anew(sampler):
     ).settings("small_loss")
     short = [s for s in everything if s["warmup_epochs"] <= 4]
     assert list(drawn(7)) == [(s["lr"], s["weight_decay"]) for s in short[:12]]
+
+
+def test_optuna_is_asked_anew_where_a_warm_up_takes_the_trial():
+    pytest.importorskip("optuna")
+    told: list[tuple[dict[str, Any], float]] = []
+
+    def drawn(shortest):
+        ranges = {"lr": SPACE["lr"], "small_loss.warmup_epochs": {"integers": [shortest, 7]}}
+        search = {"tries": 5, "sampler": "optuna", "space": ranges}
+        trials = searched("small_loss", search=search, fixed={"epochs": 8}, told={"small_loss": told}).trials
+        return {"lr": trials[-1].lr, "warmup_epochs": trials[-1].hyper["warmup_epochs"]}
+
+    with pytest.raises(BadInput, match="small_loss has 0 settings that differ"):
+        drawn(5)
+    for _ in range(5):
+        settings = drawn(0)
+        told.append((settings, 50.0 + settings["warmup_epochs"]))  # the longer, the better
+    assert len({repr(settings) for settings, _ in told}) == 5
+    assert max(settings["warmup_epochs"] for settings, _ in told) <= 4
 
 
 # What is refused -----------------------------------------------------------------------------------
@@ -167,7 +207,7 @@ def space(**ranges):
         (
             ["small_loss"],
             {"search": {"tries": 2, "space": {"small_loss.warmup_epochs": {"integers": [1, 5]}}}},
-            "small_loss has 1 settings that differ, and search.tries = 2; 4 more leave its own stage less",
+            "small_loss has 1 settings that differ, and search.tries = 2; all others drawn leave its own",
         ),
         (
             ["clip"],
@@ -211,7 +251,8 @@ class Found:
             trial = small.sweep(method, overrides={}).trials[0]
             others = shared_settings(trial, settings)
             winners[method] = {"settings": settings, "others": others, "objective": 100.0}
-        winners["clip"] |= changes.pop("clip", {})
+        for method in winners:
+            winners[method] |= changes.pop(method, {})
         only = changes.pop("only", winners)
         winners = {method: winners[method] for method in only}
         content = SearchResult.model_validate({**self.result, "winners": winners, **changes})
@@ -281,6 +322,9 @@ def test_an_axis_varies_a_setting_around_the_best(here):
     assert [t.hyper["n_networks"] for t in taken("clip", grid={"clip.n_networks": [1, 2]}).trials] == [1, 2]
 
 
+LONG = {"lr": 2e-4, "weight_decay": 0.2, "warmup_epochs": 2}
+
+
 @pytest.mark.parametrize(
     ("found", "changes", "message"),
     [
@@ -292,13 +336,18 @@ def test_an_axis_varies_a_setting_around_the_best(here):
         ({}, {"fixed": {"backbone": small.backbone(image_size=8)}}, "clip was searched with backbone.image"),
         ({"clip": {"at_edge": ["lr"]}}, {}, "the best lr of clip, 0.0004, lies at an edge of its range"),
         ({}, {"grid": {"epochs": [5]}}, "clip was searched with epochs = 3, and has 5 here"),
+        (
+            {"small_loss": {"settings": LONG}},
+            {},
+            "the best setting of small_loss is hardly more than a warm-up",
+        ),
         ({}, {"fixed": {"clip.n_networks": 2}}, "clip was searched with clip.n_networks = 1, and has 2"),
     ],
 )
 def test_a_search_that_does_not_fit_is_refused(here, found, changes, message):
     Found(here, **found)
     with pytest.raises(BadInput) as error:
-        taken("clip", **changes)
+        taken("clip", "small_loss", **changes)
     assert any(message in text for text in error.value.errors), error.value.errors
 
 

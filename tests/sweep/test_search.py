@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import Any
 
 import numpy as np
 import pytest
 
-from harness.config.search import Range, Search, SearchResult
+from harness.config.search import SearchResult
 from harness.record.bundle import Bundle
 from harness.record.store import Store
 from harness.record.tries import OBJECTIVE, tries_of
@@ -115,20 +114,6 @@ def test_optuna_goes_on_where_it_stopped_with_the_same_tries(here, monkeypatch):
     monkeypatch.chdir(here / "elsewhere")
     assert run_sweep([search_file(here / "elsewhere", "clip", sampler="optuna", tries=4)]) == 0
     assert [t.settings for t in tries_of(Store().read_sweep("search"))["clip"]] == whole
-
-
-def test_optuna_is_asked_anew_where_a_warm_up_takes_the_trial(monkeypatch):
-    pytest.importorskip("optuna")
-    space = {"lr": Range(log_uniform=(1e-4, 1e-1)), "warmup_epochs": Range(integers=(0, 7))}
-    search = Search(space=space, tries=4, sampler="optuna")
-    told: list[tuple[dict[str, Any], float]] = []
-    for _ in range(4):
-        *_, settings = search.settings("small_loss", told, lambda s: s["warmup_epochs"] < 2)
-        told.append((settings, 1.0))
-    assert {settings["warmup_epochs"] for settings, _ in told} == {0, 1}
-    monkeypatch.setattr("harness.config.search._DRAWS", 3)
-    with pytest.raises(ValueError, match=r"has 0 settings that differ, and search\.tries = 4; 4 more leave"):
-        search.settings("small_loss", admits=lambda _: False)
 
 
 def test_a_draw_of_optuna_that_cannot_be_run_is_told_and_nothing_is_lost(here, monkeypatch, capfd):
