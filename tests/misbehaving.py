@@ -62,9 +62,7 @@ class Paced(Clip):
         aside = self.folder / f"aside.{os.getpid()}"
         aside.write_text(str(os.getpid()))
         aside.rename(self.folder / f"{self.seed}.{epoch}.{rank}")
-        began = time.monotonic()  # a pause that is made shorter meanwhile ends; empty: it is being written
-        while time.monotonic() - began < float((self.folder / "pause").read_text() or "inf"):
-            time.sleep(0.05)
+        time.sleep(float((self.folder / "pause").read_text()))
         if epoch == 1 and (self.folder / "hang").exists():
             (self.folder / "hang").unlink()
             time.sleep(600)

@@ -264,7 +264,7 @@ class Search(StrictModel):
 
     def _exhausted(self, method: str, found: int, *, refused: bool) -> ValueError:
         """The error that a method has fewer settings than tries."""
-        text = f"search.space: {method} has {found} settings that differ, and search.tries = {self.tries}"
+        text = f"search.space: {method} has {found} distinct settings, and search.tries = {self.tries}"
         if refused:
             text += (
                 f"; all others drawn leave its own stage less than {LEAST_OWN_STAGE:.0%} of the summed "

@@ -64,7 +64,7 @@ def test_a_sequence_fills_its_range_on_its_scale():
 def test_settings_drawn_twice_are_drawn_anew():
     space = {"warmup": {"choices": ["a", "b", "c"]}, "other": {"integers": [1, 2]}}
     assert len({repr(s) for s in Search(space=space, tries=6).settings("clip")}) == 6
-    with pytest.raises(ValueError, match=r"clip has 6 settings that differ, and search.tries = 7"):
+    with pytest.raises(ValueError, match=r"clip has 6 distinct settings, and search.tries = 7"):
         Search(space=space, tries=7).settings("clip")
 
 
@@ -164,7 +164,7 @@ def test_optuna_is_asked_anew_where_a_warm_up_takes_the_trial():
         trials = searched("small_loss", search=search, fixed={"epochs": 8}, told={"small_loss": told}).trials
         return {"lr": trials[-1].lr, "warmup_epochs": trials[-1].hyper["warmup_epochs"]}
 
-    with pytest.raises(BadInput, match="small_loss has 0 settings that differ"):
+    with pytest.raises(BadInput, match="small_loss has 0 distinct settings"):
         drawn(5)
     for _ in range(5):
         settings = drawn(0)
@@ -202,12 +202,12 @@ def space(**ranges):
         (
             ["small_loss"],
             {**space(), "fixed": {"small_loss.warmup_epochs": 3}},
-            "small_loss has 0 settings that differ, and search.tries = 5; ",
+            "small_loss has 0 distinct settings, and search.tries = 5; ",
         ),
         (
             ["small_loss"],
             {"search": {"tries": 2, "space": {"small_loss.warmup_epochs": {"integers": [1, 5]}}}},
-            "small_loss has 1 settings that differ, and search.tries = 2; all others drawn leave its own",
+            "small_loss has 1 distinct settings, and search.tries = 2; all others drawn leave its own",
         ),
         (
             ["clip"],

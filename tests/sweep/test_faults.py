@@ -40,10 +40,10 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path, alone):
         status.said()
     )
     os.kill(running.process.pid, signal.SIGKILL)
+    (tmp_path / "paced" / "pause").write_text("0.5")
     store, before = records(tmp_path)
     assert {seed for seed, r in before.items() if r.done} == {0}
     until(lambda: not psutil.pid_exists(worker), SOON)
-    (tmp_path / "paced" / "pause").write_text("0.5")
     status = Running(tmp_path, file, "--status")
     assert status.ends() == 1
     assert "1 done, 1 interrupted, 1 to run" in " ".join(status.said().split())

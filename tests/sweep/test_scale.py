@@ -29,7 +29,7 @@ POSTGRES = next(
     iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)),
     Path(shutil.which("initdb") or "/nowhere/initdb").parent,
 )
-AT_ONCE, EPOCHS, METRICS = 64, 3, 20
+AT_ONCE, EPOCHS, METRICS = 64, 5, 20
 
 
 @pytest.fixture
@@ -55,8 +55,7 @@ def postgres(tmp_path):
         **{**run, "capture_output": False, "stdout": subprocess.DEVNULL},
     )
     yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres"
-    stop = [POSTGRES / "pg_ctl", "-D", folder / "data", "-m", "immediate", "stop"]
-    subprocess.run(stop, **{**run, "check": False})  # a busy machine can need more than its minute
+    subprocess.run([POSTGRES / "pg_ctl", "-D", folder / "data", "-m", "immediate", "stop"], **run)
 
 
 @pytest.fixture
@@ -134,9 +133,10 @@ def test_64_trials_at_once_lose_nothing(server, feature_cache):
     for k, trial in enumerate(sweep.trials):
         record = found[trial.id]
         assert record.metrics["test/i2t_r1"] == values[k, 0, 0]
-        j = k % METRICS
-        history = sorted(store.client.history(record.run_id, f"train/m{j}"))
-        assert [v for _, v in history] == values[k, :, j].tolist()
+        for j in range(0, METRICS, 5):
+            assert [v for _, v in sorted(store.client.history(record.run_id, f"train/m{j}"))] == values[
+                k, :, j
+            ].tolist()
     for trial in sweep.trials[::16]:
         assert len(store.client.artifacts(found[trial.id].run_id, "confidence")) == EPOCHS
     assert "deadlock" not in log.read_text().lower()
