@@ -76,9 +76,9 @@ def bundle(sweep: Sweep, folder: Path) -> Bundle:
         tags = {"protocol_version": str(PROTOCOL_VERSION), "noise_digest": noise.digest}
         tags |= {"data_fingerprint": trial.fingerprint(data)}
         lines.append(record_line(TrialRecord(trial, f"run-{trial.id}", "FINISHED", metrics, tags), {}))
-        arrays = {**found.i2t.arrays("i2t"), **found.t2i.arrays("t2i"), **groups}
-        parts = {f"{part}/{k}": v for part in ("last", "test") for k, v in arrays.items()}
-        save_arrays(folder / "arrays" / f"{trial.id}.npz", parts)
+        ranks = {**found.i2t.arrays("i2t"), **found.t2i.arrays("t2i")}
+        save_arrays(folder / "arrays" / f"{trial.id}.npz", {f"last/{k}": v for k, v in ranks.items()})
+        save_arrays(folder / "queries" / f"{tags['data_fingerprint']}.npz", groups)
         save_arrays(
             folder / "noise" / f"{noise.digest}.npz", {"image": noise.image, "matched": noise.matched}
         )

@@ -3,9 +3,9 @@ without the store.
 
 `results/SWEEP/` holds `records.jsonl` (a line for each trial that is over: metrics, tags, parameters and
 curves over epochs), `arrays/TRIAL.npz` (ranks of all test queries, the last confidence; of the first seed the
-captions that images rank first), `noise/DIGEST.npz` (noise indices), `plan.json`, `sweep.yaml` and
-`environment.json`; a search has `search.json` and no arrays; `repeated.json` notes which trials were run
-again.
+captions that images rank first, and diagnostics), `queries/FINGERPRINT.npz` (groups of the test queries),
+`noise/DIGEST.npz` (noise indices), `plan.json`, `sweep.yaml` and `environment.json`; a search has
+`search.json` and no arrays; `repeated.json` notes which trials were run again.
 A trial is appended when it has ended, so that a directory under version control can be committed in parts; of
 several lines of a trial the last counts.
 """
@@ -129,24 +129,38 @@ class Bundle:
         }
 
     def _add_arrays(self, store: Store, record: TrialRecord) -> None:
-        arrays: dict[str, np.ndarray] = {}
-        shown = {"last": {"i2t_top"} if record.trial.seed == self._first_seed() else set(), "test": set()}
-        for epoch, best in shown.items():
-            ranks = store.read_array(record.run_id, f"{epoch}_rankings.npz")
-            arrays |= {
-                f"{epoch}/{k}": smallest(v) for k, v in ranks.items() if not k.endswith("_top") or k in best
-            }
+        first = record.trial.seed == self._first_seed()
+        arrays = self._ranks(store, record, first)
         files = store.client.artifacts(record.run_id, "confidence")
         if files:
-            kept = dict(store.read_array(record.run_id, files[-1]))
-            kept["confidence"] = coarse(kept["confidence"])  # a diagnostic may need all of its digits
+            found = store.read_array(record.run_id, files[-1])
+            kept = dict(found) if first else {}
+            kept["confidence"] = coarse(found["confidence"])  # a diagnostic may need all of its digits
             arrays |= {f"{Path(files[-1]).stem}/{k}": v for k, v in kept.items()}
-        save_arrays(self.folder / "arrays" / f"{record.trial.id}.npz", arrays)
+        save_arrays(self._arrays(record.trial.id), arrays)
         noise = self._noise_file(record.tags["noise_digest"])
         if not noise.exists():
             index = dict(store.read_array(record.run_id, "noise_index.npz"))
             index["image"] = smallest(index["image"])
             save_arrays(noise, index)
+
+    def _ranks(self, store: Store, record: TrialRecord, first: bool) -> dict[str, np.ndarray]:
+        """What is kept of a trial's ranks: those of the epoch that dev selects only where they are not the
+        last epoch's, and the groups of the test queries, which all trials share, in a file of their own.
+        """
+        last, test = (
+            {k: smallest(v) for k, v in store.read_array(record.run_id, f"{epoch}_rankings.npz").items()}
+            for epoch in ("last", "test")
+        )
+        groups = {k: v for k, v in last.items() if k.endswith("_group")}
+        if not (queries := self._queries_file(record.tags["data_fingerprint"])).exists():
+            save_arrays(queries, groups)
+        last, test = ({k: v for k, v in ranks.items() if k not in groups} for ranks in (last, test))
+        selected = {k: v for k, v in test.items() if not k.endswith("_top")}
+        if all(np.array_equal(last[k], v) for k, v in selected.items()):
+            selected = {}
+        shown = {k: v for k, v in last.items() if first or not k.endswith("_top")}
+        return {f"last/{k}": v for k, v in shown.items()} | {f"test/{k}": v for k, v in selected.items()}
 
     def _first_seed(self) -> int:
         """The lowest seed of the plan: the best candidates of its trials are what a report shows."""
@@ -232,25 +246,44 @@ class Bundle:
 
     def names(self, run: str, directory: str) -> list[str]:
         """Paths of the arrays in a directory of a run. Raises StoreError where its file cannot be read."""
-        if directory != "confidence" or not self._arrays(run).is_file():
+        file = self._arrays(self._line_of(run)["trial"])
+        if directory != "confidence" or not file.is_file():
             return []
-        names = [name.partition("/")[0] for name in array_names(self._arrays(run))]
+        names = [name.partition("/")[0] for name in array_names(file)]
         epochs = {name for name in names if name.startswith("epoch_")}
         return sorted(f"confidence/{epoch}.npz" for epoch in epochs)
 
     def read(self, run: str, path: str) -> dict[str, np.ndarray]:
         """The arrays of a run under the path that they have in the store. Raises StoreError without them."""
+        line = self._line_of(run)
+        part = Path(path).stem.removesuffix("_rankings")
         if path == "noise_index.npz":
-            file, part = self._noise_file(self._line_of(run)["tags"]["noise_digest"]), ""
+            arrays = read_arrays(self._noise_file(line["tags"]["noise_digest"]))
+        elif path.endswith("_rankings.npz"):
+            arrays = self.rankings(line["trial"], part)
         else:
-            file, part = self._arrays(run), Path(path).stem.removesuffix("_rankings") + "/"
-        arrays = read_arrays(file, part)
+            arrays = read_arrays(self._arrays(line["trial"]), f"{part}/")
         if not arrays:
             raise StoreError(f"{self.folder} has no {path} of run {run}")
         return arrays
 
-    def _arrays(self, run: str) -> Path:
-        return self.folder / "arrays" / f"{self._line_of(run)['trial']}.npz"
+    def rankings(self, trial_id: str, part: str) -> dict[str, np.ndarray]:
+        """The ranks that a trial has of a part (`last`, `test`, or `dev` of an external row), with the groups
+        of the queries; empty where it has none. Raises StoreError where a file cannot be read.
+        """
+        file = self._arrays(trial_id)
+        ranks = read_arrays(file, f"{part}/")
+        if not ranks and part == "test":  # the last epoch is the best on dev
+            ranks = read_arrays(file, "last/")
+        queries = self._queries_file(self._lines()[trial_id]["tags"]["data_fingerprint"])
+        shared = read_arrays(queries) if ranks and part != "dev" and queries.is_file() else {}
+        return {**shared, **ranks}
+
+    def _arrays(self, trial_id: str) -> Path:
+        return self.folder / "arrays" / f"{trial_id}.npz"
+
+    def _queries_file(self, fingerprint: str) -> Path:
+        return self.folder / "queries" / f"{fingerprint}.npz"
 
     def _noise_file(self, digest: str) -> Path:
         return self.folder / "noise" / f"{digest}.npz"
@@ -271,7 +304,7 @@ class Bundle:
         return len(missing)
 
     def _restore(self, store: Store, handle: SweepHandle, record: TrialRecord) -> None:
-        whole = self._arrays(record.run_id).is_file()  # a search keeps none
+        whole = self._arrays(record.trial.id).is_file()  # a search keeps none
         bare = {} if whole else {WITHOUT_ARRAYS: "yes"}
         tags = {**record.tags, RESTORED: str(self.folder), **bare}
         run_id = store.create_run(handle, record.trial, tags)

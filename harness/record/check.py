@@ -259,11 +259,11 @@ def _ranking_errors(content: _Content) -> Iterator[str]:
     """Recalls made anew from the ranks, against those on record; groups against those of the data."""
     if content.plan.get("select"):
         return
+    bundle = Bundle(content.folder.name, content.folder)
     for i, line in content.done.items():
         try:
-            arrays = read_arrays(content.folder / "arrays" / f"{i}.npz")
             yield from (
-                f"{i}: {text}" for text in _of_ranks(content.trials[i], line, arrays, content.data.get(i))
+                f"{i}: {text}" for text in _of_ranks(content.trials[i], line, bundle, content.data.get(i))
             )
         except (StoreError, ValueError, KeyError) as error:
             yield f"{i}: its arrays cannot be read: {' '.join(str(error).split())[:120]}"
@@ -279,11 +279,9 @@ def _ranked(trial: Trial) -> tuple[str, ...]:
     return (*_parts(trial), *(("dev",) if isinstance(trial, ExternalTrial) else ()))
 
 
-def _of_ranks(
-    trial: Trial, line: Mapping[str, Any], arrays: Mapping[str, np.ndarray], data: DataSet | None
-) -> Iterator[str]:
+def _of_ranks(trial: Trial, line: Mapping[str, Any], bundle: Bundle, data: DataSet | None) -> Iterator[str]:
     for part in _ranked(trial):
-        own = {k.partition("/")[2]: v for k, v in arrays.items() if k.startswith(f"{part}/")}
+        own = bundle.rankings(trial.id, part)
         split = "dev" if part == "dev" else "test"
         if data is not None:
             groups = {"i2t_group": data[split].image_group, "t2i_group": data[split].caption_group}

@@ -149,18 +149,35 @@ def test_noise_that_cannot_be_made_anew_is_told(tmp_path):
 
 
 def test_ranks_of_another_split_are_found(made):
+    queries = next((made / "queries").glob("*.npz"))
+    groups = dict(np.load(queries))
+    np.savez(queries, **{**groups, "i2t_group": groups["i2t_group"][::-1].copy()})
     file = next((made / "arrays").glob("*.npz"))
-    arrays = dict(np.load(file))
-    arrays["last/i2t_group"] = arrays["last/i2t_group"][::-1].copy()
-    np.savez(file, **arrays)
     assert f"{file.stem}: the groups of last are not those of the test split" in check_bundle(made)[0]
+    queries.unlink()
+    assert any(file.stem in e and "i2t_group" in e for e in check_bundle(made)[0])
+    np.savez(queries, **groups)
+    assert check_bundle(made)[0] == []
     file.unlink()
     assert any(file.stem in e and "arrays cannot be read" in e for e in check_bundle(made)[0])
 
 
+def test_ranks_and_groups_in_the_file_of_a_trial_count(made):
+    """Ranks of the selected epoch, where they are others than the last epoch's; groups, as in older bundles."""
+    trial = lines_of(made)[0]["trial"]
+    file, queries = made / "arrays" / f"{trial}.npz", next((made / "queries").glob("*.npz"))
+    last = {k: v for k, v in np.load(file).items() if k.startswith("last/")}
+    groups = {f"{part}/{k}": v for part in ("last", "test") for k, v in np.load(queries).items()}
+    others = {k.replace("last/", "test/"): np.full_like(v, 60 if "rank" in k else 1) for k, v in last.items()}
+    np.savez(file, **last, **groups, **others)
+    (error,) = (e for e in check_bundle(made)[0] if e.startswith(trial))
+    assert error.startswith(f"{trial}: test/i2t_r1 is ")
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b""])
 def test_damaged_arrays_are_told(made, damage):
-    for file in (next((made / "arrays").glob("*.npz")), next((made / "noise").glob("*.npz"))):
+    for folder in ("arrays", "noise", "queries"):
+        file = next((made / folder).glob("*.npz"))
         file.write_bytes(damage(file.read_bytes()))
         assert any(file.stem in e and "cannot be read" in e for e in check_bundle(made)[0])
 
