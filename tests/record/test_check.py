@@ -163,7 +163,7 @@ def test_ranks_of_another_split_are_found(made):
 
 
 def test_ranks_and_groups_in_the_file_of_a_trial_count(made):
-    """Ranks of the selected epoch, where they are others than the last epoch's; groups, as in older bundles."""
+    """Ranks of the selected epoch, where they are not the last epoch's; groups, as in older bundles."""
     trial = lines_of(made)[0]["trial"]
     file, queries = made / "arrays" / f"{trial}.npz", next((made / "queries").glob("*.npz"))
     last = {k: v for k, v in np.load(file).items() if k.startswith("last/")}
