@@ -79,7 +79,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--distances", action="store_true", help="smaller is better")
     what = parser.add_argument_group("what matches what (one of three)")
     what.add_argument("--data", metavar="PATH", help="directory or name of a data set")
-    what.add_argument("--split", default="test", help="of the data set (default: %(default)s)")
+    what.add_argument("--split", help="of the data set (default: test)")
     what.add_argument("--layout", help="of the directory (default: recognised from its files)")
     what.add_argument("--options", default="{}", help="dataset_options, as in a sweep file")
     what.add_argument("--image-groups", type=Path, help=".npy of integers, one for each image, ...")
@@ -91,13 +91,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     out.add_argument("--json", type=Path, help="measures as JSON")
     out.add_argument("--ranks", type=Path, help="ranks of all queries, as .npz")
     options = parser.parse_args(arguments)
-    if (options.similarities is None) == (options.images is None or options.texts is None):
+    embeddings = [options.images is not None, options.texts is not None]
+    if any(embeddings) if options.similarities is not None else not all(embeddings):
         parser.error("give SIMILARITIES.npy, or both --images and --texts")
     groups = options.image_groups is not None and options.caption_groups is not None
     if [options.data is not None, groups, options.captions_per_image is not None].count(True) != 1:
         parser.error("give one of --data, --image-groups with --caption-groups, and --captions-per-image")
     if options.captions_per_image is not None and options.captions_per_image < 1:
         parser.error("--captions-per-image: expected at least 1")
+    if options.data is None and options.split is not None:
+        parser.error("--split belongs to --data")
+    options.split = options.split or "test"
     return options
 
 
@@ -130,14 +134,8 @@ def _groups(options: argparse.Namespace, data: DataSet | None) -> tuple[NDArray[
         split = data[options.split]
         return split.image_group, split.caption_group
     if options.captions_per_image is not None:
-        per_image = options.captions_per_image
-        if options.images is not None:
-            captions = len(read_array(options.texts, "caption embeddings", mapped=True))
-        else:
-            captions = max(read_array(options.similarities, "similarities", mapped=True).shape, default=0)
-        if not captions or captions % per_image:
-            raise DataError(f"{captions} captions are not {per_image} for each image")
-        return np.arange(captions // per_image), np.arange(captions) // per_image
+        images = _images(options)
+        return np.arange(images), np.arange(images * options.captions_per_image) // options.captions_per_image
     found = []
     for path in (options.image_groups, options.caption_groups):
         ids = read_array(path, "group ids")
@@ -145,6 +143,23 @@ def _groups(options: argparse.Namespace, data: DataSet | None) -> tuple[NDArray[
             raise DataError(f"group ids {path}: expected one integer for each image or caption")
         found.append(ids.astype(np.int64))
     return found[0], found[1]
+
+
+def _images(options: argparse.Namespace) -> int:
+    """The number of images, where each has K captions. Raises DataError where none can be told."""
+    from harness.data.base import DataError, read_array
+
+    per_image = options.captions_per_image
+    if options.images is not None:
+        given = [len(read_array(f, "embeddings", mapped=True)) for f in (options.images, options.texts)]
+    else:
+        given = sorted(read_array(options.similarities, "similarities", mapped=True).shape)
+    images, captions = given if len(given) == 2 else (0, 0)
+    if captions < images * per_image < 2 * captions:  # captions are missing, and no image has several rows
+        return images
+    if not captions or captions % per_image:
+        raise DataError(f"{captions} captions are not {per_image} for each image")
+    return captions // per_image
 
 
 def _table(found: Evaluation) -> str:

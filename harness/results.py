@@ -35,12 +35,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check(folders: list[Path], verify: int) -> int:
-    from harness.lib.console import console
+    from harness.lib.console import console, fail
     from harness.record.check import check_bundle, summary
+    from harness.record.types import StoreError
 
-    wrong = 0
-    for folder in folders:
-        errors, notes = check_bundle(folder)
+    wrong, unread = 0, []
+    for folder in (bundle for given in folders for bundle in _bundles(given)):
+        try:
+            errors, notes = check_bundle(folder)
+        except StoreError as error:
+            unread.append(str(error))
+            continue
         console.print(summary(folder), markup=False)
         for text in [*(f"note: {note}" for note in notes), *(f"- {error}" for error in errors)]:
             console.print(f"  {text}", markup=False)
@@ -50,7 +55,17 @@ def _check(folders: list[Path], verify: int) -> int:
             from harness.sweep.repeat import repeat_bundle  # torch: only where trials are run
 
             wrong += repeat_bundle(folder, verify)
+    if unread:
+        return fail(unread)
     return 1 if wrong else 0
+
+
+def _bundles(folder: Path) -> list[Path]:
+    """A folder; or, where it has no sweep of its own, the external rows in it."""
+    from harness.record.external import external_bundles
+
+    rows = [] if (folder / "plan.json").exists() else [bundle.folder for bundle in external_bundles(folder)]
+    return rows or [folder]
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -101,7 +116,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     export = commands.add_parser("export", help="write the bundle of a sweep")
     export.add_argument("sweep", help="its name")
-    export.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/SWEEP")
+    export.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="default: results/SWEEP; finished trials that are there are kept as they are",
+    )
     export.add_argument("--tracking-uri", help="MLflow store (default: mlflow.db here)")
     row = commands.add_parser("import", help="make the bundle of an external row")
     row.add_argument("file", type=Path, metavar="FILE", help="its description (YAML): docs/evaluation.md")

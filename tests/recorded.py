@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from harness import PROTOCOL_VERSION
 from harness.config.labels import run_labels
@@ -62,7 +63,7 @@ def similarities(split: Split, *, seed: int, ratio: float) -> np.ndarray:
 def bundle(sweep: Sweep, folder: Path) -> Bundle:
     """A bundle without errors: a finished trial of each method, with ranks that give its recalls."""
     made = Bundle(sweep.name, folder)
-    made.describe(plan_of(sweep), "made up")
+    made.describe(plan_of(sweep), yaml.safe_dump(sweep.file.model_dump(mode="json", exclude_unset=True)))
     lines = []
     for number, trial in enumerate(sweep.trials):
         data = load_dataset(trial.dataset, **trial.dataset_options)
@@ -71,7 +72,8 @@ def bundle(sweep: Sweep, folder: Path) -> Bundle:
         scores = similarities(test, seed=100 * number + trial.seed, ratio=trial.noise_ratio)
         found = evaluate(scores, *groups.values())
         metrics = {f"{part}/{k}": v for part in ("last", "test") for k, v in found.metrics.items()}
-        metrics |= {"cost/seconds": 10.0 + number, "cost/networks_at_test": 1.0}
+        networks = float(trial.hyper.get("n_networks", 1))
+        metrics |= {"cost/seconds": 10.0 + number, "cost/networks_at_test": networks}
         metrics |= {"noise/realised_ratio": noise.realised}
         tags = {"protocol_version": str(PROTOCOL_VERSION), "noise_digest": noise.digest}
         tags |= {"data_fingerprint": trial.fingerprint(data)}

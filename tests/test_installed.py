@@ -188,7 +188,7 @@ def test_a_light_install_reads_reports_and_evaluates(light, swept, tmp_path):
     run = command(light, tmp_path, "-m", "harness.results", "check", "results/made")
     assert run.returncode == 0, run.stderr
     assert "2 planned, 2 finished" in run.stderr
-    assert "trial ids and what a search found are not checked" in run.stderr
+    assert "trial ids, facts of methods and what a search found are not checked" in run.stderr
     run = command(light, tmp_path, "-m", "harness.report", "made")
     assert run.returncode == 0, run.stderr
     ours, theirs = ((f / "reports" / "made" / "report.md").read_text() for f in (tmp_path, swept))

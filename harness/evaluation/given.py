@@ -127,7 +127,7 @@ def fitted(
     """Similarities in the shape [N images, C captions], and what was put right.
 
     Captions as rows are turned, and of equal rows of an image for each of its captions one is taken (the
-    field's released code repeats image embeddings so).
+    field's released code repeats image embeddings so); also both.
 
     Raises:
         DataError: the shape does not fit; the fault is named where it is known.
@@ -143,9 +143,11 @@ def fitted(
     if scores.shape == (captions, images):
         return scores.T, ["rows were captions: the matrix was turned"]
     rows, columns = scores.shape
-    once = one_of_each(scores, images)
-    if once.shape == (images, captions):
-        return once, [f"each image stood there {rows // images} times: one row of each was taken"]
+    for matrix, turned in ((scores, []), (scores.T, ["rows were captions: the matrix was turned"])):
+        once = one_of_each(matrix, images)
+        if once.shape == (images, captions):
+            times = len(matrix) // images
+            return once, [*turned, f"each image stood there {times} times: one row of each was taken"]
     raise DataError(
         f"similarities of shape ({rows}, {columns}), and the split has {images} images and {captions} "
         f"captions{_known_fault(rows, columns, images, captions)}"
@@ -163,22 +165,43 @@ def _repeats(scores: NDArray[np.floating], copies: int) -> bool:
 
 
 def _known_fault(rows: int, columns: int, images: int, captions: int) -> str:
-    """What a shape that does not fit looks like; empty if it looks like nothing known."""
-    fold = images // COCO_FOLDS
-    if rows == fold and columns in (captions // COCO_FOLDS, captions):
+    """What a shape that does not fit looks like, also turned; empty if it looks like nothing known."""
+    shapes = ((rows, columns, ""), (columns, rows, ", with captions as rows"))
+    for fault in (_fold, _missing):
+        for given_images, given_captions, turned in shapes:
+            text = fault(given_images, given_captions, images, captions, turned)
+            if text:
+                return text
+    return ""
+
+
+def _fold(rows: int, columns: int, images: int, captions: int, turned: str) -> str:
+    """One fold, also with a row for each of its captions, as the field's code for folds writes it."""
+    fold, of_captions = images // COCO_FOLDS, captions // COCO_FOLDS
+    if not fold or rows not in (fold, of_captions) or columns not in (of_captions, captions):
+        return ""
+    if rows == images and columns == captions:
+        return ""
+    copies = ", with a row for each caption" if rows == columns == of_captions else ""
+    return (
+        f". This looks like one fold of {COCO_FOLDS}{copies}{turned}: results on {fold} images are the mean "
+        "over all folds, which are made here from the similarities of the complete split"
+    )
+
+
+def _missing(rows: int, columns: int, images: int, captions: int, turned: str) -> str:
+    """Captions or images that a model dropped, also where each image has several rows."""
+    copies, rest = divmod(rows, images)
+    if not rest and copies and columns < captions:
+        each = f", and {copies} rows for each image" if copies > 1 else ""
         return (
-            f". This looks like one fold of {COCO_FOLDS}: results on {fold} images are the mean over all "
-            "folds, which are made here from the similarities of the complete split"
-        )
-    if rows == images and columns < captions:
-        return (
-            f": {captions - columns} captions are missing. A caption that a model drops counts as missed: "
-            "give it a column with the lowest similarity"
+            f": {captions - columns} captions are missing{each}{turned}. A caption that a model drops counts "
+            "as missed: give it a column with the lowest similarity"
         )
     if columns == captions and rows < images:
-        return f": {images - rows} images are missing. An image that a model drops counts as missed"
-    if columns == captions and rows % images == 0:
-        return f": {rows // images} rows for each image, but they differ, so they are no copies of it"
+        return f": {images - rows} images are missing{turned}. An image that a model drops counts as missed"
+    if columns == captions and not rest and copies > 1:
+        return f": {copies} rows for each image, but they differ, so they are no copies of it{turned}"
     return ""
 
 

@@ -70,6 +70,13 @@ class Bundle:
         """Whether there is such a bundle."""
         return (self.folder / "plan.json").is_file()
 
+    def sweep_name(self) -> str:
+        """The name of the sweep that its plan is of. Raises StoreError where the plan cannot be read."""
+        try:
+            return str(json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))["name"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.folder} cannot be read: {' '.join(str(error).split())[:200]}") from None
+
     # Writing
 
     def describe(self, plan: Mapping[str, Any], text: str) -> None:

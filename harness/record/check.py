@@ -6,76 +6,49 @@ import importlib.util
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from harness import PROTOCOL_VERSION
-from harness.config.external import ExternalTrial, trial_type
+from harness.config.external import ExternalTrial, read_row, trial_type
+from harness.config.sweep_file import BadInput, parse_sweep, read_sweep_file
 from harness.config.trial import Trial
-from harness.data import load_dataset
-from harness.data.base import DataSet
-from harness.evaluation.metrics import RECALLS, Ranking, recalls
-from harness.lib.files import is_file
+from harness.evaluation.metrics import RECALLS
 from harness.lib.registry import UnknownName
-from harness.noise.index import NoiseIndex
-from harness.record.arrays import read_arrays
 from harness.record.bundle import Bundle
+from harness.record.check_data import (
+    Content,
+    data_errors,
+    lacking_noise,
+    noise_errors,
+    parts,
+    ranking_errors,
+)
 from harness.record.external import external_bundles, facts_of, misfits
 from harness.record.store import trials_of
 from harness.record.tries import result_of
-from harness.record.types import StoreError
+from harness.record.types import STOPPED_EARLY, MethodFacts, StoreError
+from methods import METHODS
 
 _IDENTITY = ("method", "dataset", "noise_ratio", "seed")
 _NEEDED = ("run", "status", "tags", "parameters", "curves", *_IDENTITY)
+_GIVEN = ("uses_clean_data", "uses_ground_truth")
+_OVER = ("FINISHED", "FAILED")
 _SHOWN = 3
 NO_RECORD = "no record"
 """How the error begins that names planned trials without a record."""
 
 
-@dataclass
-class _Content:
-    """What a bundle holds: its plan, planned trials by id, the last line of each trial, and why ids were not
-    made anew (empty where they were).
-    """
-
-    folder: Path
-    plan: dict[str, Any]
-    trials: dict[str, Trial]
-    lines: dict[str, dict[str, Any]]
-    unknown: str = ""
-
-    @cached_property
-    def done(self) -> dict[str, dict[str, Any]]:
-        """Lines of finished trials that are planned."""
-        return {i: x for i, x in self.lines.items() if x["status"] == "FINISHED" and i in self.trials}
-
-    @cached_property
-    def data(self) -> dict[str, DataSet]:
-        """Data sets by trial id; trials whose data set or noise files are not here are left out."""
-        loaded: dict[str, DataSet | None] = {}
-        for trial in self.trials.values():
-            key = f"{trial.dataset} {trial.dataset_options}"
-            if key not in loaded:
-                try:
-                    loaded[key] = load_dataset(trial.dataset, **trial.dataset_options)
-                except Exception:  # a data set of the user's own can raise anything
-                    loaded[key] = None
-        found = {i: loaded[f"{t.dataset} {t.dataset_options}"] for i, t in self.trials.items()}
-        return {i: d for i, d in found.items() if d is not None and not _lacking_noise(self.trials[i])}
-
-
 def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str]]:
     """What is wrong with a bundle, and notes on what could not be checked.
 
-    Checked are: plan and trial ids, each line against its trial, that no trial is missing, fingerprints of
-    the data, noise indices (made anew), recalls (from the ranks), the best epoch on dev, what a search found,
-    the external rows beside a sweep, and the notes on trials that were run again.
-    Without PyTorch, which the methods' classes need, ids and what a search found are not checked.
+    Checked are: plan, trial ids, the sweep file and what the plan says of methods, each line against its
+    trial, that no trial is missing, fingerprints of the data, noise indices (made anew), recalls (from the
+    ranks), the best epoch on dev, what a search found, and the external rows beside a sweep. What was
+    measured on the way (dev, losses, detection, cost) cannot be made anew without running trials again.
+    Without PyTorch, which the methods' classes need, ids, facts of methods and what a search found are not
+    checked; without the data set, fingerprints and noise are held against each other and the files alone.
 
     Args:
         ids: whether the ids of the plan are made anew too, which loads the classes of its methods, and torch.
@@ -90,17 +63,20 @@ def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str
         NO_RECORD, [f"{t.id} ({t.method} noise {t.noise_ratio:g} seed {t.seed})" for t in missing]
     )
     checks = (
+        _file_errors,
+        _fact_errors,
         _metric_errors,
-        _data_errors,
-        _noise_errors,
-        _ranking_errors,
+        data_errors,
+        noise_errors,
+        ranking_errors,
         _search_errors,
         _external_errors,
     )
     for check in checks:
         errors += check(content)
-    absent = {_absent(t): None for i, t in content.trials.items() if i not in content.data}
-    notes = [f"{what} not here: fingerprint and noise are not checked" for what in absent]
+    failed = [f"{i} ({x['method']})" for i, x in content.lines.items() if x["status"] == "FAILED"]
+    notes = _several("failed", failed)
+    notes += dict.fromkeys(_unchecked(content).values())
     try:
         notes += _repeated_notes(content)
     except StoreError as error:
@@ -113,7 +89,9 @@ def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str
         errors += [f"external/{bundle.name}: {text}" for text in wrong]
         notes += [f"external/{bundle.name}: {text}" for text in said]
     if content.unknown:
-        notes.append(f"{content.unknown}: trial ids and what a search found are not checked")
+        notes.append(
+            f"{content.unknown}: trial ids, facts of methods and what a search found are not checked"
+        )
     return errors, notes
 
 
@@ -122,7 +100,7 @@ def _has_methods() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def _read(folder: Path, *, ids: bool = True) -> _Content:
+def _read(folder: Path, *, ids: bool = True) -> Content:
     try:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         text = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
@@ -133,7 +111,8 @@ def _read(folder: Path, *, ids: bool = True) -> _Content:
         raise StoreError(f"{folder} is no bundle: {' '.join(str(error).split())[:200]}") from None
     if bad:
         raise StoreError(f"{folder}: line {bad} of records.jsonl lacks a field")
-    return _Content(folder, plan, trials, {x["trial"]: x for x in lines}, unknown)
+    classes = ids and not unknown
+    return Content(folder, plan, trials, {x["trial"]: x for x in lines}, classes, unknown)
 
 
 def _trials(plan: Mapping[str, Any], ids: bool) -> tuple[dict[str, Trial], str]:
@@ -147,23 +126,31 @@ def _trials(plan: Mapping[str, Any], ids: bool) -> tuple[dict[str, Trial], str]:
         return {t.id: t for t in trials_of(plan)}, str(error)
 
 
-def _lacking_noise(trial: Trial) -> list[str]:
-    """The files of its noise that are not here."""
-    return [str(f) for f in trial.noise.files(trial.noise_ratio, trial.noise_seed) if not is_file(f)]
+def unchecked_trials(folder: Path) -> dict[str, str]:
+    """What of trials is not checked since their data are not here, by id. Raises what `check_bundle` does."""
+    return _unchecked(_read(folder, ids=False))
+
+
+def _unchecked(content: Content) -> dict[str, str]:
+    return {
+        i: f"{_absent(trial)} not here: fingerprint and noise are not checked"
+        for i, trial in content.trials.items()
+        if i not in content.data
+    }
 
 
 def _absent(trial: Trial) -> str:
     """What of a trial's data is not here."""
-    files = _lacking_noise(trial)
+    files = lacking_noise(trial)
     return f"noise of {', '.join(files)} is" if files else f"data set {trial.dataset_label!r} is"
 
 
-def _repeated_notes(content: _Content) -> Iterator[str]:
+def _repeated_notes(content: Content) -> Iterator[str]:
     """What is noted of trials that were run again. Raises StoreError where the notes are malformed."""
     notes = Bundle(content.folder.name, content.folder).repeated()
     equal = {note.trial for note in notes if note.equal}
     if equal:
-        yield f"run again, with the same numbers to the last bit: {len(equal)} trials"
+        yield f"noted as run again, with the same numbers to the last bit: {len(equal)} trials"
     for note in notes:
         if not note.equal:
             yield f"{note.trial}: run again on {note.when:%Y-%m-%d}, it gave other numbers: " + "; ".join(
@@ -171,18 +158,83 @@ def _repeated_notes(content: _Content) -> Iterator[str]:
             )
 
 
-def _plan_errors(content: _Content) -> Iterator[str]:
+def _plan_errors(content: Content) -> Iterator[str]:
     version = content.plan.get("protocol_version")
     if version != PROTOCOL_VERSION:
         yield f"it is of protocol version {version}, and this is {PROTOCOL_VERSION}"
     if content.plan.get("ids") != list(content.trials):
         yield "the ids of plan.json are not those of its trials"
-    file = "row.yaml" if content.plan.get("external") else "sweep.yaml"
-    if not (content.folder / file).is_file():
-        yield f"{file} is missing"
 
 
-def _line_errors(content: _Content) -> Iterator[str]:
+def _file_errors(content: Content) -> Iterator[str]:
+    """The file that the plan was made from says the same: the trials where it alone gives them, and where
+    settings are from a search which methods, data sets, ratios and seeds they are of.
+    """
+    name = "row.yaml" if content.plan.get("external") else "sweep.yaml"
+    file = content.folder / name
+    try:
+        if not file.is_file():
+            yield f"{name} is missing"
+        elif content.plan.get("external"):
+            yield from _row_errors(content, file)
+        elif content.classes:
+            given, text = read_sweep_file(file)
+            drawn = given.pop("settings_from", None) or given.get("search")
+            planned = parse_sweep(given, text=text).trials
+            same = _points(planned) == _points(content.trials.values()) if drawn else None
+            if not (same if drawn else {t.id for t in planned} == set(content.trials)):
+                yield f"{name} plans other trials than plan.json"
+    except BadInput as error:
+        yield f"{name}: {'; '.join(error.errors)[:300]}"
+
+
+def _points(trials: Iterable[Trial]) -> set[tuple[Any, ...]]:
+    return {tuple(getattr(t, k) for k in _IDENTITY) for t in trials}
+
+
+def _row_errors(content: Content, file: Path) -> Iterator[str]:
+    """The trials of an external row, and what they cost, are those of its file."""
+    row, _ = read_row(file)
+    beside = Bundle(content.folder.resolve().parents[1].name, content.folder.resolve().parents[1])
+    if row.grid is not None or beside.exists:
+        trials = row.trials(() if row.grid is not None else beside.sweep().planned)
+        if {t.id for t in trials} != set(content.trials):
+            yield f"{file.name} says other things of the row than plan.json"
+    known = {f"cost/{k}" for k in row.cost.model_dump(exclude_none=True)}
+    cost = {f"cost/{k}": v for k, v in row.cost.model_dump(exclude={"device"}).items()}
+    for i, line in content.done.items():
+        other = [k for k, v in cost.items() if line.get(k) != (v if k in known else None)]
+        if other:
+            yield f"{i}: {', '.join(other)} is not that of {file.name}"
+
+
+def _fact_errors(content: Content) -> Iterator[str]:
+    """What the plan says of a method is what its class says; a line says the same, and has the networks of
+    its trial.
+    """
+    plan = content.plan.get("methods") or {}
+    if content.classes and not content.plan.get("external"):
+        for name in dict.fromkeys(t.method for t in content.trials.values()):
+            now, told = vars(MethodFacts.of(name)), plan.get(name) or {}
+            other = [k for k in (*_GIVEN, "family") if told.get(k) != now[k]]
+            if other:
+                yield f"plan.json says of {name} another {' and '.join(other)} than its class"
+    for i, line in content.done.items():
+        trial = content.trials[i]
+        facts = plan.get(trial.method) or {}
+        told = {k: str(facts.get(k)).lower() for k in _GIVEN}
+        other = [k for k in _GIVEN if line["tags"].get(k, told[k]) != told[k]]
+        if other:
+            yield f"{i}: {' and '.join(other)} is not what plan.json says of {trial.method}"
+        alone = 1 if trial.method in METHODS else None  # of which a method of the user's may have its own
+        networks = (
+            trial.networks if isinstance(trial, ExternalTrial) else trial.hyper.get("n_networks", alone)
+        )
+        if networks is not None and line.get("cost/networks_at_test") != networks:
+            yield f"{i}: cost/networks_at_test is not the number of networks of the trial"
+
+
+def _line_errors(content: Content) -> Iterator[str]:
     """Each line says of its trial what the plan says."""
     unplanned = [i for i in content.lines if i not in content.trials]
     yield from _several("not in the plan", unplanned)
@@ -197,12 +249,14 @@ def _line_errors(content: _Content) -> Iterator[str]:
         version = line["tags"].get("protocol_version")
         if version != str(PROTOCOL_VERSION):
             yield f"{i}: it is of protocol version {version}"
+        if line["status"] not in _OVER and STOPPED_EARLY not in line["tags"]:
+            yield f"{i}: its status is {line['status']}, and a bundle holds trials that are over"
 
 
-def _metric_errors(content: _Content) -> Iterator[str]:
+def _metric_errors(content: Content) -> Iterator[str]:
     """Recalls are percentages whose sum is rSum, and the best epoch on dev is the best."""
     for i, line in content.done.items():
-        for part in _parts(content.trials[i]):
+        for part in parts(content.trials[i]):
             values = [line.get(f"{part}/{m}", math.nan) for m in RECALLS]
             total = line.get(f"{part}/rsum", math.nan)
             if not (all(0 <= v <= 100 for v in values) and math.isclose(sum(values), total, abs_tol=1e-9)):
@@ -213,91 +267,7 @@ def _metric_errors(content: _Content) -> Iterator[str]:
             yield f"{i}: dev/best_rsum {best} is not the best of its curve"
 
 
-def _data_errors(content: _Content) -> Iterator[str]:
-    for i, line in content.done.items():
-        if i in content.data:
-            now, then = content.trials[i].fingerprint(content.data[i]), line["tags"].get("data_fingerprint")
-            if now != then:
-                yield f"{i}: it is of version {then} of the data, and here they are {now}"
-
-
-def _noise_errors(content: _Content) -> Iterator[str]:
-    """The index of each trial is the one that data set, model, ratio and seed give."""
-    made: dict[str, NoiseIndex] = {}
-    for i, line in content.done.items():
-        trial = content.trials[i]
-        if i not in content.data:
-            continue
-        key = f"{trial.dataset_options} {trial.dataset} {trial.noise} {trial.noise_granularity} " + (
-            f"{trial.noise_ratio} {trial.noise_seed}"
-        )
-        if key not in made:
-            try:
-                made[key] = trial.noise_index(content.data[i])
-            except ValueError as error:
-                yield f"{i}: its noise index cannot be made: {error}"
-                continue
-            yield from _stored_noise_errors(content, made[key])
-        told, digest = line["tags"].get("noise_digest"), made[key].digest
-        if told != digest:
-            yield f"{i}: its noise index is {told}, and should be {digest}"
-
-
-def _stored_noise_errors(content: _Content, noise: NoiseIndex) -> Iterator[str]:
-    """The file of a noise index, where the bundle keeps arrays."""
-    if content.plan.get("select"):
-        return
-    file = content.folder / "noise" / f"{noise.digest}.npz"
-    try:
-        if not np.array_equal(read_arrays(file)["image"], noise.image):
-            yield f"noise/{file.name} holds another index than its name says"
-    except (StoreError, KeyError) as error:
-        yield f"noise/{file.name} cannot be read: {error}"
-
-
-def _ranking_errors(content: _Content) -> Iterator[str]:
-    """Recalls made anew from the ranks, against those on record; groups against those of the data."""
-    if content.plan.get("select"):
-        return
-    bundle = Bundle(content.folder.name, content.folder)
-    for i, line in content.done.items():
-        try:
-            yield from (
-                f"{i}: {text}" for text in _of_ranks(content.trials[i], line, bundle, content.data.get(i))
-            )
-        except (StoreError, ValueError, KeyError) as error:
-            yield f"{i}: its arrays cannot be read: {' '.join(str(error).split())[:120]}"
-
-
-def _parts(trial: Trial) -> tuple[str, ...]:
-    """What a trial has test results of: the last epoch, and the one that is selected on dev."""
-    return trial.parts if isinstance(trial, ExternalTrial) else ("last", "test")
-
-
-def _ranked(trial: Trial) -> tuple[str, ...]:
-    """What a bundle keeps ranks of: the same, and of an external row dev."""
-    return (*_parts(trial), *(("dev",) if isinstance(trial, ExternalTrial) else ()))
-
-
-def _of_ranks(trial: Trial, line: Mapping[str, Any], bundle: Bundle, data: DataSet | None) -> Iterator[str]:
-    for part in _ranked(trial):
-        own = bundle.rankings(trial.id, part)
-        split = "dev" if part == "dev" else "test"
-        if data is not None:
-            groups = {"i2t_group": data[split].image_group, "t2i_group": data[split].caption_group}
-            if not all(np.array_equal(own[k], v) for k, v in groups.items()):
-                yield f"the groups of {part} are not those of the {split} split"
-                continue
-        found = recalls(Ranking.of(own, "i2t"), Ranking.of(own, "t2i"))
-        told = (
-            {f"{part}/{m}": m for m in (*RECALLS, "rsum")} if split == "test" else {"dev/best_rsum": "rsum"}
-        )
-        wrong = [k for k, m in told.items() if not math.isclose(found[m], line[k], abs_tol=1e-9)]
-        if wrong:
-            yield f"{wrong[0]} is {line[wrong[0]]}, and its ranks give {found[told[wrong[0]]]}"
-
-
-def _search_errors(content: _Content) -> Iterator[str]:
+def _search_errors(content: Content) -> Iterator[str]:
     """What a search found, from its records."""
     if not content.plan.get("search") or content.unknown or not _has_methods():
         return
@@ -311,7 +281,7 @@ def _search_errors(content: _Content) -> Iterator[str]:
         yield "search.json is not what the records of the search say"
 
 
-def _external_errors(content: _Content) -> Iterator[str]:
+def _external_errors(content: Content) -> Iterator[str]:
     """Of an external row: what its plan says of it, its rSum on dev, and whether it fits its sweep."""
     if not content.plan.get("external"):
         return
@@ -321,10 +291,6 @@ def _external_errors(content: _Content) -> Iterator[str]:
         yield f"its folder is {folder.name!r}, and its trials are of {', '.join(map(repr, told))}"
     if json.loads(json.dumps(told)) != content.plan.get("methods"):
         yield "plan.json says other things of the method than its trials"
-    for i, line in content.done.items():
-        trial = content.trials[i]
-        if isinstance(trial, ExternalTrial) and line.get("cost/networks_at_test") != trial.networks:
-            yield f"{i}: cost/networks_at_test is not the number of networks of the trial"
     beside = Bundle(folder.parents[1].name, folder.parents[1])
     if beside.exists:
         yield from misfits(Bundle(folder.name, folder).sweep(), beside.sweep())

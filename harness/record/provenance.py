@@ -45,6 +45,7 @@ NUMERIC_LAYERS = ("data", "noise", "backbones", "evaluation", "training")
 NO_NUMBERS = frozenset(
     {
         "harness.config.resources",
+        "harness.evaluation.given",
         "harness.lib.console",
         "harness.lib.locks",
         "harness.lib.watchdog",
@@ -52,8 +53,8 @@ NO_NUMBERS = frozenset(
         "harness.training.flops",
     }
 )
-"""Modules that numeric layers use and that change no number: resources, display, locks, heartbeats, and the
-measurement of time and memory.
+"""Modules that numeric layers use or hold and that change no number of a trial: resources, display, locks,
+heartbeats, the measurement of time and memory, and what evaluates the results of other programs.
 """
 _HELPERS = ("harness.lib.", "harness.config.", "methods.")
 _HARNESS = Path(__file__).parents[1]

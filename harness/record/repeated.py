@@ -29,7 +29,7 @@ class Repetition(StrictModel):
     trial: Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
     record: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     commit: str
-    environment: dict[str, str]
+    environment: Annotated[dict[str, str], Field(min_length=1)]
     when: AwareDatetime
     equal: bool
     moved: tuple[str, ...] = ()

@@ -45,7 +45,7 @@ _METRICS = (
     "dev/best_epoch",
     "cost/seconds",
 )
-_COMPARED = ("test/", "last/", "dev/")
+_COMPARED = ("test/", "last/", "dev/", "train/", "trained_on/", "detection/")
 _ROUNDING = (
     "Sums may be rounded differently there, and a method that selects pairs by a threshold then trains on "
     "others"
@@ -215,7 +215,7 @@ class Comparison:
         """Raises Differs where anything is not the same to the last bit."""
         for key, value in sorted(split_ranks({**self._last_epoch, **outcome.metrics})[0].items()):
             kept = self.record.metrics.get(key, math.nan)
-            if key.startswith(_COMPARED) and value != kept:
+            if key.startswith(_COMPARED) and value != kept and not math.isnan(value) & math.isnan(kept):
                 self.differences.append(f"{key} is {kept} on record, {value} now ({value - kept:+.3g})")
         digest = self.record.tags.get("weights_digest", outcome.weights)
         if digest != outcome.weights:

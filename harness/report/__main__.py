@@ -2,8 +2,8 @@
 `python -m harness.report A B --compare`: write a comparison of two sweeps.
 
 Writes `report.md`, `report.html` (self-contained), `tables.tex`, `results.csv` (one line for each trial) and
-figures. All results are read from the MLflow store, or from `results/NAME/` where the store has no such
-sweep. Exit code 0: written; 2: no such sweep.
+figures. All results are read from the MLflow store or from `results/NAME/`, whichever has more finished
+trials. Exit code 0: written; 2: no such sweep.
 """
 
 from __future__ import annotations

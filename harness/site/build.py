@@ -81,10 +81,9 @@ def _prepare(folder: Path) -> None:
 
 def _origin(found: Found, links: Links) -> Origin:
     assert found.sweep is not None
-    unchecked = [note for note in found.notes if "not checked" in note]
-    tuning = [str(found.program.tuning)] if found.program else []
-    note = "; ".join([*tuning, *unchecked])
-    return Origin(found.sweep.name, links, found.program is not None, found.repeated, note)
+    note = str(found.program.tuning) if found.program else ""
+    external = found.program is not None
+    return Origin(found.sweep.name, links, external, found.repeated, note, found.unchecked)
 
 
 def _copied(found: Found, inputs: Inputs, folder: Path) -> Links:

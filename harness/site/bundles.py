@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.config.external import ExternalTrial
 from harness.record.bundle import Bundle
-from harness.record.check import NO_RECORD, check_bundle
+from harness.record.check import NO_RECORD, check_bundle, unchecked_trials
 from harness.record.external import external_bundles
 from harness.record.types import StoreError, SweepRecord
 
@@ -26,6 +27,7 @@ class Found:
         sweep: its content; None with errors.
         program: of an external one, a trial of it, which says what made it; None of a sweep.
         repeated: ids of trials that were run again with the same numbers.
+        unchecked: what of trials could not be checked, by id.
     """
 
     folder: Path
@@ -35,6 +37,7 @@ class Found:
     sweep: SweepRecord | None = None
     program: ExternalTrial | None = None
     repeated: frozenset[str] = frozenset()
+    unchecked: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_bundles(results: Path) -> list[Found]:
@@ -72,7 +75,8 @@ def _read(folder: Path, name: str) -> Found:
         sweep = bundle.sweep()
         first = sweep.planned[0] if sweep.planned else None
         program = first if isinstance(first, ExternalTrial) else None
-        return Found(folder, name, [], notes, sweep, program, _repeated(bundle))
+        unchecked = unchecked_trials(folder)
+        return Found(folder, name, [], notes, sweep, program, _repeated(bundle), unchecked)
     except StoreError as error:
         return Found(folder, name, [str(error)])
 

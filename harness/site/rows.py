@@ -111,6 +111,7 @@ class Origin:
         external: whether a program that is not of this project made them.
         repeated: ids of trials that were run again with the same numbers.
         note: what a reader should know of them.
+        unchecked: what of trials could not be checked, by id.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Origin:
     external: bool = False
     repeated: frozenset[str] = frozenset()
     note: str = ""
+    unchecked: Mapping[str, str] = field(default_factory=dict)
 
 
 def order(row: Row) -> tuple[Any, ...]:
@@ -201,6 +203,8 @@ def _of_cell(cell: pd.DataFrame, dataset: str, origin: Origin) -> Row:
     counted = cell["rsum"] if cell["rsum"].notna().any() else cell["selected_rsum"]
     rsum = mean_interval(cell["rsum"])
     repeated = int((cell["repeated"] & counted.notna()).sum())
+    told = [f"{repeated} of {len(cell)} run again"] if repeated else []
+    unchecked = dict.fromkeys(origin.unchecked[i] for i in cell["trial"] if i in origin.unchecked)
     return Row(
         method=str(first["method"]),
         label=str(first["row"]),
@@ -225,9 +229,7 @@ def _of_cell(cell: pd.DataFrame, dataset: str, origin: Origin) -> Row:
         seconds=_number(cell["seconds"].mean()),
         device=", ".join(dict.fromkeys(d for d in cell["device"] if d)),
         level="external" if origin.external else "repeated" if repeated else "checked",
-        note="; ".join(
-            filter(None, [f"{repeated} of {len(cell)} run again" if repeated else "", origin.note])
-        ),
+        note="; ".join(filter(None, [*told, origin.note, *unchecked])),
         links=origin.links,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -55,12 +56,13 @@ def test_distances_are_told_from_similarities(scores):
     [
         (lambda s: s.T, "rows were captions"),
         (lambda s: s.repeat(PER_IMAGE, 0), "each image stood there 5 times"),
+        (lambda s: s.repeat(PER_IMAGE, 0).T, "rows were captions: .* each image stood there 5 times"),
     ],
 )
 def test_known_shapes_are_put_right(scores, change, note):
     *_, similarity = scores
-    found, (told,) = fitted(change(similarity), *GROUPS)
-    assert note in told
+    found, told = fitted(change(similarity), *GROUPS)
+    assert re.search(note, " ".join(told))
     assert (found == similarity).all()
 
 
@@ -71,6 +73,10 @@ def test_known_shapes_are_put_right(scores, change, note):
         (lambda s: s[2:], "2 images are missing"),
         (lambda s: s[:8, :40], "one fold of 5: results on 8 images are the mean over all folds"),
         (lambda s: s[:8], "one fold of 5"),
+        (lambda s: s[:8, :40].T, "one fold of 5, with captions as rows"),
+        (lambda s: s[:8, :40].repeat(PER_IMAGE, 0), "one fold of 5, with a row for each caption"),
+        (lambda s: s[:, 3:].T, "3 captions are missing, with captions as rows"),
+        (lambda s: s[:, 3:].repeat(PER_IMAGE, 0), "3 captions are missing, and 5 rows for each image"),
         (lambda s: np.tile(s, (PER_IMAGE, 1)), "5 rows for each image, but they differ"),
         (lambda s: s[:7, :9], r"shape \(7, 9\), and the split has 40 images and 200 captions$"),
         (lambda s: s[0], "expected numbers"),
@@ -116,6 +122,15 @@ def test_the_command_with_files_of_all_kinds(scores, tmp_path, capsys):
     with np.load(tmp_path / "ranks.npz") as arrays:
         ranking = Ranking.of(dict(arrays), "t2i")
     assert 100 * ranking.hits(1).mean() == pytest.approx(told[0]["t2i_r1"])
+
+
+@pytest.mark.parametrize("dropped", [3, PER_IMAGE])
+def test_captions_that_are_dropped_of_so_many_for_each_image(scores, tmp_path, capsys, dropped):
+    images, texts, similarity = scores
+    files = written(tmp_path, s=similarity[:, dropped:], i=images, t=texts[dropped:])
+    for given in ([files["s"]], ["--images", files["i"], "--texts", files["t"]]):
+        assert main([*given, "--captions-per-image", str(PER_IMAGE)]) == 2
+        assert f"{dropped} captions are missing" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_command_on_a_data_set(tmp_path):
@@ -164,7 +179,16 @@ def test_an_image_without_a_caption_and_a_folder_that_is_not_there(tmp_path, cap
     assert "nowhere" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["a.npy"], ["--images", "a.npy", "--data", "emoji"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a.npy"],
+        ["--images", "a.npy", "--data", "emoji"],
+        ["a.npy", "--images", "b.npy", "--data", "emoji"],
+        ["a.npy", "--captions-per-image", "5", "--split", "dev"],
+        [],
+    ],
+)
 def test_arguments_that_say_too_little(arguments):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)

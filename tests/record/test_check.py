@@ -68,6 +68,8 @@ def test_a_bundle_of_any_sweep_is_exported(swept, tmp_path, monkeypatch, name):
     assert theirs == ours
     assert sorted(map(json.dumps, lines_of(out))) == sorted(map(json.dumps, lines_of(swept / name)))
     assert main(["export", "nowhere", "--out", str(out)]) == 2
+    assert main(["export", {"made": "found", "found": "made"}[name], "--out", str(out)]) == 2  # of another
+    assert json.loads((out / "plan.json").read_text())["name"] == name
 
 
 def test_a_number_that_was_changed_is_found(made):
@@ -98,6 +100,23 @@ def test_a_recall_that_was_changed_together_with_its_sum_is_found(made):
         (lambda line: line.update(seed=7), "seed are not those of the trial"),
         (lambda line: line.update({"dev/best_rsum": 599.0}), "dev/best_rsum 599.0 is not the best"),
         (lambda line: line.update({"test/i2t_r1": float("nan")}), "and the six recalls are"),
+        (
+            lambda line: line.update({"test/i2t_median_rank": 0.5}),
+            "test/i2t_median_rank is 0.5, and its ranks",
+        ),
+        (
+            lambda line: line.update({"noise/realised_ratio": 0.01}),
+            "noise/realised_ratio is 0.01, and its noise",
+        ),
+        (
+            lambda line: line.update({"cost/networks_at_test": 2.0}),
+            "is not the number of networks of the trial",
+        ),
+        (
+            lambda line: line["tags"].update(uses_clean_data="true"),
+            "uses_clean_data is not what plan.json says",
+        ),
+        (lambda line: line.update(status="KILLED"), "its status is KILLED"),
     ],
 )
 def test_a_line_that_does_not_fit_its_trial_is_found(made, change, message):
@@ -123,6 +142,67 @@ def test_a_plan_that_was_changed_is_found(made):
     (made / "plan.json").write_text(json.dumps(plan))
     errors, _ = check_bundle(made)
     assert "the ids of plan.json are not those of its trials" in errors
+
+
+def test_what_the_plan_says_of_a_method_is_what_its_class_says(made):
+    plan = json.loads((made / "plan.json").read_text())
+    plan["methods"]["clip"].update(uses_clean_data=True, family="weighting")
+    (made / "plan.json").write_text(json.dumps(plan))
+    errors, _ = check_bundle(made)
+    assert "plan.json says of clip another uses_clean_data and family than its class" in errors
+
+
+@pytest.mark.parametrize("name", ["made", "found"])
+def test_a_sweep_file_that_plans_others_is_found(swept, tmp_path, name):
+    folder = shutil.copytree(swept / name, tmp_path / name)
+    content = yaml.safe_load((folder / "sweep.yaml").read_text())
+    content["grid"]["seed"] = [3]
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(content))
+    assert check_bundle(folder)[0] == ["sweep.yaml plans other trials than plan.json"]
+    (folder / "sweep.yaml").write_text("grid: {}")
+    (error,) = check_bundle(folder)[0]
+    assert error.startswith("sweep.yaml: ")
+
+
+def test_a_trial_that_failed_is_told(made):
+    trial = rewrite(made, lambda line: line.update(status="FAILED"))
+    errors, notes = check_bundle(made)
+    assert errors == []
+    assert any(note.startswith(f"failed: {trial}") for note in notes)
+
+
+def test_without_the_data_noise_is_held_against_the_bundle_itself(made, monkeypatch):
+    """The other trial, the files of noise, and the mismatches that they have."""
+
+    def nowhere(*_, **__):
+        raise OSError
+
+    monkeypatch.setattr("harness.record.check_data.load_dataset", nowhere)
+    assert check_bundle(made)[0] == []
+    known = (made / "records.jsonl").read_text()
+    other = lines_of(made)[1]["trial"]
+    for change, trial, message in (
+        (
+            {"tags": {"noise_digest": "0" * 16}},
+            other,
+            "and that of trials with the same noise 0000000000000000",
+        ),
+        ({"tags": {"data_fingerprint": "other"}}, other, "of the data, and other trials of other"),
+        ({"noise/realised_ratio": 0.5}, None, "noise/realised_ratio is 0.5, and its noise index has"),
+    ):
+
+        def altered(line, change=change):
+            line["tags"].update(change.get("tags", {}))
+            line.update({k: v for k, v in change.items() if k != "tags"})
+
+        first = rewrite(made, altered)
+        assert any((trial or first) in e and message in e for e in check_bundle(made)[0]), message
+        (made / "records.jsonl").write_text(known)
+    (file,) = (made / "noise").glob("*.npz")
+    np.savez(file, image=np.roll(dict(np.load(file))["image"], 1))
+    assert check_bundle(made)[0] == [f"noise/{file.name} holds another index than its name says"]
+    file.unlink()
+    assert any(e.startswith(f"noise/{file.name} cannot be read") for e in check_bundle(made)[0])
 
 
 def test_a_foreign_noise_index_is_found(made):
@@ -192,7 +272,10 @@ def test_a_method_that_is_not_here_is_said(made, capfd):
     (made / "plan.json").write_text(json.dumps(plan))
     errors, notes = check_bundle(made)
     assert all("method" in error for error in errors)  # its lines say another
-    assert any("nowhere" in n and "trial ids and what a search found are not checked" in n for n in notes)
+    assert any(
+        "nowhere" in n and "trial ids, facts of methods and what a search found are not checked" in n
+        for n in notes
+    )
     assert main(["check", str(made)]) == 1
     assert "Traceback" not in capfd.readouterr().err
 
@@ -217,7 +300,8 @@ def test_data_that_is_not_here_is_said(made):
 def test_what_is_no_bundle(tmp_path, capsys):
     with pytest.raises(StoreError, match="is no bundle"):
         check_bundle(tmp_path)
-    assert main(["check", str(tmp_path)]) == 2
+    assert main(["check", str(tmp_path), str(ROOT / "results" / "emoji_rates")]) == 2
+    assert "emoji_rates: 200 planned" in capsys.readouterr().err  # the others are checked
     (tmp_path / "plan.json").write_text('{"trials": []}')
     (tmp_path / "records.jsonl").write_text('{"trial": "a"}\n')
     with pytest.raises(StoreError, match=r"line 1 of records\.jsonl lacks a field"):

@@ -298,6 +298,21 @@ def test_what_the_plan_says_of_the_program_is_part_of_its_ids(imported):
     assert "plan.json says other things of the method than its trials" in errors
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"uses_clean_data": True}, "row.yaml says other things of the row than plan.json"),
+        ({"tuning": {"by": "search", "tries": 7}}, "row.yaml says other things of the row than plan.json"),
+        ({"cost": {"seconds": 1.0}}, "cost/seconds is not that of row.yaml"),
+        ({"networks": "two"}, "row.yaml: networks"),
+    ],
+)
+def test_a_row_file_that_says_other_things_is_found(imported, change, message):
+    content = yaml.safe_load((imported / "row.yaml").read_text())
+    (imported / "row.yaml").write_text(yaml.safe_dump({**content, **change}))
+    assert any(message in e for e in check_bundle(imported)[0]), check_bundle(imported)[0]
+
+
 def test_a_folder_of_another_name_and_a_missing_file_are_found(imported):
     other = imported.rename(imported.with_name("another"))
     (other / "row.yaml").unlink()

@@ -259,6 +259,15 @@ def test_a_folder_that_is_no_bundle_is_left_out(tmp_path):
     assert found.errors
 
 
+def test_what_could_not_be_checked_is_said_of_its_rows_alone(swept):
+    trial = swept.planned[0]
+    rows = sweep_rows(swept, Origin("golden", Links(), unchecked={trial.id: "noise is not checked"}))
+    told = {(row.label, row.ratio) for row in rows if row.note}
+    assert (trial.method, f"{trial.noise_ratio:g}") in told
+    assert {label for label, _ in told} == {trial.method}
+    assert len(told) < sum(row.label == trial.method for row in rows)
+
+
 def test_notes_of_repetitions_are_read(results):
     """Those with other numbers do not count, and malformed ones leave the bundle out."""
     bundle = Bundle("made", results / "made")
@@ -269,7 +278,7 @@ def test_notes_of_repetitions_are_read(results):
                 trial=trial.id,
                 record=bundle.line_digest(trial.id),
                 commit="0a1b2c3",
-                environment={},
+                environment={"torch": "2.0"},
                 when=datetime(2026, 1, 1, tzinfo=UTC),
                 equal=equal,
             )

@@ -59,7 +59,9 @@ def test_equal_trials_are_told_and_noted_and_leave_nothing_else(made, tmp_path, 
     assert all(note.equal and not note.moved and note.commit and note.environment["torch"] for note in noted)
     # Once more: the note of the same environment is replaced. And who checks is told.
     assert main(["check", str(made), "--verify", "1"]) == 0
-    assert "note: run again, with the same numbers to the last bit: 2 trials" in capfd.readouterr().err
+    assert (
+        "note: noted as run again, with the same numbers to the last bit: 2 trials" in capfd.readouterr().err
+    )
     assert len(Bundle("made", made).repeated()) == 2
 
 
@@ -67,10 +69,12 @@ def test_a_search_is_compared_without_arrays(swept, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = shutil.copytree(swept / "found", tmp_path / "found")
     assert main(["check", str(folder), "--verify", "1"]) == 0
-    trial = rewrite(folder, lambda line: line.update({"dev/rsum": line["dev/rsum"] + 1}))
+    trial = rewrite(folder, lambda line: line.update({k: line[k] + 1 for k in ("dev/rsum", "train/loss")}))
     assert trial not in {note.trial for note in Bundle("found", folder).repeated()}  # another line now
     assert repeat_bundle(folder, 2) == 1
-    assert [n.trial for n in Bundle("found", folder).repeated() if not n.equal] == [trial]
+    (noted,) = (n for n in Bundle("found", folder).repeated() if not n.equal)
+    assert noted.trial == trial
+    assert [text.partition(" is ")[0] for text in noted.differences] == ["dev/rsum", "train/loss"]
 
 
 def test_one_tampered_number_is_found(made, capfd):
@@ -137,7 +141,7 @@ NOTE = {
     "trial": "0" * 12,
     "record": "0" * 64,
     "commit": "c",
-    "environment": {},
+    "environment": {"torch": "2.0"},
     "when": "2026-01-01T00:00:00Z",
     "equal": True,
 }
