@@ -149,11 +149,11 @@ def _images(options: argparse.Namespace) -> int:
     """The number of images, where each has K captions. Raises DataError where none can be told."""
     from harness.data.base import DataError, read_array
 
-    per_image = options.captions_per_image
+    per_image: int = options.captions_per_image
     if options.images is not None:
         given = [len(read_array(f, "embeddings", mapped=True)) for f in (options.images, options.texts)]
     else:
-        given = sorted(read_array(options.similarities, "similarities", mapped=True).shape)
+        given = sorted(map(int, read_array(options.similarities, "similarities", mapped=True).shape))
     images, captions = given if len(given) == 2 else (0, 0)
     if captions < images * per_image < 2 * captions:  # captions are missing, and no image has several rows
         return images

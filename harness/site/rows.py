@@ -32,6 +32,8 @@ LEVELS = {
 """How far a row is verified, from the most to the least."""
 NOT_REPORTED = "not reported"
 _OWN, _UNKNOWN = "its own", "unknown"
+_NO_NETWORK = ("same config", "script default module in issue", "faster-rcnn r101 feats + bigru, co-teaching")
+"""What published rows say in place of a network."""
 _NETWORKS = {"vit-b-32": "ViT-B/32", "vit-b-16": "ViT-B/16", "vit-l-14": "ViT-L/14"}
 
 
@@ -247,6 +249,8 @@ def _network(backbone: str) -> str:
     name = network_name(backbone)
     if name in ("sgraf", "sgr", "saf"):
         return name.upper()
+    if name in _NO_NETWORK:
+        return NOT_REPORTED
     return _NETWORKS.get(name) or re.split(r"[,(]| locked", backbone)[0].strip() or NOT_REPORTED
 
 
