@@ -11,6 +11,7 @@ import yaml
 from harness.config.labels import row_labels, run_labels, shared_and_own_settings
 from harness.config.sweep_file import parse_sweep
 from harness.record.types import MethodFacts, SweepRecord, TrialRecord
+from harness.report.__main__ import main as report
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
 from harness.report.cost import cost_figure
 from harness.report.figures import styles
@@ -421,3 +422,21 @@ def test_many_rows_are_told_apart_by_family_and_by_what_they_need():
     assert needs(rows["ncr"]) == "2 networks, 1 warm-up epoch, further passes"
     assert needs(lines[lines["method"] == "clip"]) == "–"
     assert needs(lines[lines["method"] == "mscn"]).startswith("clean pairs")
+
+
+@pytest.mark.cluster  # half a minute: with all of their figures
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        p.parent.name
+        for p in README.parent.glob("results/*/plan.json")
+        if (README.parent / "reports" / p.parent.name).is_dir()
+    ),
+)
+def test_the_committed_reports_are_made_from_the_committed_bundles(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("results").symlink_to(README.parent / "results")
+    assert report([name]) == 0
+    for file in ("report.md", "results.csv", "tables.tex"):
+        committed = README.parent / "reports" / name / file
+        assert Path("reports", name, file).read_text() == committed.read_text(), file
