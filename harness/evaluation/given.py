@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.base import COCO_FOLDS, DataError, DataSet
-from harness.evaluation.coco import coco_metrics
+from harness.evaluation.coco import ECCV_MEASURES, coco_metrics
 from harness.evaluation.metrics import Ranking, chance_rsum, rank_queries, recalls
 
 _ROWS = 2048  # images whose similarities are computed, or looked at, at a time
@@ -118,6 +118,10 @@ def evaluate(
         )
     if coco is not None:
         metrics |= coco_metrics(scores, coco)
+        if coco.folds and not any(measure in metrics for measure in ECCV_MEASURES):
+            notes.append(
+                "no measures of ECCV Caption: its package (eccv_caption) or MS-COCO's ids are missing"
+            )
     return Evaluation(metrics, chance, len(image_group), len(caption_group), tuple(notes), i2t, t2i)
 
 

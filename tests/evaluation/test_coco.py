@@ -10,6 +10,7 @@ import pytest
 
 from harness.data.base import DataSet, Split
 from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES, coco_metrics, eccv_metrics, fold_metrics
+from harness.evaluation.given import evaluate
 from harness.evaluation.metrics import rank_queries, recalls
 from harness.report.accuracy import coco_tables
 from harness.training.accelerator import make_accelerator
@@ -61,6 +62,14 @@ def test_only_cocos_test_split_is_measured_by_folds():
     assert test_of(1000, 5).folds == 0
     assert test_of(5000, 1).folds == 0
     assert coco_metrics(np.zeros((1000, 5000), np.float32), test_of(1000, 5)) == {}
+
+
+def test_what_another_program_computed_has_the_same_measures_and_lacks_none_in_silence():
+    data = in_folds()
+    scores = np.random.default_rng(0).standard_normal((40, 200)).astype(np.float32)
+    found = evaluate(scores, data["test"].image_group, data["test"].caption_group, coco=data)
+    assert found.metrics["1k_rsum"] == fold_metrics(scores, data)["1k_rsum"]
+    assert any("no measures of ECCV Caption" in note for note in found.notes)
 
 
 def test_a_trial_records_1k_of_the_best_and_the_last_epoch():
