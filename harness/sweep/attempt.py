@@ -237,12 +237,17 @@ def _failed(trial: Trial, task: Task, reason: str, details: str) -> Ending:
 
 
 def limit_threads(cpus: float) -> None:
-    """As many threads as the trial has CPUs: more would compete with the trials that run at the same time."""
+    """As many threads as the trial has CPUs: more would compete with trials that run at the same time, and sums
+    of PyTorch and of NumPy's BLAS depend on their number in the last bit.
+    """
+    import scipy.linalg  # noqa: F401  # it has a BLAS of its own, which is limited once it is loaded
     import torch
+    from threadpoolctl import threadpool_limits
 
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    threadpool_limits(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for what is loaded later
 
 
 def _working_directory(directory: str) -> contextlib.AbstractContextManager[None]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from harness.config.resources import Resources
 from harness.lib.locks import acquire
@@ -29,6 +32,18 @@ def test_a_node_that_does_not_reach_the_server_says_how_to_start_one(tmp_path):
         errors = probe("node", tmp_path, str(tmp_path), "http://127.0.0.1:1", harness_digest())
     (error,) = [e for e in errors if "tracking server" in e]
     assert "start `mlflow server --host 0.0.0.0 --allowed-hosts 'HOST:5000'`" in error
+
+
+def test_a_trial_has_the_threads_of_its_cpus_in_every_library(monkeypatch):
+    """NumPy's BLAS too: a sum on two threads is rounded otherwise, and not the one on record."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # the tests have one
+    threadpool_limits(2)
+    attempt.limit_threads(1)
+    pools = threadpool_info()
+    assert {"openblas", "openmp"} <= {pool["internal_api"] for pool in pools}
+    assert {pool["num_threads"] for pool in pools} == {1}
+    assert os.environ["OMP_NUM_THREADS"] == "1"
 
 
 def test_tune_is_started_again_where_it_gives_up(tmp_path, monkeypatch):
