@@ -237,8 +237,8 @@ def _failed(trial: Trial, task: Task, reason: str, details: str) -> Ending:
 
 
 def limit_threads(cpus: float) -> None:
-    """As many threads as the trial has CPUs: more would compete with trials that run at the same time, and sums
-    of PyTorch and of NumPy's BLAS depend on their number in the last bit.
+    """As many threads as the trial has CPUs: more would compete with trials that run at the same time, and
+    sums of PyTorch and of NumPy's BLAS depend on their number in the last bit.
     """
     import scipy.linalg  # noqa: F401  # it has a BLAS of its own, which is limited once it is loaded
     import torch
