@@ -320,6 +320,9 @@ def trained_on(curves: pd.DataFrame, frame: pd.DataFrame, title: str, target: Pa
                 axes.set(ylabel=measure if column == 0 else "", xlabel="epoch" if measure == "share" else "")
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             panels[0, column].set_title(f"noise {ratio:g}")
+        for axes in panels.flat:  # a band of one sd may leave what a share can be
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, -0.03), min(high, 1.03))
         _shared_legend(panels)
 
 

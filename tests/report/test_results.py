@@ -300,6 +300,7 @@ def table_rows(text):
         (DOCS / "results.md", "What the search found", "search_emoji", 9),
         (DOCS / "results.md", "Eight methods", "emoji", 22),
         (DOCS / "results.md", "Other noise", "emoji_noise", 18),
+        (DOCS / "results.md", "MSCN taken apart", "mscn_ablation", 11),
         (DOCS / "results.md", "Is plain InfoNCE tuned?", "emoji_rates", 5),
         (DOCS / "results.md", "Region features", "regions", 5),
     ],
