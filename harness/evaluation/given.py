@@ -184,8 +184,6 @@ def _fold(rows: int, columns: int, images: int, captions: int, turned: str) -> s
     fold, of_captions = images // COCO_FOLDS, captions // COCO_FOLDS
     if not fold or rows not in (fold, of_captions) or columns not in (of_captions, captions):
         return ""
-    if rows == images and columns == captions:
-        return ""
     copies = ", with a row for each caption" if rows == columns == of_captions else ""
     return (
         f". This looks like one fold of {COCO_FOLDS}{copies}{turned}: results on {fold} images are the mean "

@@ -73,9 +73,14 @@ class Bundle:
     def sweep_name(self) -> str:
         """The name of the sweep that its plan is of. Raises StoreError where the plan cannot be read."""
         try:
-            return str(json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))["name"])
+            return str(self._plan()["name"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.folder} cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+    def _plan(self) -> dict[str, Any]:
+        """Its plan. Raises OSError or ValueError where it cannot be read."""
+        plan: dict[str, Any] = json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
+        return plan
 
     # Writing
 
@@ -171,7 +176,7 @@ class Bundle:
 
     def _first_seed(self) -> int:
         """The lowest seed of the plan: the best candidates of its trials are what a report shows."""
-        plan = json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
+        plan = self._plan()
         return min(int(trial["seed"]) for trial in plan["trials"])
 
     def _write(self, name: str, text: str) -> None:
@@ -208,7 +213,7 @@ class Bundle:
             StoreError: there is no bundle, or it cannot be read.
         """
         try:
-            plan = json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
+            plan = self._plan()
             return sweep_of_plan(self.name, plan, self.records)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.folder} cannot be read: {' '.join(str(error).split())[:200]}") from None
@@ -218,7 +223,7 @@ class Bundle:
         try:
             if (self.folder / "sweep.yaml").read_text(encoding="utf-8").rstrip("\n") != text.rstrip("\n"):
                 return None
-            plan = json.loads((self.folder / "plan.json").read_text(encoding="utf-8"))
+            plan = self._plan()
         except (OSError, ValueError):
             return None
         return trials_of(plan) if plan["protocol_version"] == PROTOCOL_VERSION else None

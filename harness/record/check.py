@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -180,30 +180,35 @@ def _file_errors(content: Content) -> Iterator[str]:
         elif content.classes:
             given, text = read_sweep_file(file)
             drawn = given.pop("settings_from", None) or given.get("search")
+            what: Callable[[Trial], Any] = _point if drawn else lambda trial: trial.id
             planned = parse_sweep(given, text=text).trials
-            same = _points(planned) == _points(content.trials.values()) if drawn else None
-            if not (same if drawn else {t.id for t in planned} == set(content.trials)):
+            if set(map(what, planned)) != set(map(what, content.trials.values())):
                 yield f"{name} plans other trials than plan.json"
     except BadInput as error:
         yield f"{name}: {'; '.join(error.errors)[:300]}"
 
 
-def _points(trials: Iterable[Trial]) -> set[tuple[Any, ...]]:
-    return {tuple(getattr(t, k) for k in _IDENTITY) for t in trials}
+def _point(trial: Trial) -> tuple[Any, ...]:
+    return tuple(getattr(trial, k) for k in _IDENTITY)
+
+
+def _beside(content: Content) -> Bundle:
+    """The bundle of the sweep that an external row stands beside."""
+    folder = content.folder.resolve().parents[1]
+    return Bundle(folder.name, folder)
 
 
 def _row_errors(content: Content, file: Path) -> Iterator[str]:
     """The trials of an external row, and what they cost, are those of its file."""
     row, _ = read_row(file)
-    beside = Bundle(content.folder.resolve().parents[1].name, content.folder.resolve().parents[1])
+    beside = _beside(content)
     if row.grid is not None or beside.exists:
         trials = row.trials(() if row.grid is not None else beside.sweep().planned)
         if {t.id for t in trials} != set(content.trials):
             yield f"{file.name} says other things of the row than plan.json"
-    known = {f"cost/{k}" for k in row.cost.model_dump(exclude_none=True)}
     cost = {f"cost/{k}": v for k, v in row.cost.model_dump(exclude={"device"}).items()}
     for i, line in content.done.items():
-        other = [k for k, v in cost.items() if line.get(k) != (v if k in known else None)]
+        other = [k for k, v in cost.items() if line.get(k) != v]  # None: not known, and not on record
         if other:
             yield f"{i}: {', '.join(other)} is not that of {file.name}"
 
@@ -291,7 +296,7 @@ def _external_errors(content: Content) -> Iterator[str]:
         yield f"its folder is {folder.name!r}, and its trials are of {', '.join(map(repr, told))}"
     if json.loads(json.dumps(told)) != content.plan.get("methods"):
         yield "plan.json says other things of the method than its trials"
-    beside = Bundle(folder.parents[1].name, folder.parents[1])
+    beside = _beside(content)
     if beside.exists:
         yield from misfits(Bundle(folder.name, folder).sweep(), beside.sweep())
 

@@ -13,6 +13,7 @@ from harness.record.bundle import Bundle
 from harness.record.check import NO_RECORD, check_bundle, unchecked_trials
 from harness.record.external import external_bundles
 from harness.record.types import StoreError, SweepRecord
+from harness.site.methods import facts
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,28 @@ def _read(folder: Path, name: str) -> Found:
         sweep = bundle.sweep()
         first = sweep.planned[0] if sweep.planned else None
         program = first if isinstance(first, ExternalTrial) else None
-        unchecked = unchecked_trials(folder)
+        if errors := _other_facts(sweep):
+            return Found(folder, name, errors)
+        unchecked = unchecked_trials(folder) if any("not checked" in note for note in notes) else {}
         return Found(folder, name, [], notes, sweep, program, _repeated(bundle), unchecked)
     except StoreError as error:
         return Found(folder, name, [str(error)])
+
+
+def _other_facts(sweep: SweepRecord) -> list[str]:
+    """What a plan says of registered methods and their classes do not: two of the columns that rows are
+    filtered by, and the family.
+    """
+    errors = []
+    for name, told in sweep.methods.items():
+        known = facts().get(name)
+        other = [
+            k
+            for k in ("uses_clean_data", "uses_ground_truth", "family")
+            if known and getattr(known, k) != getattr(told, k)
+        ]
+        errors += [f"plan.json says of {name} another {' and '.join(other)} than its class"] if other else []
+    return errors
 
 
 def _repeated(bundle: Bundle) -> frozenset[str]:

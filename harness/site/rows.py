@@ -294,14 +294,16 @@ def _granularity(text: str) -> str:
 
 
 def _address(source: str) -> str:
-    """Where a source is, without a scheme: a repository at its commit, or a paper on arXiv."""
+    """Where a source is, without a scheme: a repository at its commit, or a paper on arXiv or of AAAI."""
     repository = re.match(r"github ([\w.-]+/[\w.-]+)", source)
     if repository:
         issue, commit = re.search(r"issue #(\d+)", source), re.search(r"@([0-9a-f]{7,})", source)
         tail = f"/issues/{issue[1]}" if issue else f"/tree/{commit[1]}" if commit else ""
         return f"github.com/{repository[1]}{tail}"
-    paper = re.search(r"arXiv (\d{4}\.\d{4,5})", source)
-    return f"arxiv.org/abs/{paper[1]}" if paper else ""
+    if paper := re.search(r"arXiv (\d{4}\.\d{4,5})", source):
+        return f"arxiv.org/abs/{paper[1]}"
+    article = re.search(r"ojs\.aaai\.org (\d+)", source)
+    return f"ojs.aaai.org/index.php/AAAI/article/view/{article[1]}" if article else ""
 
 
 def all_rows(bundles: Sequence[tuple[SweepRecord, Origin]]) -> list[Row]:

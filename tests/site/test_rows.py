@@ -44,6 +44,8 @@ def test_a_published_row_has_the_numbers_of_its_table():
     assert row.rsum == pytest.approx(544.4, abs=0.05)
     assert (row.network, row.networks, row.granularity, row.clean) == ("ViT-B/32", 1, "caption", False)
     assert row.links.source == "github.com/ZhangXu0963/NPC/tree/823d781"
+    without = Counter(row.origin for row in published_rows() if not row.links.source)
+    assert without == {"VACSR 2026": 10}  # whose address is not known
 
 
 @pytest.mark.parametrize(
@@ -267,6 +269,16 @@ def test_what_could_not_be_checked_is_said_of_its_rows_alone(swept):
     assert (trial.method, f"{trial.noise_ratio:g}") in told
     assert {label for label, _ in told} == {trial.method}
     assert len(told) < sum(row.label == trial.method for row in rows)
+
+
+def test_a_plan_that_says_other_things_of_a_method_leaves_the_bundle_out(results, tmp_path):
+    folder = shutil.copytree(results / "made", tmp_path / "made")
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["methods"]["clip"]["uses_clean_data"] = True
+    (folder / "plan.json").write_text(json.dumps(plan))
+    assert find_bundles(tmp_path)[0].errors == [
+        "plan.json says of clip another uses_clean_data than its class"
+    ]
 
 
 def test_notes_of_repetitions_are_read(results):

@@ -151,6 +151,7 @@ def test_a_bundle_gives_the_report_of_its_store_and_its_trials_are_done_elsewher
         assert not [name for name in arrays if name.endswith("_group")]  # once for all trials
         selected = any(name.startswith("test/") for name in arrays)
         assert selected or line["dev/best_epoch"] == 2 or line["test/rsum"] == line["last/rsum"]
+        assert not (selected and line["dev/best_epoch"] == 2)
         if line["method"] == "npc":
             assert arrays["epoch_002/confidence"].dtype == np.float16
             assert ("epoch_002/ratio" in arrays) == (line["seed"] == 0)
