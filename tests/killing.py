@@ -5,17 +5,19 @@ everything, so that each starts at once.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import signal
-import socket
 import threading
 import time
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import TCPStore
 
 from harness.config.trial import Trial
 from harness.lib.watchdog import Watchdog
@@ -52,9 +54,9 @@ class Launcher:
         one has no limit of its own: the test's time limit ends it.
         """
         limit = max(300.0, 10 * self.seconds) if self.seconds else None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        # The processes meet here, as torchrun's do at its agent: a port that rank 0 opened itself could be
+        # another process's by then.
+        meeting = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         victim = kill.randrange(processes) if kill else -1
         fate = (
             (1 + kill.randrange(max(1, self.steps.value * 9 // 10)), kill.random() * 0.03) if kill else None
@@ -68,7 +70,7 @@ class Launcher:
                     storage,
                     rank,
                     processes,
-                    port,
+                    meeting.port,
                     fate if rank == victim else None,
                     self.steps if rank == 0 and not kill else None,
                 ),
@@ -79,13 +81,7 @@ class Launcher:
         for process in started:
             process.start()
         try:
-            if kill:
-                started[victim].join(limit)
-                for process in started:  # as a launcher does when one of its processes has died
-                    if started[victim].exitcode:
-                        process.kill()
-            for process in started:
-                process.join(limit and max(0.0, began + limit - time.monotonic()))
+            self._join(started, limit and began + limit)
         finally:
             for process in started:
                 if process.exitcode is None:
@@ -94,6 +90,18 @@ class Launcher:
         if not kill:
             self.seconds = max(self.seconds, time.monotonic() - began)
         return [process.exitcode or 0 for process in started]
+
+    @staticmethod
+    def _join(started: Sequence[ForkServerProcess], end: float | None) -> None:
+        """Wait until `end`; kill the others once one has failed, as a launcher does: they wait for it."""
+        running = list(started)
+        while running and (end is None or time.monotonic() < end):
+            left = None if end is None else end - time.monotonic()
+            multiprocessing.connection.wait([process.sentinel for process in running], left)
+            running = [process for process in running if process.exitcode is None]
+            if any(process.exitcode for process in started):
+                for process in running:
+                    process.kill()
 
 
 def _run(
@@ -114,6 +122,8 @@ def _run(
             "WORLD_SIZE": str(processes),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
         }
     heartbeat, count = Watchdog.heartbeat, 0
 
