@@ -1,9 +1,8 @@
-"""Run by torchrun from the conformance suite: train methods on several processes and save what came out."""
+"""What each process of a group does for the conformance suite: train methods, and save what came out."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -19,9 +18,8 @@ def few_embeddings(trainer: Trainer) -> torch.Tensor:
     )["images"]
 
 
-def main(out: Path, cases: list[tuple[str, str]]) -> None:
+def train_cases(rank: int, out: Path, cases: list[tuple[str, str]]) -> None:
     """Train the (method, setting) cases one after another in one process group; a file for each."""
-    torch.set_num_threads(1)
     for name, setting in cases:
         trainer = (
             build.few_pairs(name)
@@ -31,7 +29,7 @@ def main(out: Path, cases: list[tuple[str, str]]) -> None:
         records = []
         outcome = trainer.fit(records.append)
         few = few_embeddings(trainer)
-        if trainer.accelerator.is_main_process:
+        if rank == 0:
             metrics = {"epochs": [r.metrics for r in records], "test/rsum": outcome.metrics["test/rsum"]}
             weights = {k: v for k, v in trainer.method.state_dict().items() if v.is_floating_point()}
             content = {
@@ -42,8 +40,3 @@ def main(out: Path, cases: list[tuple[str, str]]) -> None:
             }
             torch.save(content, out / f"{name}-{setting}.pt")
         trainer.accelerator.wait_for_everyone()
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), [tuple(case) for case in json.loads(sys.argv[2])])

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from harness.config.trial import method_class
 from methods import FAMILIES, METHODS
 from methods.base import Method
 from tests import build, small
-from tests.processes import few_embeddings
+from tests.forked import Group
+from tests.processes import few_embeddings, train_cases
 
 ROOT = Path(__file__).parents[1]
 ALL = sorted(METHODS)
@@ -193,24 +192,7 @@ def two_processes(request, tmp_path_factory, feature_cache):
 
 def launch(processes: int, cases: list[tuple[str, str]], out: Path) -> Path:
     """Train the cases on gloo processes, in one launch; the directory of what came out."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        str(processes),
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "localhost:0",
-    ]
-    done = subprocess.run(
-        [*command, "-m", "tests.processes", str(out), json.dumps(cases)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert Group(processes, train_cases, out, cases).join() == [0] * processes
     return out
 
 
