@@ -15,8 +15,8 @@ def low_loss_posterior(losses: np.ndarray, *, seed: int, max_iter: int = 100) ->
 
     Source: released code of NCR (tol 1e-2, reg_covar 5e-4), after DivideMix, section 3.1. Losses are scaled
     to [0, 1] first, which gives `reg_covar` its meaning. NPC's released code has the same settings and fits
-    the losses as they are; we scale them there too (on `emoji` shares then change by up to 6 points, and
-    their purity by .013).
+    the losses as they are; we scale them there too (on `emoji`, under version 1, shares then
+    changed by up to 6 points, and their purity by .013).
 
     Args:
         losses: losses of all training pairs, [N].

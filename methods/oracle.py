@@ -1,4 +1,4 @@
-"""Oracle: InfoNCE on the truly matched pairs only, the upper bound for every method that filters pairs."""
+"""Oracle: InfoNCE on the truly matched pairs only, the reference for every method that filters pairs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from methods.losses import pair_losses, weighted_mean
 class Oracle(Clip):
     """`Clip` on the pairs that match according to the ground truth, for the same number of steps.
 
-    It is an upper bound and never a competitor (ours). Selecting pairs is not the ceiling: as a weight, the
-    truth keeps the images and captions of mismatched pairs as negatives.
+    It is a reference and never a competitor (ours), and no bound: it has settings of its own, and leaving
+    mismatched pairs out is not the best that the truth can do. As a weight it keeps their images and
+    captions as negatives.
 
     Args:
         ground_truth: bool [N], whether training pair k matches; given by the harness.

@@ -399,7 +399,6 @@ def sweep_of_plan(
         methods={t.method: _facts(t.method, facts) for t in trials},
         reference=plan.get("reference"),
         search=Search.model_validate(plan["search"]) if plan.get("search") else None,
-        settings_from=tuple(plan.get("settings_from") or ()),
         protocol_version=version,
     )
 

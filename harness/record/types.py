@@ -222,7 +222,6 @@ class SweepRecord:
         select: whether it chooses settings, on dev.
         methods: the facts of each planned method, by name.
         search: the space that its settings are drawn from, if they are.
-        settings_from: of each search that its settings are from: `search`, `search_digest`, `search_tries`.
     """
 
     name: str
@@ -233,7 +232,6 @@ class SweepRecord:
     methods: Mapping[str, MethodFacts]
     reference: str | None = None
     search: Search | None = None
-    settings_from: tuple[Mapping[str, str], ...] = ()
     protocol_version: int = PROTOCOL_VERSION
 
 

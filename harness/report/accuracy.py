@@ -176,7 +176,7 @@ def marks(frame: pd.DataFrame) -> str:
     texts = {
         "×2: the similarities of two networks averaged at test.": frame["networks"].max() > 1,
         "† uses clean data.": frame["clean_data"].any(),
-        "‡ uses the ground truth: an oracle upper bound, not a competitor.": frame["ground_truth"].any(),
+        "‡ uses the ground truth: a reference, not a competitor.": frame["ground_truth"].any(),
         f"{MARK} external: of another program, on the same data and noise indices.": frame["external"].any(),
     }
     return " ".join(text for text, applies in texts.items() if applies)

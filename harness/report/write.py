@@ -367,16 +367,22 @@ def _realised(part: pd.DataFrame) -> str:
 
 
 def _origin(sweep: SweepRecord) -> list[str]:
-    """Where the settings are from, and the digests of the code that made the numbers."""
+    """The searches that each method has its settings from, and the digests of the code behind its numbers."""
+    done = [record for record in sweep.records.values() if record.done]
+    searches: dict[tuple[str, str, str], list[str]] = {}
+    for record in done:
+        if name := record.tags.get("search"):
+            key = (name, record.tags["search_digest"], record.tags["search_tries"])
+            if record.trial.method not in (methods := searches.setdefault(key, [])):
+                methods.append(record.trial.method)
     lines = [
-        f"- settings from the search {found['search']} (digest {found['search_digest']}, "
-        f"{found['search_tries']} tries for each method)"
-        for found in sweep.settings_from
+        f"- settings from the search {name} (digest {digest}, {tries} tries for each method): "
+        + ", ".join(methods)
+        for (name, digest, tries), methods in searches.items()
     ]
     digests: dict[str, set[str]] = {}
-    for record in sweep.records.values():
-        if record.done:
-            digests.setdefault(record.trial.method, set()).add(record.tags.get("code", "?"))
+    for record in done:
+        digests.setdefault(record.trial.method, set()).add(record.tags.get("code", "?"))
     if digests:
         listed = "; ".join(f"{method} {', '.join(sorted(found))}" for method, found in digests.items())
         several = any(len(found) > 1 for found in digests.values())
