@@ -301,6 +301,7 @@ def table_rows(text):
         (DOCS / "results.md", "Eight methods", "emoji", 22),
         (DOCS / "results.md", "Other noise", "emoji_noise", 18),
         (DOCS / "results.md", "MSCN taken apart", "mscn_ablation", 11),
+        (DOCS / "results.md", "NCR taken apart", "ncr_ablation", 4),
         (DOCS / "results.md", "NPC taken apart", "npc_ablation", 12),
         (DOCS / "results.md", "Is plain InfoNCE tuned?", "emoji_rates", 5),
         (DOCS / "results.md", "Region features", "regions", 5),
