@@ -112,17 +112,22 @@ def of_the_data(key: str) -> bool:
 def shared_and_own_settings(
     trials: Sequence[Trial], *, full: bool = False
 ) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """Settings that most rows share, and for each row those in which it differs (and its
-    hyper-parameters).
+    """Settings that at least half of the rows share, and for each row those in which it differs (and its
+    hyper-parameters). Settings of the noise that the trials do not all have are in neither: they are of
+    places, not of rows.
     """
     labels = row_labels(trials, full=full)
     rows = {labels[t.id]: settings(t) for t in trials}
+    noises = [{k: v for k, v in settings(t).items() if k.startswith("noise.")} for t in trials]
+    varied = {k for noise in noises for k in noise if any(n.get(k) != noise[k] for n in noises)}
+    rows = {row: {k: v for k, v in values.items() if k not in varied} for row, values in rows.items()}
     keys = list(dict.fromkeys(k for values in rows.values() for k in values))
     shared: dict[str, str] = {}
     for key in keys:
         values = [v[key] for v in rows.values() if key in v]
-        if key not in ("method",) and len(values) == len(rows):
-            shared[key] = max(dict.fromkeys(values), key=values.count)
+        most = max(dict.fromkeys(values), key=values.count)
+        if key != "method" and len(values) == len(rows) and 2 * values.count(most) >= len(rows):
+            shared[key] = most
     own = {
         row: {k: v for k, v in values.items() if k != "method" and shared.get(k) != v}
         for row, values in rows.items()

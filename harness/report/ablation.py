@@ -109,7 +109,7 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
 
 
 def axis_figure(axis: Axis, frame: pd.DataFrame, measure: str, where: str, folder: Path) -> Figure:
-    """The same as a figure, with rows of methods without this axis as horizontal lines."""
+    """The same as a figure, with methods of one row as horizontal lines."""
     position = {value: i for i, value in enumerate(axis.values)}
     lines = {}
     for line, values in axis.lines.items():
@@ -129,7 +129,7 @@ def axis_figure(axis: Axis, frame: pd.DataFrame, measure: str, where: str, folde
     file = slug("axis", *([] if measure == "rsum" else [measure]), axis.name, where)
     figures.axis(lines, level, axis.name, _name(measure), where, folder / file)
     caption = "Mean, a band of one sd over seeds, and the seeds as dots; values are equally spaced." + (
-        " Dashed: rows of methods without this hyper-parameter, with their own settings." if level else ""
+        " Dashed: methods of one row, with their own settings." if level else ""
     )
     return Figure(f"{_name(measure)} over {axis.name}: {where}", file, caption)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -28,12 +29,12 @@ _CLOCK = (
 
 
 def cost_tables(frame: pd.DataFrame, where: str) -> list[Table]:
-    """Time, throughput, memory and energy of each row: means over its finished trials."""
+    """Time, throughput, memory and energy of each row, over its finished trials."""
     time = (
-        "Means over the finished trials of a row. Training: optimizer steps, including sampling and loading "
-        "of batches. Passes over training pairs: computations of a method between epochs (mixture models, "
-        "memory banks). Evaluation: dev after epochs, test at the end. Throughput of each of these phases "
-        f"alone. {_CLOCK}{marks(frame)}"
+        "Medians over the finished trials of a row. Training: optimizer steps, including sampling and "
+        "loading of batches. Passes over training pairs: computations of a method between epochs (mixture "
+        "models, memory banks). Evaluation: dev after epochs, test at the end. Throughput of each of these "
+        f"phases alone. {_CLOCK}{marks(frame)}"
     )
     counted_energy = frame["joules"].notna().any()
     energy = (
@@ -42,8 +43,9 @@ def cost_tables(frame: pd.DataFrame, where: str) -> list[Table]:
         else "Energy: not measured (no GPU with an energy counter)."
     )
     rest = (
-        "Forward passes: pairs that go through a network in a step, over the pairs of its batch, mean over "
-        "all epochs, warm-up included (passes between epochs are not included). Peak memory: of the GPU "
+        "Means over the finished trials of a row. Forward passes: pairs that go through a network in a "
+        "step, over the pairs of its batch, mean over all epochs, warm-up included (passes between epochs "
+        "are not included). Peak memory: of the GPU "
         "where there is one; on a CPU of the process, including memory that earlier trials left. Networks: "
         "number of networks with averaged similarities at test. Parameters: trained parameters in millions. "
         f"{energy} {marks(frame)}"
@@ -56,19 +58,22 @@ def cost_tables(frame: pd.DataFrame, where: str) -> list[Table]:
     }
     size |= {"joules": "energy kJ ↓"} if counted_energy else {}
     return [
-        _means(frame, {**_TIME, **_SPEED}, f"Cost, time: {where}", time),
-        _means(frame, size, f"Cost, passes and memory: {where}", rest),
+        _over_trials(frame, {**_TIME, **_SPEED}, f"Cost, time: {where}", time, how="median"),
+        _over_trials(frame, size, f"Cost, passes and memory: {where}", rest, how="mean"),
     ]
 
 
-def _means(frame: pd.DataFrame, columns: dict[str, str], title: str, caption: str) -> Table:
+def _over_trials(
+    frame: pd.DataFrame, columns: dict[str, str], title: str, caption: str, *, how: Literal["mean", "median"]
+) -> Table:
+    """Seconds by medians: a machine that was busy for one trial does not move them."""
     rows = []
     for row, part in frame.groupby("row", sort=False):
         done = part[part["done"]]
         if len(done):
-            mean = done[list(columns)].mean()
+            values = done[list(columns)].agg(how)
             count = counted(pd.Series({"n": len(done), "planned": len(part)}))
-            rows.append([Cell(str(row)), *(Cell(_text(name, mean[name])) for name in columns), Cell(count)])
+            rows.append([Cell(str(row)), *(Cell(_text(name, values[name])) for name in columns), Cell(count)])
     return Table(title, caption, ["method", *columns.values(), "n"], rows)
 
 
@@ -99,10 +104,10 @@ def cost_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | None:
     if done["row"].nunique() < 2:
         return None
     points = done.groupby("row", sort=False).agg(
-        x=("seconds", "mean"), x_low=("seconds", "min"), x_high=("seconds", "max")
+        x=("seconds", "median"), x_low=("seconds", "min"), x_high=("seconds", "max")
     )
     points["y"] = done.groupby(["row", "noise_ratio"])["rsum"].mean().groupby("row").mean()
-    points.attrs = {"x": "seconds a trial (log scale)", "y": "test rSum, mean over noise ratios"}
+    points.attrs = {"x": "seconds a trial, median (log scale)", "y": "test rSum, mean over noise ratios"}
     file = slug("cost", where)
     figures.scatter(frame, points, where, folder / file, log=True)
     return Figure(

@@ -51,9 +51,9 @@ class Design:
         return (
             f"Design: the difference of two rows in {self.endpoint} has a standard deviation of "
             f"{self.sd:.1f} over seeds (pooled over all pairs of rows). With {self.seeds} seeds and "
-            f"{self.comparisons} comparisons, a paired t test finds {found} with a power of {POWER:.0%} "
-            f"after Holm's correction; {RESOLUTION:g} points take {self.needed} seeds, and below that "
-            "nothing is underlined."
+            f"{self.comparisons} comparison{'s' * (self.comparisons > 1)}, a paired t test finds {found} "
+            f"with a power of {POWER:.0%} after Holm's correction; {RESOLUTION:g} points take "
+            f"{self.needed} seeds, and below that nothing is underlined."
         )
 
 

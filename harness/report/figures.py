@@ -41,6 +41,8 @@ _STYLE = {
 # markers repeat the distinction.
 _COLOURS = ("#999999", "#0072B2", "#E69F00", "#009E73", "#000000", "#D55E00", "#CC79A7", "#56B4E9", "#882255")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
+_SHADES = 4
+"""Shades of a colour that can be told apart."""
 BANDS = 8
 """Rows up to which a figure of curves has bands."""
 _ACROSS = 3
@@ -52,21 +54,25 @@ Style = tuple[str, str]
 
 
 def styles(frame: pd.DataFrame) -> dict[str, Style]:
-    """Colour and marker of each row: those of its method; further rows of a method (by `label`) have paler
-    colours and other markers.
+    """Colour and marker of each row: those of its method. Further rows of a method (by `label`) have markers
+    that no other row has, as far as there are any, and paler colours; where these are more than
+    `_SHADES`, those of methods that are not there.
     """
     methods = dict(zip(frame["row"], frame["method"], strict=True))
     colours = _of_methods(list(methods.values()))
     named = [row for row, label in zip(frame["row"], frame["label"], strict=True) if label in METHODS]
-    further = itertools.count(len(METHODS))
+    own = {row: _MARKERS[list(METHODS).index(methods[row]) % len(_MARKERS)] for row in named}
+    further = itertools.cycle([m for m in _MARKERS if m not in own.values()] or _MARKERS)
+    absent = itertools.cycle([c for c in _COLOURS if c not in colours.values()] or _COLOURS)
     style_of = {}
     for row, method in methods.items():
         same_method = [r for r, m in methods.items() if m == method]
-        marker = list(METHODS).index(method) if row in named else next(further)
-        style_of[row] = (
-            _paler(colours[method], same_method.index(row) / len(same_method)),
-            _MARKERS[marker % len(_MARKERS)],
-        )
+        place = same_method.index(row)
+        if len(same_method) <= _SHADES:
+            colour = _paler(colours[method], place / len(same_method))
+        else:
+            colour = next(absent) if place else colours[method]
+        style_of[row] = (colour, own[row] if row in own else next(further))
     return style_of
 
 
@@ -190,7 +196,7 @@ def histograms(calibrations: Mapping[tuple[str, float], Calibration], title: str
     """
     rows, ratios = (list(dict.fromkeys(keys)) for keys in zip(*calibrations, strict=True))
     edges = np.linspace(0, 1, BINS + 1)
-    with _grid(target, len(rows), len(ratios), width=2.5, height=1.5, title=title) as panels:
+    with _grid(target, len(rows), len(ratios), width=2.5, height=1.7, title=title) as panels:
         for (r, row), (c, ratio) in itertools.product(enumerate(rows), enumerate(ratios)):
             axes = panels[r, c]
             # The hatch tells them apart in grey.
@@ -212,8 +218,9 @@ def histograms(calibrations: Mapping[tuple[str, float], Calibration], title: str
                         linewidth=0,
                         label=kind,
                     )
+            # The name of the row on a line of its own, which may reach over the next panel.
+            axes.set_title(f"{row}\nnoise {ratio:g}" if c == 0 else f"noise {ratio:g}", loc="left")
             axes.set(
-                title=f"{row}, noise {ratio:g}",
                 xlim=(0, 1),
                 xlabel="confidence" if r == len(rows) - 1 else "",
                 ylabel="share of pairs" if c == 0 else "",

@@ -53,7 +53,7 @@ def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
                 "drop": means.iloc[0] - means.iloc[-1],
                 "sd": of_ratio.std(ddof=1).mean(skipna=False),
                 "worst": at_highest.min(),
-                "seconds": part["seconds"].mean(),
+                "seconds": part["seconds"].median(),
                 "low": means.min(),
                 "high": means.max(),
                 "n": part["rsum"].count(),
@@ -68,7 +68,7 @@ def _figure(frame: pd.DataFrame, numbers: pd.DataFrame, where: str, folder: Path
     points = pd.DataFrame(
         {"x": numbers["seconds"], "y": numbers["mean"], "y_low": numbers["low"], "y_high": numbers["high"]}
     )
-    points.attrs = {"x": "seconds a trial (log scale)", "y": "test rSum, mean over noise ratios"}
+    points.attrs = {"x": "seconds a trial, median (log scale)", "y": "test rSum, mean over noise ratios"}
     file = slug("headline", where)
     figures.scatter(frame, points, where, folder / file, log=True)
     return Figure(
@@ -104,7 +104,7 @@ def _table(frame: pd.DataFrame, numbers: pd.DataFrame, where: str) -> Table:
     caption = (
         "Test rSum after the last epoch: mean over noise ratios and seeds, and at the lowest "
         "and the highest ratio. Drop: the former minus the latter. Sd over seeds: ddof 1, mean over ratios. "
-        "Worst seed: lowest rSum at the highest ratio. s/trial: mean seconds of a trial. n: trials. "
+        "Worst seed: lowest rSum at the highest ratio. s/trial: median seconds of a trial. n: trials. "
         "Needs: beside the training pairs and one network; further passes are looks at all pairs. "
         f"{legend(frame)}"
     )

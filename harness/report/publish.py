@@ -84,7 +84,7 @@ def _curves(part: pd.DataFrame, column: str) -> dict[str, dict[int, float]]:
     curves: dict[str, dict[int, float]] = {}
     for (dataset, noise, ratio), cell in part.groupby(["dataset", "noise", "noise_ratio"], sort=False):
         values = {f"{column}{end}": cell[column].agg(how) for end, (how, _) in _OVER_SEEDS.items()}
-        values["seconds"] = cell["seconds"].mean()
+        values["seconds"] = cell["seconds"].median()
         for kind, value in values.items():
             if pd.notna(value):
                 curves.setdefault(curve(kind, dataset, noise), {})[round(100 * ratio)] = float(value)

@@ -409,13 +409,16 @@ def _provenance(sweep: SweepRecord, frame: pd.DataFrame) -> str:
     )
     lines = ["### Provenance", "", f"- protocol version {sweep.protocol_version}", *_origin(sweep)]
     lines += [f"- {key}: {', '.join(sorted({t.get(key, '?') for t in tags}))}" for key in shown if tags]
-    digests = frame[frame["noise_digest"] != ""].groupby(["noise", "noise_ratio", "noise_seed"])
-    index = [
-        f"{ratio:g}/{seed}: {', '.join(sorted(set(part['noise_digest'])))} ({_realised(part)})"
-        for (_, ratio, seed), part in digests
+    places = frame[frame["noise_digest"] != ""].groupby(["dataset", "noise"], sort=False)
+    lines += [
+        f"- noise index of {dataset}, {noise} (ratio/seed: digest): "
+        + "; ".join(
+            f"{ratio:g}/{seed}: {', '.join(sorted(set(part['noise_digest'])))} ({_realised(part)})"
+            for (ratio, seed), part in place.groupby(["noise_ratio", "noise_seed"])
+        )
+        for (dataset, noise), place in places
     ]
     lines += [
-        "- noise index (ratio/seed: digest): " + "; ".join(index),
         f"- six recalls: {', '.join(RECALLS)}; every line of `results.csv` names its run",
     ]
     return "\n".join([*lines, ""])
