@@ -16,7 +16,7 @@ def test_the_oracle_is_no_comparison(tmp_path, monkeypatch):
     recorded.bundle(sweep, Path("results/small"))
     (note,) = design_notes(sweep)
     assert note.startswith("tests.small:load, from results/small. Design: ")
-    assert "With 3 seeds and 1 comparisons" in note
+    assert "With 3 seeds and 1 comparison, a" in note
 
 
 def test_a_variant_of_a_data_set_tells_nothing_of_another(tmp_path, monkeypatch):

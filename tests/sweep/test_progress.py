@@ -101,10 +101,10 @@ def test_between_steps_the_epoch_is_shown_all_the_same():
 
 
 def test_a_heartbeat_says_how_many_epochs_are_finished(tmp_path):
-    with Watchdog(tmp_path, stall=60, deadline=None) as watchdog:
-        watchdog.heartbeat("epoch 3, step 2 of 5")
-        watchdog.epoch_ended(3, 140.5)
-        watchdog.epoch_ended(4, None)  # an epoch without evaluation
-        watchdog._write_heartbeat(tmp_path, 0.0)
+    watchdog = Watchdog(tmp_path, stall=60, deadline=None)  # without its thread, which writes when it likes
+    watchdog.heartbeat("epoch 3, step 2 of 5")
+    watchdog.epoch_ended(3, 140.5)
+    watchdog.epoch_ended(4, None)  # an epoch without evaluation
+    watchdog._write_heartbeat(tmp_path, 0.0)
     beat = last_heartbeat(tmp_path)
     assert (beat.where, beat.epochs, beat.score) == ("epoch 3, step 2 of 5", 4, 140.5)
