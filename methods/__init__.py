@@ -42,6 +42,6 @@ FAMILIES = (
     "filter",  # pairs are left out
     "clean data",
     "other",
-    "reference",  # an upper bound, or no training
+    "reference",  # knows the truth, or trains nothing
 )
 """How methods deal with mismatched pairs (`Method.family`), in the order in which reports list them."""

@@ -24,7 +24,7 @@ class Oracle(Clip):
         common: the arguments of `Clip`.
     """
 
-    paper = "oracle upper bound"
+    paper = "oracle"
     family = "reference"
     published = ()
     uses_ground_truth = True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from harness.lib.locks import acquire
 from harness.record.store import Store
 from harness.record.types import StoreError
 from tests import build
+from tests.sweep.paced import free_port
 from tests.sweep.running import write
 
 ROOT = Path(__file__).parents[1]
@@ -34,9 +34,7 @@ def place(tmp_path_factory, feature_cache):
 
 def test_a_tracking_server_by_uri(place):
     """A real `mlflow server`, one tracked trial by hand, and the same command again."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",

@@ -117,10 +117,13 @@ def shared_and_own_settings(
     places, not of rows.
     """
     labels = row_labels(trials, full=full)
-    rows = {labels[t.id]: settings(t) for t in trials}
-    noises = [{k: v for k, v in settings(t).items() if k.startswith("noise.")} for t in trials]
-    varied = {k for noise in noises for k in noise if any(n.get(k) != noise[k] for n in noises)}
-    rows = {row: {k: v for k, v in values.items() if k not in varied} for row, values in rows.items()}
+    settings_of = {t.id: settings(t) for t in trials}
+    known = {k for values in settings_of.values() for k in values if k.startswith("noise.")}
+    varied = {k for k in known if len({values.get(k) for values in settings_of.values()}) > 1}
+    rows = {
+        labels[trial]: {k: v for k, v in values.items() if k not in varied}
+        for trial, values in settings_of.items()
+    }
     keys = list(dict.fromkeys(k for values in rows.values() for k in values))
     shared: dict[str, str] = {}
     for key in keys:

@@ -45,9 +45,9 @@ def cost_tables(frame: pd.DataFrame, where: str) -> list[Table]:
     rest = (
         "Means over the finished trials of a row. Forward passes: pairs that go through a network in a "
         "step, over the pairs of its batch, mean over all epochs, warm-up included (passes between epochs "
-        "are not included). Peak memory: of the GPU "
-        "where there is one; on a CPU of the process, including memory that earlier trials left. Networks: "
-        "number of networks with averaged similarities at test. Parameters: trained parameters in millions. "
+        "are not included). Peak memory: of the GPU where there is one; on a CPU of the process, including "
+        "memory that earlier trials left. Networks: number of networks with averaged similarities at test. "
+        "Parameters: trained parameters in millions. "
         f"{energy} {marks(frame)}"
     )
     size = {

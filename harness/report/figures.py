@@ -93,8 +93,8 @@ def _paler(colour: str, share: float) -> str:
 @drawn
 def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
     """rSum over the noise ratio: mean line, band of one sd (up to `BANDS` rows, beyond which bands overlap),
-    and the seeds as dots, those of each row side by side (with one ratio, the means too); the oracle upper
-    bound is dashed, and rows of several networks have open markers.
+    and the seeds as dots, those of each row side by side (with one ratio, the means too); the oracle is
+    dashed, and rows of several networks have open markers.
     """
     table = cells(frame, "rsum")
     ratios = np.unique(frame["noise_ratio"])

@@ -13,12 +13,12 @@ from harness.config.sweep_file import parse_sweep
 from harness.record.types import MethodFacts, SweepRecord, TrialRecord
 from harness.report.__main__ import main as report
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
-from harness.report.cost import cost_figure
+from harness.report.cost import cost_figure, cost_tables
 from harness.report.figures import styles
 from harness.report.results import cells, needs, primary, tidy
 from harness.report.stability import seeds_table, shares_table, stability, stability_table
 from harness.report.tables import Cell, Table
-from harness.report.write import _state, write
+from harness.report.write import _origin, _state, write
 from harness.sweep.preflight import check_trial
 from methods import FAMILIES, METHODS
 from tests import golden, layouts, small
@@ -220,6 +220,16 @@ def test_a_method_has_one_colour_everywhere():
     assert len(set(both.values())) == 3
 
 
+def test_each_row_has_a_marker_of_its_own_and_many_rows_of_a_method_colours():
+    names = ["clip", "clip ×2", "npc", *(f"npc (step={i})" for i in range(6))]
+    rows = with_marks(frame([(name, 0, 0, 1, 1) for name in names]))
+    rows["method"] = [name.split()[0] for name in names]
+    found = styles(rows)
+    assert len({marker for _, marker in found.values()}) == len(names)
+    assert len({colour for colour, _ in found.values()}) == len(names)
+    assert found["clip"] == styles(rows[rows["row"] == "clip"])["clip"]
+
+
 def test_cells_say_their_n():
     found = cells(frame([("a", 0, 0, 1, 1), ("a", 0, 1, 3, 1), ("a", 0, 2, np.nan, 1)]), "rsum").loc["a", 0]
     assert (found["mean"], found["n"], found["planned"]) == (2, 2, 3)
@@ -272,6 +282,44 @@ def test_settings_say_what_was_cut_for_one_method():
     assert own["mscn"]["epochs"] == "1"
     assert own["clip"] == {"n_networks": "1"}
     assert own["triplet"] == {"margin": "0.2", "warmup_epochs": "0"}
+
+
+def test_settings_are_shared_that_half_of_the_rows_have_and_noise_that_differs_is_no_rows():
+    trials = small.sweep(
+        "clip", grid={"weight_decay": [0.1, 0.2, 0.3], "noise": [{"model": "shuffle"}, {"model": "partial"}]}
+    ).trials
+    shared, own = shared_and_own_settings(trials)
+    assert "weight_decay" not in shared
+    assert [values["weight_decay"] for values in own.values()] == ["0.1", "0.2", "0.3"]
+    assert not any(key.startswith("noise.") for values in (shared, *own.values()) for key in values)
+
+
+def test_a_report_names_each_search_with_the_methods_that_have_its_settings():
+    trials = small.sweep("clip", "triplet", "npc").trials
+    searches = {"clip": "0" * 12, "triplet": "1" * 12, "npc": "0" * 12}
+    records = {
+        t.id: TrialRecord(
+            t,
+            "run",
+            "FINISHED",
+            {"test/rsum": 1.0},
+            {"search": "found", "search_digest": searches[t.method], "search_tries": "12", "code": "c"},
+        )
+        for t in trials
+    }
+    facts = {t.method: MethodFacts.of(t.method) for t in trials}
+    lines = _origin(SweepRecord("small", "", False, trials, records, facts))
+    assert lines[:2] == [
+        f"- settings from the search found (digest {'0' * 12}, 12 tries for each method): clip, npc",
+        f"- settings from the search found (digest {'1' * 12}, 12 tries for each method): triplet",
+    ]
+
+
+def test_one_slow_trial_does_not_make_a_method_slow():
+    rows = primary(tidy(golden.source("golden").sweep))
+    clip = rows[(rows["row"] == "clip") & rows["done"]].head(3).assign(seconds=[9.0, 10.0, 400.0])
+    time, _ = cost_tables(clip, "here")
+    assert time.rows[0][1].text == "10.0"
 
 
 def test_latex_escapes_and_rules():
