@@ -83,8 +83,13 @@ def server(postgres, tmp_path):
             stdout=stream,
             stderr=stream,
             start_new_session=True,
-            # Without the runners of evaluation jobs: ten processes that nothing here needs.
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            # With the connections that docs/clusters.md gives it, and without the runners of evaluation jobs:
+            # ten processes that nothing here needs.
+            env={
+                **os.environ,
+                "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "30",
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            },
         )
 
     def answers():
