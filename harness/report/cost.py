@@ -107,12 +107,13 @@ def cost_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | None:
         x=("seconds", "median"), x_low=("seconds", "min"), x_high=("seconds", "max")
     )
     points["y"] = done.groupby(["row", "noise_ratio"])["rsum"].mean().groupby("row").mean()
-    points.attrs = {"x": "seconds a trial, median (log scale)", "y": "test rSum, mean over noise ratios"}
+    of = "test rSum" + ", mean over noise ratios" * (ratios > 1)
+    points.attrs = {"x": "seconds a trial, median (log scale)", "y": of}
     file = slug("cost", where)
     figures.scatter(frame, points, where, folder / file, log=True)
     return Figure(
         f"rSum against cost: {where}",
         file,
-        "Up and to the left is better. Whiskers: the fastest and the slowest trial. Hollow: uses the "
-        "ground truth.",
+        "Up and to the left is better. Whiskers: the fastest and the slowest trial."
+        + figures.points_legend(done),
     )

@@ -26,7 +26,8 @@ class Design:
     Attributes:
         sd: standard deviation over seeds of the difference of two rows, pooled over all pairs of rows.
         seeds: finished ones of the row that has most.
-        comparisons: in the family that Holm's procedure corrects: every other row of a track against one.
+        comparisons: in the family that Holm's procedure corrects: every other row of a track against one,
+            oracles among them, as in the table of differences.
         endpoint: what is compared.
     """
 
@@ -73,15 +74,14 @@ def design_of(
         seeds, comparisons: of another sweep that is planned with such results; None: those of the frame.
 
     Returns:
-        None with fewer than two rows that share two seeds.
+        None with fewer than two rows that compete (oracles do not) and share two seeds.
     """
     frame = frame[frame["noise_ratio"] != MEAN]
     ratios = frame["noise_ratio"].nunique()
     several = ratios > 1 if several is None else several
     sd = paired_sd(frame, measure, several=several)
     measured = frame[frame[measure].notna()]
-    competing = measured[~measured["ground_truth"]]
-    rows = int(competing.groupby("track")["row"].nunique().max()) if len(competing) else 0
+    rows = int(measured.groupby("track")["row"].nunique().max()) if len(measured) else 0
     if np.isnan(sd) or rows < 2:
         return None
     endpoint = "rSum after the last epoch" + (", mean over noise ratios" if several else "")

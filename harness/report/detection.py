@@ -16,6 +16,7 @@ from harness.evaluation.metrics import BINS, Calibration, calibration
 from harness.record.types import StoreError
 from harness.report import figures
 from harness.report.accuracy import by_measure
+from harness.report.results import cells
 from harness.report.source import Source
 from harness.report.tables import Cell, Figure, Table, slug
 
@@ -80,12 +81,20 @@ def scores_table(frame: pd.DataFrame, where: str) -> Table:
     what = (
         "Confidence after the last epoch against the ground truth. AUROC, average precision and F1 "
         "(mismatched: confidence below 0.5) are for detecting mismatched training pairs. Chance level: "
-        "AUROC 0.5, AP the noise ratio r. Predicting that every pair mismatches has F1 2r / (1 + r); a "
-        "confidence that is never below 0.5 has F1 0. ECE: expected calibration error of the confidence "
-        f"that a pair matches ({BINS} bins); a constant 1 - r has ECE 0 but does not discriminate. Methods "
-        "without a confidence are omitted"
+        "AUROC 0.5, AP the noise ratio r. Predicting that every pair mismatches has F1 2r / (1 + r), and an "
+        "F1 that is not above it is never bold; a confidence that is never below 0.5 has F1 0. ECE: expected "
+        f"calibration error of the confidence that a pair matches ({BINS} bins); a constant 1 - r has ECE 0 "
+        "but does not discriminate. Methods without a confidence are omitted"
     )
-    return by_measure(frame, _SCORES, f"Noise detection: {where}", what)
+    table = by_measure(frame, _SCORES, f"Noise detection: {where}", what)
+    f1, realised = (cells(frame, name)["mean"] for name in ("f1", "realised_ratio"))
+    trivial = 2 * realised / (1 + realised)
+    column = 2 + list(_SCORES).index("f1")
+    for row in table.rows:
+        cell = row[1].text, float(row[0].text)
+        if not f1[cell].round(3) > trivial[cell].round(3):
+            row[column] = Cell(row[column].text)
+    return table
 
 
 def confidence_figures(

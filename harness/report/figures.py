@@ -134,7 +134,8 @@ def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
 def scatter(
     frame: pd.DataFrame, points: pd.DataFrame, title: str, target: Path, *, log: bool = False
 ) -> None:
-    """One point with whiskers for each row of the report.
+    """One point with whiskers for each row of the report; as in `degradation`, the oracle's are dashed, and
+    rows of several networks have open markers (`points_legend`).
 
     Args:
         frame: the tidy frame, for the style of each row.
@@ -154,19 +155,21 @@ def scatter(
                     for a in "xy"
                     if pd.notna(p.get(f"{a}_low"))
                 }
-                face = "none" if frame.loc[frame["row"] == row, "ground_truth"].any() else colour
-                axes.errorbar(
+                trials = frame[frame["row"] == row]
+                *_, bars = axes.errorbar(
                     p["x"],
                     p["y"],
                     **whiskers,
                     color=colour,
                     marker=marker,
                     markersize=8,
-                    markerfacecolor=face,
+                    markerfacecolor="white" if trials["networks"].max() > 1 else colour,
                     linestyle="",
                     elinewidth=1,
                     label=row,
                 )
+                for bar in bars:
+                    bar.set_linestyle("--" if trials["ground_truth"].any() else "-")
         if log:
             axes.set_xscale("log")
             low, high = axes.get_xlim()
@@ -176,6 +179,15 @@ def scatter(
             axes.xaxis.set_minor_locator(NullLocator())
         axes.set(xlabel=points.attrs["x"], ylabel=points.attrs["y"], title=title)
         _legend(axes)
+
+
+def points_legend(frame: pd.DataFrame) -> str:
+    """What the marks of `scatter` mean, of those that occur."""
+    texts = {
+        " Open markers: several networks.": frame["networks"].max() > 1,
+        " Dashed: uses the ground truth.": frame["ground_truth"].any(),
+    }
+    return "".join(text for text, applies in texts.items() if applies)
 
 
 @drawn

@@ -68,14 +68,17 @@ def _figure(frame: pd.DataFrame, numbers: pd.DataFrame, where: str, folder: Path
     points = pd.DataFrame(
         {"x": numbers["seconds"], "y": numbers["mean"], "y_low": numbers["low"], "y_high": numbers["high"]}
     )
-    points.attrs = {"x": "seconds a trial, median (log scale)", "y": "test rSum, mean over noise ratios"}
+    several = frame["noise_ratio"].nunique() > 1
+    of = "test rSum" + ", mean over noise ratios" * several
+    points.attrs = {"x": "seconds a trial, median (log scale)", "y": of}
     file = slug("headline", where)
     figures.scatter(frame, points, where, folder / file, log=True)
     return Figure(
-        f"rSum against cost, with its range over noise ratios: {where}",
+        f"rSum against cost{', with its range over noise ratios' * several}: {where}",
         file,
-        "Up: more accurate (test rSum, mean over noise ratios). Short whiskers: more stable (from the mean "
-        "at the worst ratio to that at the best). To the left: cheaper. Hollow: uses the ground truth."
+        f"Up: more accurate ({of}). To the left: cheaper."
+        + " Short whiskers: more stable (from the mean at the worst ratio to that at the best)." * several
+        + figures.points_legend(frame[frame["row"].isin(numbers.index)])
         + (f" Not drawn, of unknown cost: {', '.join(unknown)}." if unknown else ""),
     )
 

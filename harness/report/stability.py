@@ -138,7 +138,8 @@ def stability_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | 
     return Figure(
         f"Stability against accuracy: {where}",
         file,
-        "Up and to the right is better. Whiskers: 95 % t interval over seeds. Hollow: uses the ground truth.",
+        "Up and to the right is better. Whiskers: 95 % t interval over seeds."
+        + figures.points_legend(frame[frame["row"].isin(points.index)]),
     )
 
 

@@ -30,7 +30,7 @@ from harness.report.cost import cost_figure, cost_tables
 from harness.report.design import design_of, rounding_table
 from harness.report.drawing import finish
 from harness.report.external import rows_text, with_external, without_external
-from harness.report.figures import BANDS, degradation
+from harness.report.figures import BANDS, degradation, points_legend
 from harness.report.gallery import galleries
 from harness.report.headline import headline
 from harness.report.page import Page, trial_lines
@@ -38,7 +38,6 @@ from harness.report.published import papers_table
 from harness.report.results import (
     COLLAPSED,
     MEASURES,
-    TRACKS,
     collapsed,
     over_noise_seeds,
     primary,
@@ -174,15 +173,15 @@ def _of_one(
         yield "headline", content
     if done:
         file = slug("degradation", where)
-        band = "a band of one sd over seeds, " if part["row"].nunique() <= BANDS else ""
-        open_markers = "; open markers: several networks" if part["track"].eq(TRACKS[1]).any() else ""
+        drawn_bands = part["row"].nunique() <= BANDS and part["noise_ratio"].nunique() > 1
+        band = "a band of one sd over seeds, " if drawn_bands else ""
         degradation(part, where, folder / file)
         yield (
             "rSum",
             Figure(
                 f"rSum over the noise ratio: {where}",
                 file,
-                f"Test rSum after the last epoch: mean, {band}and the seeds as dots{open_markers}.",
+                f"Test rSum after the last epoch: mean, {band}and the seeds as dots.{points_legend(part)}",
             ),
         )
     yield (

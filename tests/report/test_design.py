@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from harness.report.accuracy import by_ratio
+from harness.report.comparison import differences_table
 from harness.report.design import design_of, detectable_difference, needed_seeds, paired_sd, seeds_for
 from tests.report.test_comparison import trials
 from tests.report.test_results import frame
@@ -44,6 +45,16 @@ def test_the_spread_is_that_of_pairs_and_of_the_mean_over_ratios():
     assert paired_sd(made, "rsum", several=True) == pytest.approx(2, rel=0.05)
     assert design_of(made[made["row"] == "clip"]) is None
     assert design_of(made[made["seed"] == 0]) is None
+
+
+def test_the_oracle_counts_among_the_comparisons_as_in_the_table_of_differences():
+    competing = trials({"clip": 0, "a": 1, "b": 2})
+    made = trials({"clip": 0, "a": 1, "b": 2, "ceiling": 5})
+    design = design_of(made)
+    table = differences_table(made, "clip", "t")
+    assert design.comparisons == len(table.rows) == 3
+    assert design.sd == design_of(competing).sd  # it does not compete, so its spread is not theirs
+    assert design.detectable > design_of(competing).detectable
 
 
 def test_nothing_is_underlined_where_seeds_are_too_few():

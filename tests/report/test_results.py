@@ -14,7 +14,9 @@ from harness.record.types import MethodFacts, SweepRecord, TrialRecord
 from harness.report.__main__ import main as report
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
 from harness.report.cost import cost_figure, cost_tables
-from harness.report.figures import styles
+from harness.report.detection import scores_table
+from harness.report.figures import points_legend, styles
+from harness.report.headline import headline
 from harness.report.results import cells, needs, primary, tidy
 from harness.report.stability import seeds_table, shares_table, stability, stability_table
 from harness.report.tables import Cell, Table
@@ -245,6 +247,30 @@ def test_bold_is_the_best_complete_cell_that_does_not_know_the_truth():
     assert "| ceiling ‡" in text
     assert "| clean ×2 †" in text
     assert text.count("**") == 2
+
+
+def test_an_f1_is_bold_only_above_that_of_calling_every_pair_mismatched():
+    made = frame([(row, 0.6, seed, 100, 1) for row in ("a", "b") for seed in (0, 1)])
+    made = made.assign(realised_ratio=0.6, auroc=0.5, average_precision=0.6, ece=0.1)
+
+    def shown(of_a, of_b):
+        made["f1"] = made["row"].map({"a": of_a, "b": of_b})
+        return scores_table(made, "t").markdown()
+
+    assert "**" not in shown(0.75, 0.5)  # 2r / (1 + r) at r = 0.6
+    assert "**0.760 ± 0.000**" in shown(0.75, 0.76)
+
+
+def test_captions_explain_the_marks_that_are_drawn(tmp_path):
+    """And nothing of bands and whiskers over ratios where there is one ratio."""
+    one, two, known = (frame([(row, 0.4, 0, 100, 1)]) for row in ("a", "clean", "ceiling"))
+    assert points_legend(one) == ""
+    assert points_legend(pd.concat([one, two])) == " Open markers: several networks."
+    assert points_legend(pd.concat([one, known])) == " Dashed: uses the ground truth."
+    for ratios in (1, 2):
+        made = frame([(row, 0.2 * (k + 1), 0, 100 + k, 1) for row in "ab" for k in range(ratios)])
+        figure, _ = headline(with_marks(made.assign(seconds=1.0)), "t", tmp_path)
+        assert ("hiskers" in figure.caption) == (", with its range" in figure.title) == (ratios > 1)
 
 
 def test_tables_of_a_sweep_that_has_not_begun_have_no_numbers():

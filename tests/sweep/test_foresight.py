@@ -10,13 +10,13 @@ from tests import recorded, small
 GRID = {"noise_ratio": [0.2, 0.4], "seed": [0, 1, 2]}
 
 
-def test_the_oracle_is_no_comparison(tmp_path, monkeypatch):
+def test_the_oracle_counts_among_the_comparisons_as_in_the_table_of_differences(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sweep = small.sweep("clip", "triplet", "oracle", grid=GRID)
     recorded.bundle(sweep, Path("results/small"))
     (note,) = design_notes(sweep)
     assert note.startswith("tests.small:load, from results/small. Design: ")
-    assert "With 3 seeds and 1 comparison, a" in note
+    assert "With 3 seeds and 2 comparisons, a" in note
 
 
 def test_a_variant_of_a_data_set_tells_nothing_of_another(tmp_path, monkeypatch):
