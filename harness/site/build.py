@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness import PROTOCOL_VERSION
+from harness.report.published import FILE
 from harness.site.bundles import Found, find_bundles, source_address
 from harness.site.methods import Section, facts, page_names, rendered, sections
 from harness.site.rows import LEVELS, Links, Origin, Row, all_rows
@@ -100,7 +101,7 @@ def _copied(found: Found, inputs: Inputs, folder: Path) -> Links:
                 archive.writestr(entry, file.read_bytes())
     sweep = found.folder.parents[1].name if found.program else found.folder.name
     source = source_address(found.program.source.repository) if found.program else ""
-    return Links(_report(sweep, inputs, folder), bundle, source)
+    return Links(_report(sweep, inputs, folder), bundle, source=source)
 
 
 def _report(sweep: str, inputs: Inputs, folder: Path) -> str:
@@ -131,6 +132,7 @@ def _write_assets(docs: Path, folder: Path) -> None:
     own = (_HERE / "site.css").read_text(encoding="utf-8")
     (folder / "site.css").write_text(f"{theme}{own}", encoding="utf-8")
     shutil.copyfile(_HERE / "site.js", folder / "site.js")
+    shutil.copyfile(FILE, folder / FILE.name)
     if (docs / "assets" / "katex").is_dir():
         shutil.copytree(docs / "assets" / "katex", folder / "katex")
         shutil.copyfile(docs / "assets" / "mathematics.js", folder / "katex" / "mathematics.js")

@@ -17,7 +17,7 @@ import pandas as pd
 
 from harness.evaluation.metrics import RECALLS
 from harness.record.types import SweepRecord
-from harness.report.published import network_name, networks_at_test, published, published_name
+from harness.report.published import FILE, network_name, networks_at_test, published, published_name
 from harness.report.results import MEAN, MEASURES, over_noise_seeds, primary, tidy
 from harness.report.stats import mean_interval
 from harness.site.methods import facts, key_of_published
@@ -39,12 +39,14 @@ _NETWORKS = {"vit-b-32": "ViT-B/32", "vit-b-16": "ViT-B/16", "vit-l-14": "ViT-L/
 
 @dataclass(frozen=True)
 class Links:
-    """Where a row comes from: addresses of its report and its bundle (relative to the site) and of its source
-    (`github.com/...`, without a scheme); empty where there is none.
+    """Where a row comes from: addresses of its report, its bundle and, where a paper reports it, the table of
+    papers' rows (relative to the site), and of its source (`github.com/...`, without a scheme); empty where
+    there is none.
     """
 
     report: str = ""
     bundle: str = ""
+    table: str = ""
     source: str = ""
 
 
@@ -284,7 +286,7 @@ def _of_published(line: Mapping[Any, Any]) -> Row:
         level="flagged" if line["flag"] else "published",
         note=line["flag"],
         cited=line["source"],
-        links=Links(source=_address(line["source"])),
+        links=Links(table=FILE.name, source=_address(line["source"])),
     )
 
 

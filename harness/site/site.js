@@ -84,6 +84,7 @@ function originCell(row) {
   const links = [
     row.report && link("report", inSite(row.report), `report ${of}`),
     row.bundle && link("bundle", inSite(row.bundle), `bundle ${of}`),
+    row.table && link("table", inSite(row.table), `table with the line ${of}`),
     row.source && link("source", `https://${row.source}`, `source ${of}`),
   ].filter(Boolean);
   const cited = row.cited ? [node("small", row.cited, {class: "cited"})] : [];

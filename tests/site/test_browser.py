@@ -92,9 +92,11 @@ def test_rows_of_all_kinds_stand_in_one_table(site, open_page):
     chosen(page, dataset="MS-COCO 5K", ratio="0.2")
     page.fill("#text", "823d781")
     assert column(page, "label") == ["NPC", "CLIP"]
-    assert page.locator("td.origin a").first.get_attribute("href") == (
-        "https://github.com/ZhangXu0963/NPC/tree/823d781"
-    )
+    assert [a.get_attribute("href") for a in page.locator("td.origin a").all()[:2]] == [
+        "published_results.csv",
+        "https://github.com/ZhangXu0963/NPC/tree/823d781",
+    ]
+    assert "823d781" in (site / "published_results.csv").read_text()
 
 
 def test_filters_narrow_and_count_what_is_left(site, open_page):

@@ -46,6 +46,7 @@ def test_a_published_row_has_the_numbers_of_its_table():
     assert row.links.source == "github.com/ZhangXu0963/NPC/tree/823d781"
     without = Counter(row.origin for row in published_rows() if not row.links.source)
     assert without == {"VACSR 2026": 10}  # whose address is not known
+    assert all(row.links.table == "published_results.csv" for row in published_rows())
 
 
 @pytest.mark.parametrize(
