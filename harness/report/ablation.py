@@ -129,7 +129,7 @@ def axis_figure(axis: Axis, frame: pd.DataFrame, measure: str, where: str, folde
     file = slug("axis", *([] if measure == "rsum" else [measure]), axis.name, where)
     figures.axis(lines, level, axis.name, _name(measure), where, folder / file)
     caption = "Mean, a band of one sd over seeds, and the seeds as dots; values are equally spaced." + (
-        " Dashed: methods of one row, with their own settings." if level else ""
+        " Grey lines: methods of one row, with their own settings." if level else ""
     )
     return Figure(f"{_name(measure)} over {axis.name}: {where}", file, caption)
 

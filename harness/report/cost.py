@@ -112,8 +112,8 @@ def cost_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | None:
     file = slug("cost", where)
     figures.scatter(frame, points, where, folder / file, log=True)
     return Figure(
-        f"rSum against cost: {where}",
+        f"rSum against cost, with its range over trials: {where}",
         file,
         "Up and to the left is better. Whiskers: the fastest and the slowest trial."
-        + figures.points_legend(done),
+        + figures.marks_legend(done),
     )

@@ -24,7 +24,8 @@ class Design:
     """What paired comparisons over seeds can show.
 
     Attributes:
-        sd: standard deviation over seeds of the difference of two rows, pooled over all pairs of rows.
+        sd: standard deviation over seeds of the difference of two rows, pooled over all pairs of rows
+            that compete (oracles do not).
         seeds: finished ones of the row that has most.
         comparisons: in the family that Holm's procedure corrects: every other row of a track against one,
             oracles among them, as in the table of differences.
@@ -51,8 +52,8 @@ class Design:
         found = "no difference (one seed)" if np.isinf(self.detectable) else f"{self.detectable:.1f} points"
         return (
             f"Design: the difference of two rows in {self.endpoint} has a standard deviation of "
-            f"{self.sd:.1f} over seeds (pooled over all pairs of rows). With {self.seeds} seeds and "
-            f"{self.comparisons} comparison{'s' * (self.comparisons > 1)}, a paired t test finds {found} "
+            f"{self.sd:.1f} over seeds (pooled over all pairs of rows that compete). With {self.seeds} seeds "
+            f"and {self.comparisons} comparison{'s' * (self.comparisons > 1)}, a paired t test finds {found} "
             f"with a power of {POWER:.0%} after Holm's correction; {RESOLUTION:g} points take "
             f"{self.needed} seeds, and below that nothing is underlined."
         )
@@ -74,7 +75,8 @@ def design_of(
         seeds, comparisons: of another sweep that is planned with such results; None: those of the frame.
 
     Returns:
-        None with fewer than two rows that compete (oracles do not) and share two seeds.
+        None with fewer than two rows that compete (oracles do not) and share two seeds, or where each is
+        alone in its track.
     """
     frame = frame[frame["noise_ratio"] != MEAN]
     ratios = frame["noise_ratio"].nunique()

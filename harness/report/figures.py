@@ -93,8 +93,9 @@ def _paler(colour: str, share: float) -> str:
 @drawn
 def degradation(frame: pd.DataFrame, title: str, target: Path) -> None:
     """rSum over the noise ratio: mean line, band of one sd (up to `BANDS` rows, beyond which bands overlap),
-    and the seeds as dots, those of each row side by side (with one ratio, the means too); the oracle is
-    dashed, and rows of several networks have open markers.
+    and the seeds as dots, those of each row side by side; the oracle is dashed, and rows of several networks
+    have open markers (`marks_legend`). With one ratio there are no lines and bands, and means stand side by
+    side too.
     """
     table = cells(frame, "rsum")
     ratios = np.unique(frame["noise_ratio"])
@@ -135,7 +136,7 @@ def scatter(
     frame: pd.DataFrame, points: pd.DataFrame, title: str, target: Path, *, log: bool = False
 ) -> None:
     """One point with whiskers for each row of the report; as in `degradation`, the oracle's are dashed, and
-    rows of several networks have open markers (`points_legend`).
+    rows of several networks have open markers (`marks_legend`).
 
     Args:
         frame: the tidy frame, for the style of each row.
@@ -181,11 +182,16 @@ def scatter(
         _legend(axes)
 
 
-def points_legend(frame: pd.DataFrame) -> str:
-    """What the marks of `scatter` mean, of those that occur."""
+def marks_legend(drawn_rows: pd.DataFrame, *, dashes: bool = True) -> str:
+    """What open markers and dashes mean in the caption of a figure that has any, each text after a space.
+
+    Args:
+        drawn_rows: the part of the tidy frame whose rows are in the figure.
+        dashes: whether rows have lines or whiskers, which can be dashed.
+    """
     texts = {
-        " Open markers: several networks.": frame["networks"].max() > 1,
-        " Dashed: uses the ground truth.": frame["ground_truth"].any(),
+        " Open markers: several networks.": drawn_rows["networks"].max() > 1,
+        " Dashed: uses the ground truth.": dashes and drawn_rows["ground_truth"].any(),
     }
     return "".join(text for text, applies in texts.items() if applies)
 

@@ -78,7 +78,9 @@ def _figure(frame: pd.DataFrame, numbers: pd.DataFrame, where: str, folder: Path
         file,
         f"Up: more accurate ({of}). To the left: cheaper."
         + " Short whiskers: more stable (from the mean at the worst ratio to that at the best)." * several
-        + figures.points_legend(frame[frame["row"].isin(numbers.index)])
+        + figures.marks_legend(
+            frame[frame["row"].isin(points.dropna(subset=["x", "y"]).index)], dashes=several
+        )
         + (f" Not drawn, of unknown cost: {', '.join(unknown)}." if unknown else ""),
     )
 
@@ -104,10 +106,15 @@ def _table(frame: pd.DataFrame, numbers: pd.DataFrame, where: str) -> Table:
         ]
         for row, line in numbers.iterrows()
     ]
+    what = (
+        "mean over seeds. Sd over seeds: ddof 1. Worst seed: lowest rSum"
+        if one_ratio
+        else "mean over noise ratios and seeds, and at the lowest and the highest ratio. Drop: the former "
+        "minus the latter. Sd over seeds: ddof 1, mean over ratios. Worst seed: lowest rSum at the highest "
+        "ratio"
+    )
     caption = (
-        "Test rSum after the last epoch: mean over noise ratios and seeds, and at the lowest "
-        "and the highest ratio. Drop: the former minus the latter. Sd over seeds: ddof 1, mean over ratios. "
-        "Worst seed: lowest rSum at the highest ratio. s/trial: median seconds of a trial. n: trials. "
+        f"Test rSum after the last epoch: {what}. s/trial: median seconds of a trial. n: trials. "
         "Needs: beside the training pairs and one network; further passes are looks at all pairs. "
         f"{legend(frame)}"
     )

@@ -138,8 +138,8 @@ def stability_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | 
     return Figure(
         f"Stability against accuracy: {where}",
         file,
-        "Up and to the right is better. Whiskers: 95 % t interval over seeds."
-        + figures.points_legend(frame[frame["row"].isin(points.index)]),
+        "Up and to the right is better. Whiskers: 95 % t interval of the area over seeds."
+        + figures.marks_legend(frame[frame["row"].isin(points.index)]),
     )
 
 

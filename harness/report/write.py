@@ -30,7 +30,7 @@ from harness.report.cost import cost_figure, cost_tables
 from harness.report.design import design_of, rounding_table
 from harness.report.drawing import finish
 from harness.report.external import rows_text, with_external, without_external
-from harness.report.figures import BANDS, degradation, points_legend
+from harness.report.figures import BANDS, degradation, marks_legend
 from harness.report.gallery import galleries
 from harness.report.headline import headline
 from harness.report.page import Page, trial_lines
@@ -173,15 +173,17 @@ def _of_one(
         yield "headline", content
     if done:
         file = slug("degradation", where)
-        drawn_bands = part["row"].nunique() <= BANDS and part["noise_ratio"].nunique() > 1
-        band = "a band of one sd over seeds, " if drawn_bands else ""
+        ratios = part["noise_ratio"].nunique() > 1
+        band = "a band of one sd over seeds, " if ratios and part["row"].nunique() <= BANDS else ""
+        aside = "beside it" if ratios else "in the same colour; rows stand side by side"
         degradation(part, where, folder / file)
         yield (
             "rSum",
             Figure(
                 f"rSum over the noise ratio: {where}",
                 file,
-                f"Test rSum after the last epoch: mean, {band}and the seeds as dots.{points_legend(part)}",
+                f"Test rSum after the last epoch: mean, {band}and the seeds as dots {aside}."
+                + marks_legend(part[part["done"]], dashes=ratios),
             ),
         )
     yield (

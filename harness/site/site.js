@@ -84,7 +84,7 @@ function originCell(row) {
   const links = [
     row.report && link("report", inSite(row.report), `report ${of}`),
     row.bundle && link("bundle", inSite(row.bundle), `bundle ${of}`),
-    row.table && link("table", inSite(row.table), `table with the line ${of}`),
+    row.table && link("table", inSite(row.table), `table of published rows, with the one ${of}`),
     row.source && link("source", `https://${row.source}`, `source ${of}`),
   ].filter(Boolean);
   const cited = row.cited ? [node("small", row.cited, {class: "cited"})] : [];
@@ -354,7 +354,7 @@ function drawPlot() {
   const plot = element("plot"), section = document.querySelector("#pareto figure");
   section.hidden = document.querySelector("#pareto details").hidden = !points.length;
   element("plot-about").textContent = points.length
-    ? `${name}. Up and to the left is better; the line joins the rows that no other beats in both. Squares: several networks at test; hollow: knows the ground truth.`
+    ? `${name}. Up and to the left is better; the line joins the rows that no other beats in both. Hollow: several networks at test; squares: knows the ground truth.`
     : "No row of this selection has both rSum and a cost: papers report none.";
   if (!points.length) return;
   const seconds = points.map(r => r.seconds), rsums = points.map(r => r.rsum);
@@ -384,8 +384,8 @@ function drawPlot() {
 }
 
 function pointOf(row, x, y, best) {
-  const kind = `${best ? "best" : ""} ${row.truth ? "hollow" : ""}`;
-  const mark = row.networks > 1
+  const kind = `${best ? "best" : ""} ${row.networks > 1 ? "hollow" : ""}`;
+  const mark = row.truth
     ? drawing("rect", {x: x - 5, y: y - 5, width: 10, height: 10, class: kind})
     : drawing("circle", {cx: x, cy: y, r: 5.5, class: kind});
   mark.append(drawing("title", {}, `${row.label}: rSum ${row.rsum.toFixed(1)}, ${row.seconds.toFixed(1)} s`));

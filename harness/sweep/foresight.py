@@ -9,7 +9,7 @@ from harness.config.labels import place_labels, row_labels
 from harness.config.sweep_file import Sweep
 from harness.lib.files import RESULTS
 from harness.record.bundle import Bundle
-from harness.record.types import StoreError
+from harness.record.types import MethodFacts, StoreError
 from harness.report.design import design_of
 from harness.report.results import over_noise_seeds, primary, tidy
 
@@ -24,10 +24,12 @@ def design_notes(sweep: Sweep) -> Iterator[str]:
     labels = row_labels(sweep.trials)
     for dataset in dict.fromkeys(data.values()):
         planned = [t for t in sweep.trials if data[t.id] == dataset]
-        tracks = Counter(
-            t.hyper.get("n_networks", 1) > 1 for t in {labels[t.id]: t for t in planned}.values()
-        )
-        rows = max(tracks.values(), default=0)
+        of_row = {labels[t.id]: t for t in planned}
+        competing = [row for row, t in of_row.items() if not MethodFacts.of(t.method).uses_ground_truth]
+        if len(competing) < 2:
+            continue
+        tracks = Counter(t.hyper.get("n_networks", 1) > 1 for t in of_row.values())
+        rows = max(tracks.values())
         seeds = max(len({t.seed for t in planned}), len({t.noise_seed for t in planned}))
         ratios = len({t.noise_ratio for t in planned})
         for bundle in _past(dataset):

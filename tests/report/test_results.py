@@ -15,7 +15,7 @@ from harness.report.__main__ import main as report
 from harness.report.accuracy import by_ratio, recalls_table, with_marks
 from harness.report.cost import cost_figure, cost_tables
 from harness.report.detection import scores_table
-from harness.report.figures import points_legend, styles
+from harness.report.figures import marks_legend, styles
 from harness.report.headline import headline
 from harness.report.results import cells, needs, primary, tidy
 from harness.report.stability import seeds_table, shares_table, stability, stability_table
@@ -261,16 +261,41 @@ def test_an_f1_is_bold_only_above_that_of_calling_every_pair_mismatched():
     assert "**0.760 ± 0.000**" in shown(0.75, 0.76)
 
 
-def test_captions_explain_the_marks_that_are_drawn(tmp_path):
-    """And nothing of bands and whiskers over ratios where there is one ratio."""
-    one, two, known = (frame([(row, 0.4, 0, 100, 1)]) for row in ("a", "clean", "ceiling"))
-    assert points_legend(one) == ""
-    assert points_legend(pd.concat([one, two])) == " Open markers: several networks."
-    assert points_legend(pd.concat([one, known])) == " Dashed: uses the ground truth."
-    for ratios in (1, 2):
-        made = frame([(row, 0.2 * (k + 1), 0, 100 + k, 1) for row in "ab" for k in range(ratios)])
-        figure, _ = headline(with_marks(made.assign(seconds=1.0)), "t", tmp_path)
-        assert ("hiskers" in figure.caption) == (", with its range" in figure.title) == (ratios > 1)
+def several_networks(rows):
+    """Rows of which "clean" has two networks, and "ceiling" uses the ground truth."""
+    return with_marks(frame(rows)).assign(seconds=1.0, dataset="d", noise="n")
+
+
+def test_captions_explain_the_marks_that_are_drawn():
+    one, two, known = (several_networks([(row, 0.4, 0, 100, 1)]) for row in ("a", "clean", "ceiling"))
+    assert marks_legend(one) == ""
+    assert marks_legend(pd.concat([one, two])) == " Open markers: several networks."
+    assert marks_legend(pd.concat([one, known])) == " Dashed: uses the ground truth."
+    assert marks_legend(pd.concat([one, known]), dashes=False) == ""
+
+
+@pytest.mark.parametrize("ratios", [1, 2])
+def test_points_have_open_markers_of_several_networks_and_dashes_of_the_truth(ratios, tmp_path, monkeypatch):
+    """The captions say so; nothing of whiskers and dashes where one ratio has none."""
+    figures = []
+    monkeypatch.setattr("harness.report.figures._save", lambda figure, target: figures.append(figure))
+    rows = [(row, 0.2 * k, 0, 90 + k, 1) for row in ("a", "clean", "ceiling") for k in range(1, ratios + 1)]
+    caption, table = headline(several_networks(rows), "t", tmp_path)
+    (axes,) = figures[0].axes
+    drawn = {
+        c.get_label(): (c.lines[0].get_markerfacecolor(), [b.get_linestyle() for b in c.lines[2]])
+        for c in axes.containers
+    }
+    (clean,) = (row for row in drawn if row.startswith("clean"))
+    (ceiling,) = (row for row in drawn if row.startswith("ceiling"))
+    assert drawn[clean][0] == "white"
+    assert "white" not in (drawn["a"][0], drawn[ceiling][0])
+    assert "Open markers: several networks." in caption.caption
+    assert drawn["a"][1][0][0][1] is None  # solid
+    assert drawn[ceiling][1][0][0][1] is not None
+    for said in ("hiskers", "Dashed"):
+        assert (said in caption.caption) == (ratios > 1)
+    assert ("range" in caption.title) == ("Drop" in table.caption) == (ratios > 1)
 
 
 def test_tables_of_a_sweep_that_has_not_begun_have_no_numbers():

@@ -229,8 +229,8 @@ def test_pages_of_the_table(site, open_page):
 
 def test_accuracy_against_cost_has_a_text_and_a_table(site, open_page):
     page = open_page(site, "index.html#ratio=0.4&levels=checked")
-    assert page.locator("#plot circle").count() == 2
-    assert page.locator("#plot circle.hollow").count() == 1  # the oracle does not compete
+    assert page.locator("#plot circle").count() == 1
+    assert page.locator("#plot rect").count() == 1  # the oracle, which does not compete
     assert "of 2 rows: clip " in page.locator("#plot-text").inner_text()
     assert "tests.small:load, shuffle, caption, 0.4" in page.locator("#plot-about").inner_text()
     page.click("#pareto summary")

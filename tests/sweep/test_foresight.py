@@ -17,6 +17,7 @@ def test_the_oracle_counts_among_the_comparisons_as_in_the_table_of_differences(
     (note,) = design_notes(sweep)
     assert note.startswith("tests.small:load, from results/small. Design: ")
     assert "With 3 seeds and 2 comparisons, a" in note
+    assert list(design_notes(small.sweep("clip", "oracle", grid=GRID))) == []  # nothing competes
 
 
 def test_a_variant_of_a_data_set_tells_nothing_of_another(tmp_path, monkeypatch):
