@@ -97,9 +97,12 @@ def links(store, server, name):
 
 
 def look(page, name):
-    """Keep what is seen, for the documents; without paths of this machine."""
+    """Keep what is seen, for the documents; without paths of this machine and the panel of MLflow's
+    assistant, which opens by itself.
+    """
     folder = os.environ.get("HARNESS_SCREENSHOTS")
     if folder:
+        page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]').click()
         page.wait_for_timeout(1500)  # until charts have grown to their size
         leaves = "[...document.querySelectorAll('*')].filter(e => !e.children.length)"
         page.evaluate(f"{leaves}.forEach(e => e.textContent.includes('file:///') && (e.textContent = ''))")
