@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -18,6 +20,7 @@ from harness.evaluation.metrics import RECALLS
 from harness.noise.files import write_index
 from harness.record.arrays import save_arrays
 from harness.record.bundle import Bundle, record_line
+from harness.record.lines import records_text
 from harness.record.store import Store, plan_of
 from harness.record.types import SweepHandle, TrialRecord
 
@@ -86,6 +89,19 @@ def bundle(sweep: Sweep, folder: Path) -> Bundle:
         )
     (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return made
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a bundle, compressed or not."""
+    return [json.loads(line) for line in records_text(folder).splitlines()]
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> str:
+    """Change the first line of a bundle. Returns the id of its trial."""
+    first, *others = lines_of(folder)
+    change(first)
+    (folder / "records.jsonl").write_text("".join(json.dumps(x) + "\n" for x in (first, *others)))
+    return str(first["trial"])
 
 
 def program(sweep: Sweep, folder: Path) -> None:

@@ -2,12 +2,12 @@
 without the store.
 
 `results/SWEEP/` holds `records.jsonl` (a line for each trial that is over: metrics, tags, parameters and
-curves over epochs), `arrays/TRIAL.npz` (ranks of all test queries, the last confidence; of the first seed the
-captions that images rank first, and diagnostics), `queries/FINGERPRINT.npz` (groups of the test queries),
-`noise/DIGEST.npz` (noise indices), `plan.json`, `sweep.yaml` and `environment.json`; a search has
-`search.json` and no arrays; `repeated.json` notes which trials were run again.
-A trial is appended when it has ended, so that a directory under version control can be committed in parts; of
-several lines of a trial the last counts.
+curves over epochs; of a search that has ended `records.jsonl.gz`), `arrays/TRIAL.npz` (ranks of all test
+queries, the last confidence; of the first seed the captions that images rank first, and diagnostics),
+`queries/FINGERPRINT.npz` (groups of the test queries), `noise/DIGEST.npz` (noise indices), `plan.json`,
+`sweep.yaml` and `environment.json`; a search has `search.json` and no arrays; `repeated.json` notes which
+trials were run again.
+A trial is appended when it has ended, so that a directory under version control can be committed in parts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from harness.config.trial import Trial
 from harness.lib.files import RESULTS, STORAGE, atomic_write
 from harness.lib.locks import acquire
 from harness.record.arrays import array_names, coarse, read_arrays, save_arrays, smallest
+from harness.record.lines import Lines
 from harness.record.provenance import PACKAGES
 from harness.record.repeated import Repetition, read_repetitions, repetitions_text
 from harness.record.store import Store, sweep_of_plan, trials_of
@@ -59,10 +59,7 @@ class Bundle:
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
         self.name, self.folder = name, folder or RESULTS / name
-        self._file = self.folder / "records.jsonl"
-        self._read = 0  # bytes of it,
-        self._inode = 0  # which is another file once a process has written it anew
-        self._known: dict[str, dict[str, Any]] = {}
+        self._lines = Lines(self.folder)
         self._runs: dict[str, dict[str, Any]] = {}
 
     @property
@@ -97,25 +94,19 @@ class Bundle:
             arrays: whether ranks, confidence and noise indices are kept (not of a search).
         """
         with self.locked():
-            known = self._lines()
+            known = self._lines.read()
             new = [r for r in records if r.over and known.get(r.trial.id, {}).get("status") != "FINISHED"]
             for record in new:
                 if arrays and record.done:
                     self._add_arrays(store, record)
-            lines = [record_line(r, self._curves(store, r) if r.done else {}) for r in new]
-            with open(self._file, "ab") as stream:
-                torn = stream.tell() > self._read  # a line that a killed process has begun
-                stream.write(b"\n" * torn + b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+            self._lines.append(record_line(r, self._curves(store, r) if r.done else {}) for r in new)
 
     def close(self) -> None:
-        """Write the file of environments, and leave one line of each trial."""
+        """Write the file of environments, and leave one line of each trial, of a search compressed."""
         with self.locked():
-            lines = self._lines().values()
-            self._write("environment.json", json.dumps(_environments(lines), indent=1))
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            if lines and text.encode() != self._file.read_bytes():
-                self._write(self._file.name, text.rstrip("\n"))
-                self._read = len(text.encode())
+            environments = _environments(self._lines.read().values())
+            self._write("environment.json", json.dumps(environments, indent=1))
+            self._lines.tidy(packed=bool(self._plan().get("search")))
 
     def note_repeated(self, repetition: Repetition) -> None:
         """Note that a trial was run again. It replaces what was noted of it in the same environment; notes
@@ -185,25 +176,9 @@ class Bundle:
 
     # Reading
 
-    def _lines(self) -> dict[str, dict[str, Any]]:
-        """The lines by trial; what was added since the last call is read."""
-        if self._file.is_file():
-            with open(self._file, "rb") as stream:
-                inode = os.fstat(stream.fileno()).st_ino
-                self._read = self._read if inode == self._inode else 0
-                self._inode = inode
-                stream.seek(self._read)
-                whole = stream.read().rpartition(b"\n")
-            for text in whole[0].splitlines():
-                with contextlib.suppress(ValueError):  # a line that a killed process has begun
-                    line = json.loads(text)
-                    self._known[line["trial"]] = line
-            self._read += len(whole[0]) + len(whole[1])
-        return self._known
-
     def _line_of(self, run: str) -> dict[str, Any]:
         if run not in self._runs:
-            self._runs = {line["run"]: line for line in self._lines().values()}
+            self._runs = {line["run"]: line for line in self._lines.read().values()}
         return self._runs[run]
 
     def sweep(self) -> SweepRecord:
@@ -230,7 +205,7 @@ class Bundle:
 
     def records(self, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
         """What it holds of these trials, by id."""
-        lines = self._lines()
+        lines = self._lines.read()
         return {
             t.id: TrialRecord(t, line["run"], line["status"], _metrics(line), dict(line["tags"]))
             for t in trials
@@ -238,8 +213,8 @@ class Bundle:
         }
 
     def line_digest(self, trial_id: str) -> str:
-        """The SHA-256 of the line of a trial in `records.jsonl`; empty where it has none."""
-        line = self._lines().get(trial_id)
+        """The SHA-256 of the line of a trial; empty where it has none."""
+        line = self._lines.read().get(trial_id)
         return hashlib.sha256(json.dumps(line).encode()).hexdigest() if line else ""
 
     def repeated(self) -> list[Repetition]:
@@ -287,7 +262,7 @@ class Bundle:
         ranks = read_arrays(file, f"{part}/")
         if not ranks and part == "test":  # the last epoch is the best on dev
             ranks = read_arrays(file, "last/")
-        queries = self._queries_file(self._lines()[trial_id]["tags"]["data_fingerprint"])
+        queries = self._queries_file(self._lines.read()[trial_id]["tags"]["data_fingerprint"])
         shared = read_arrays(queries) if ranks and part != "dev" and queries.is_file() else {}
         return {**shared, **ranks}
 

@@ -26,6 +26,7 @@ from harness.record.check_data import (
     ranking_errors,
 )
 from harness.record.external import external_bundles, facts_of, misfits
+from harness.record.lines import records_file, records_text
 from harness.record.store import trials_of
 from harness.record.tries import result_of
 from harness.record.types import STOPPED_EARLY, MethodFacts, StoreError
@@ -103,14 +104,13 @@ def _has_methods() -> bool:
 def _read(folder: Path, *, ids: bool = True) -> Content:
     try:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        text = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
-        lines = [json.loads(line) for line in text]
+        lines = [json.loads(line) for line in records_text(folder).splitlines()]
         trials, unknown = _trials(plan, ids)
         bad = next((i for i, x in enumerate(lines, 1) if any(k not in x for k in ("trial", *_NEEDED))), None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder} is no bundle: {' '.join(str(error).split())[:200]}") from None
     if bad:
-        raise StoreError(f"{folder}: line {bad} of records.jsonl lacks a field")
+        raise StoreError(f"{folder}: line {bad} of {records_file(folder).name} lacks a field")
     classes = ids and not unknown
     return Content(folder, plan, trials, {x["trial"]: x for x in lines}, classes, unknown)
 

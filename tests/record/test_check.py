@@ -16,6 +16,7 @@ from harness.record.check import check_bundle
 from harness.record.types import StoreError
 from harness.results import main
 from tests import recorded, small
+from tests.recorded import lines_of, rewrite
 from tests.sweep.running import run_sweep, write
 
 ROOT = Path(__file__).parents[2]
@@ -38,18 +39,6 @@ def swept(tmp_path_factory, feature_cache):
 @pytest.fixture
 def made(swept, tmp_path):
     return shutil.copytree(swept / "made", tmp_path / "made")
-
-
-def lines_of(folder):
-    return [json.loads(x) for x in (folder / "records.jsonl").read_text().splitlines()]
-
-
-def rewrite(folder, change):
-    """The records with the first of them changed."""
-    first, *others = lines_of(folder)
-    change(first)
-    (folder / "records.jsonl").write_text("".join(json.dumps(x) + "\n" for x in (first, *others)))
-    return first["trial"]
 
 
 def test_bundles_as_they_are_made_have_no_errors(swept, capsys):

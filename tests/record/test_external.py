@@ -19,6 +19,7 @@ from harness.record.external import external_bundles, import_row, misfits
 from harness.results import main
 from tests import recorded, small
 from tests.config.test_external import row_with
+from tests.recorded import rewrite
 
 RATIOS, SEEDS = (0.2, 0.4), (0, 1)
 
@@ -249,13 +250,6 @@ def test_an_external_row_is_not_run_again(imported, capfd):
     told = " ".join(capfd.readouterr().err.split())
     assert "note: 4 cannot be run again here: another program has trained it" in told
     assert "0 run again" in told
-
-
-def rewrite(folder: Path, change) -> str:
-    first, *others = [json.loads(x) for x in (folder / "records.jsonl").read_text().splitlines()]
-    change(first)
-    (folder / "records.jsonl").write_text("".join(json.dumps(x) + "\n" for x in (first, *others)))
-    return first["trial"]
 
 
 def add(*names):

@@ -20,6 +20,7 @@ from harness.site.rows import LEVELS, Links, Origin, all_rows, published_rows, s
 from methods import METHODS
 from methods.base import Method
 from tests import golden
+from tests.recorded import rewrite
 from tests.site.made import ROOT
 from tests.site.made import results as made_results
 
@@ -211,11 +212,8 @@ def test_bundles_of_sweeps_and_external_rows_are_read(results):
 def test_an_external_row_that_does_not_fit_its_sweep_is_left_out(results, tmp_path):
     """And the sweep beside it stays."""
     shutil.copytree(results / "made", tmp_path / "made")
-    (file,) = (tmp_path / "made" / "external").glob("*/records.jsonl")
-    first, *others = file.read_text().splitlines()
-    line = json.loads(first)
-    line["tags"]["noise_digest"] = "0" * 16
-    file.write_text("\n".join([json.dumps(line), *others]) + "\n")
+    (folder,) = (tmp_path / "made" / "external").iterdir()
+    rewrite(folder, lambda line: line["tags"].update(noise_digest="0" * 16))
     sweep, row = find_bundles(tmp_path)
     assert (sweep.errors, row.sweep) == ([], None)
     assert any("noise index is 0000000000000000" in error for error in row.errors)
@@ -223,15 +221,11 @@ def test_an_external_row_that_does_not_fit_its_sweep_is_left_out(results, tmp_pa
 
 @pytest.mark.parametrize("metric", ["last/rsum", "last/t2i_r1"])
 def test_a_bundle_with_a_changed_number_is_left_out(results, tmp_path, metric):
-    shutil.copytree(results / "made", tmp_path / "made")
-    file = tmp_path / "made" / "records.jsonl"
-    first, *others = file.read_text().splitlines()
-    line = json.loads(first)
-    line[metric] += 1
-    file.write_text("\n".join([json.dumps(line), *others]) + "\n")
+    folder = shutil.copytree(results / "made", tmp_path / "made")
+    trial = rewrite(folder, lambda line: line.update({metric: line[metric] + 1}))
     found = find_bundles(tmp_path)[0]
     assert found.sweep is None
-    assert any(line["trial"] in error for error in found.errors)
+    assert any(trial in error for error in found.errors)
 
 
 def test_a_bundle_may_be_unfinished(results, tmp_path):

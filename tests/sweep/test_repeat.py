@@ -15,6 +15,7 @@ from harness.record.types import StoreError
 from harness.results import main
 from harness.sweep.repeat import repeat_bundle, spread
 from tests import small
+from tests.recorded import rewrite
 from tests.sweep.running import run_sweep, write
 
 
@@ -38,14 +39,6 @@ def made(swept, tmp_path, monkeypatch):
     """A bundle by itself: no store and no checkpoints are near."""
     monkeypatch.chdir(tmp_path)
     return shutil.copytree(swept / "made", tmp_path / "made")
-
-
-def rewrite(folder, change):
-    """Change the first line of the records. Returns the id of its trial."""
-    first, *others = [json.loads(x) for x in (folder / "records.jsonl").read_text().splitlines()]
-    change(first)
-    (folder / "records.jsonl").write_text("".join(json.dumps(x) + "\n" for x in (first, *others)))
-    return first["trial"]
 
 
 def test_equal_trials_are_told_and_noted_and_leave_nothing_else(made, tmp_path, capfd):

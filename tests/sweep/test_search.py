@@ -10,6 +10,7 @@ import pytest
 
 from harness.config.search import SearchResult
 from harness.record.bundle import Bundle
+from harness.record.lines import records_text
 from harness.record.store import Store
 from harness.record.tries import OBJECTIVE, tries_of
 from harness.record.types import StoreError
@@ -19,6 +20,7 @@ from harness.sweep.command import execute
 from harness.sweep.ray_launcher import RayLauncher
 from harness.train import main as train
 from tests import small
+from tests.recorded import lines_of
 from tests.sweep.running import records, run_sweep, write
 
 SEARCH = {
@@ -51,6 +53,7 @@ def found(name="search"):
 def test_a_search_is_run_reported_and_taken(here):
     assert run_sweep([search_file(here, "clip", "small_loss")]) == 0
     sweep = Store().read_sweep("search")
+    assert "records.jsonl.gz" in {p.name for p in (here / "results" / "search").iterdir()}
     for method, tries in tries_of(sweep).items():
         assert len(tries) == 3
         for tried in tries:
@@ -106,7 +109,7 @@ def test_optuna_goes_on_where_it_stopped_with_the_same_tries(here, monkeypatch):
     assert train(["search.yaml", "--trial", planned[-1].id]) == 0  # of the last try; done already
     assert Store().read_sweep("search").planned == planned
     # Another place has the first two tries only, and finds the same next ones.
-    lines = (here / "results" / "search" / "records.jsonl").read_text().splitlines()
+    lines = records_text(here / "results" / "search").decode().splitlines()
     (here / "elsewhere" / "results" / "search").mkdir(parents=True)
     for name in ("plan.json", "sweep.yaml"):
         shutil.copy(here / "results" / "search" / name, here / "elsewhere" / "results" / "search" / name)
@@ -140,7 +143,7 @@ def test_a_bundle_gives_the_report_of_its_store_and_its_trials_are_done_elsewher
     file = write(here, "clip", "npc", name="bundled", grid={"noise_ratio": [0, 0.4], "seed": [0, 1]})
     assert run_sweep([file]) == 0
     folder = here / "results" / "bundled"
-    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    lines = lines_of(folder)
     known = records("bundled")
     assert {line["trial"] for line in lines} == set(known)
     for line in lines:

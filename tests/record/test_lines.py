@@ -1,0 +1,87 @@
+"""The lines of a bundle: appended, read while they grow, compressed, and whole after a process was killed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.record.lines import Lines, records_file, records_text
+
+
+def line(trial, **values):
+    return {"trial": trial, "curves": {"dev/rsum": [[0, 1 / 3]]}, **values}
+
+
+def text_of(*lines):
+    return "".join(json.dumps(x) + "\n" for x in lines).encode()
+
+
+def names(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()}
+
+
+def test_compressed_lines_are_the_same_lines_and_go_on(tmp_path):
+    lines = Lines(tmp_path)
+    lines.append([line("a"), line("b")])
+    lines.append([line("a", again=True)])
+    reader = Lines(tmp_path)
+    assert reader.read() == {"a": line("a", again=True), "b": line("b")}
+    lines.tidy(packed=True)
+    assert names(tmp_path) == {"records.jsonl.gz"}
+    assert records_text(tmp_path) == text_of(line("a", again=True), line("b"))
+    assert reader.read() == Lines(tmp_path).read() == {"a": line("a", again=True), "b": line("b")}
+    first = (tmp_path / "records.jsonl.gz").read_bytes()
+    Lines(tmp_path).append([])
+    assert names(tmp_path) == {"records.jsonl.gz"}  # nothing to add, nothing changed
+    Lines(tmp_path).append([line("c")])
+    assert names(tmp_path) == {"records.jsonl"}
+    assert list(reader.read()) == ["a", "b", "c"]
+    Lines(tmp_path).tidy(packed=False)
+    assert records_text(tmp_path) == text_of(line("a", again=True), line("b"), line("c"))
+    (tmp_path / "records.jsonl").write_bytes(text_of(line("a", again=True), line("b")))
+    Lines(tmp_path).tidy(packed=True)
+    assert (tmp_path / "records.jsonl.gz").read_bytes() == first  # no time and no name in it
+
+
+def test_of_two_files_the_plain_one_counts(tmp_path):
+    """A process was killed after the one was written and before the other was removed."""
+    Lines(tmp_path).append([line("a")])
+    Lines(tmp_path).tidy(packed=True)
+    (tmp_path / "records.jsonl").write_bytes(text_of(line("a"), line("b")))
+    assert list(Lines(tmp_path).read()) == ["a", "b"]
+    Lines(tmp_path).append([line("c")])
+    Lines(tmp_path).tidy(packed=True)
+    assert names(tmp_path) == {"records.jsonl.gz"}
+    assert list(Lines(tmp_path).read()) == ["a", "b", "c"]
+
+
+def test_a_line_that_a_killed_process_has_begun_is_left_out(tmp_path):
+    file = tmp_path / "records.jsonl"
+    file.write_bytes(text_of(line("a"), line("b"))[:-20])
+    lines = Lines(tmp_path)
+    assert list(lines.read()) == ["a"]
+    with open(file, "ab") as stream:  # it was not killed, only slow
+        stream.write(text_of(line("a"), line("b"))[-20:])
+    assert list(lines.read()) == ["a", "b"]
+    file.write_bytes(text_of(line("a"), line("b"))[:-20])
+    Lines(tmp_path).append([line("c")])
+    assert list(Lines(tmp_path).read()) == ["a", "c"]
+
+
+@pytest.mark.parametrize("content", [gzip.compress(b"{}\n" * 99)[:-9], b"no gzip"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "records.jsonl.gz").write_bytes(content)
+    assert records_file(tmp_path).name == "records.jsonl.gz"
+    with pytest.raises(OSError, match=r"records\.jsonl\.gz is damaged"):
+        Lines(tmp_path).read()
+
+
+def test_without_a_file_there_are_no_lines(tmp_path):
+    assert Lines(tmp_path).read() == {}
+    Lines(tmp_path).tidy(packed=True)
+    assert names(tmp_path) == set()
+    with pytest.raises(FileNotFoundError, match=r"records\.jsonl'"):
+        records_text(tmp_path)
