@@ -6,8 +6,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from harness.lib.locks import acquire
 from harness.record.store import Store
 from harness.record.types import StoreError
 from tests import build
-from tests.sweep.paced import free_port
+from tests.sweep.paced import Server
 from tests.sweep.running import write
 
 ROOT = Path(__file__).parents[1]
@@ -34,43 +32,12 @@ def place(tmp_path_factory, feature_cache):
 
 def test_a_tracking_server_by_uri(place):
     """A real `mlflow server`, one tracked trial by hand, and the same command again."""
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--port",
-        str(port),
-        "--allowed-hosts",  # as docs/clusters.md says
-        f"localhost:{port}",
-        "--workers",
-        "1",
-        "--backend-store-uri",
-        "sqlite:///server.db",
-        "--artifacts-destination",
-        str(place / "served"),
-    ]
-    with open(place / "server.log", "w") as log:
-        server = subprocess.Popen(
-            command,
-            cwd=place,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            # Without the runners of evaluation jobs: ten processes that nothing here needs.
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        )
+    server = Server(place, allowed="localhost")  # as docs/clusters.md says
     try:
-        uri = f"http://localhost:{port}"
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.5)
+        server.start()
+        uri = f"http://localhost:{server.port}"
         with pytest.raises(StoreError, match="Invalid Host header"):
-            Store(f"http://127.0.0.1:{port}", patient=False)
+            Store(server.uri, patient=False)
         file = write(place, "small_loss", name="served")
         (trial,) = load_sweep(file).trials
         for _ in range(2):
@@ -80,8 +47,7 @@ def test_a_tracking_server_by_uri(place):
         assert _status_of_parent("served", uri) == "SCHEDULED"  # the sweep itself has not run
         assert Store(uri).read_array(record.run_id, "test_rankings.npz")["i2t_rank"].size
     finally:
-        os.killpg(server.pid, 15)
-        server.wait(20)
+        server.stop()
 
 
 def _status_of_parent(name: str, uri: str | None = None) -> str:

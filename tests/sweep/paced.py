@@ -35,37 +35,40 @@ def free_port() -> int:
 
 
 class Server:
-    """A real `mlflow server` on a database that outlives it."""
+    """A real `mlflow server` on a database that outlives it.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        store: the database; an SQLite file in the folder where it is not named.
+        allowed: hosts under which it may be called besides its own default.
+    """
+
+    def __init__(
+        self, folder: Path, store: str = "", *, workers: int = 1, allowed: str = "", **environment: str
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "server.log"
+        self.options = {
+            "port": self.port,
+            "workers": workers,
+            "backend-store-uri": store or f"sqlite:///{folder / 'server.db'}",
+            "artifacts-destination": folder / "served",
+            **({"allowed-hosts": f"{allowed}:{self.port}"} if allowed else {}),
+        }
+        # Without the runners of evaluation jobs: ten processes that nothing here needs.
+        self.environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **environment}
 
     def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "mlflow",
-            "server",
-            "--port",
-            str(self.port),
-            "--workers",
-            "1",
-            "--backend-store-uri",
-            f"sqlite:///{self.folder / 'server.db'}",
-        ]
-        with open(self.folder / "server.log", "a") as log:
+        options = [str(x) for key, value in self.options.items() for x in (f"--{key}", value)]
+        with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                [*command, "--artifacts-destination", str(self.folder / "served")],
+                [sys.executable, "-m", "mlflow", "server", *options],
                 cwd=self.folder,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={
-                    **os.environ,
-                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                },  # runners of evaluation jobs, which nobody needs here
+                env={**os.environ, **self.environment},
             )
         until(lambda: self.answers(), SOON)
 

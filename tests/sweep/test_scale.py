@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from harness.record.store import Store
 from harness.record.types import EpochRecord, Outcome
 from harness.training.run_trial import describe
 from tests import build, small
-from tests.sweep.paced import SOON, free_port, until
+from tests.sweep.paced import Server, free_port
 
 pytestmark = pytest.mark.cluster
 POSTGRES = next(
@@ -60,51 +58,16 @@ def postgres(tmp_path):
 
 @pytest.fixture
 def server(postgres, tmp_path):
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--port",
-        str(port),
-        "--workers",
-        "2",
-        "--backend-store-uri",
-        postgres,
-        "--artifacts-destination",
-        str(tmp_path / "served"),
-    ]
-    log = tmp_path / "server.log"
-    with open(log, "w") as stream:
-        process = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-            # With the connections that docs/clusters.md gives it, and without the runners of evaluation jobs:
-            # ten processes that nothing here needs.
-            env={
-                **os.environ,
-                "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "30",
-                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            },
-        )
-
-    def answers():
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    until(answers, SOON)
-    yield f"http://127.0.0.1:{port}", log
-    os.killpg(process.pid, 15)
-    process.wait(SOON)
+    """With the connections that docs/clusters.md gives it."""
+    made = Server(tmp_path, postgres, workers=2, MLFLOW_SQLALCHEMYSTORE_POOL_SIZE="30")
+    made.start()
+    yield made
+    made.stop()
 
 
 def test_64_trials_at_once_lose_nothing(server, feature_cache):
     """Each makes its run, tells its epochs with confidences, and finishes, all at the same time."""
-    uri, log = server
+    uri, log = server.uri, server.log
     made = build.trainer("clip")
     sweep = small.sweep("clip", name="many", grid={"seed": list(range(AT_ONCE))})
     opened = Store(uri).open_sweep(sweep)
