@@ -81,6 +81,7 @@ class MSCN(CoTeaching):
         purify: if false, train on all pairs, without mixture and confidence (ablation).
         adaptive_margin: if false, the margin is alpha for every pair (ablation).
         hardest: if false, the training loss after the warm-up is averaged over negatives too (ablation).
+        train_network: if false, w stays as the warm-up leaves it, and V alone goes on (ablation).
         common: the arguments of `CoTeaching` and `Method`.
 
     Raises:
@@ -102,6 +103,7 @@ class MSCN(CoTeaching):
         "purify": True,
         "adaptive_margin": True,
         "hardest": True,
+        "train_network": True,
     }
 
     heads: Sequence[ScoreHead]
@@ -120,6 +122,7 @@ class MSCN(CoTeaching):
         purify: bool = True,
         adaptive_margin: bool = True,
         hardest: bool = True,
+        train_network: bool = True,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -127,7 +130,7 @@ class MSCN(CoTeaching):
         if len(self.clean) < 2:
             raise ValueError("the clean set has one pair; mscn needs at least two")
         self.meta, self.purify, self.adaptive_margin = meta, purify, adaptive_margin
-        self.hardest = hardest
+        self.hardest, self.train_network = hardest, train_network
         self.margin = margin
         self.meta_lr = meta_lr
         self.meta_batch_size = meta_batch_size
@@ -220,6 +223,8 @@ class MSCN(CoTeaching):
 
         meta_loss = self._meta_loss(net, head, lookahead, batch)
         optimizers.update(meta_loss, f"meta{network}")
+        if not self.train_network:
+            return {"loss": train_loss.detach(), "meta_loss": meta_loss.detach()}
 
         # w is unchanged, so the embeddings are reused; only the scores of the updated head are new.
         loss = self._main_loss(net, head, vectors, images, texts)

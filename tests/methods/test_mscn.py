@@ -119,3 +119,21 @@ def test_the_mean_over_negatives_is_differentiated_through_all_pairs():
     made.optimizers.at_step(5)
     method.step(build.first_batch(made, network=0), made.optimizers, 0)
     assert any(not torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_after_the_warmup_the_head_may_be_trained_alone(trained):
+    """`train_network: false`: the look-ahead is made, and the network stays."""
+    made = build.trainer("mscn", hyper={"warmup_epochs": 1, "train_network": trained})
+    method, parts = made.method, {"network": made.method.networks[0], "head": made.method.heads[0]}
+    changed = {}
+    for epoch in (0, 1):
+        before = {k: [p.clone() for p in part.parameters()] for k, part in parts.items()}
+        method.start_epoch(epoch, 0, made.scan)
+        made.optimizers.at_step(5)
+        method.step(build.first_batch(made, epoch=epoch, network=0), made.optimizers, 0)
+        changed[epoch] = {
+            k: any(not torch.equal(a, b) for a, b in zip(before[k], part.parameters(), strict=True))
+            for k, part in parts.items()
+        }
+    assert changed == {0: {"network": True, "head": True}, 1: {"network": trained, "head": True}}
