@@ -161,14 +161,14 @@ def find_trial(sweep: Sweep, beginning: str) -> Trial:
     Raises:
         BadInput: none does, or several do.
     """
+    from harness.config.labels import run_names
     from harness.config.sweep_file import BadInput
 
     matching = [t for t in sweep.trials if t.id.startswith(beginning)]
     if len(matching) != 1:
         offered = matching or sweep.trials
-        listed = ", ".join(
-            f"{t.id} ({t.method} noise={t.noise_ratio:g} seed={t.seed})" for t in offered[:_LISTED]
-        )
+        names = run_names(sweep.trials)
+        listed = ", ".join(f"{t.id} ({names[t.id]})" for t in offered[:_LISTED])
         more = f" and {len(offered) - _LISTED} more" if len(offered) > _LISTED else ""
         raise BadInput(
             [

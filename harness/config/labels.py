@@ -60,6 +60,11 @@ def run_labels(trials: Sequence[Trial]) -> dict[str, dict[str, str]]:
     return labels
 
 
+def run_names(trials: Sequence[Trial]) -> dict[str, str]:
+    """What the runs of a sweep are called, by trial id: on a terminal as in MLflow."""
+    return {i: labels["mlflow.runName"] for i, labels in run_labels(trials).items()}
+
+
 def shown_rows(trials: Sequence[Trial]) -> dict[str, str]:
     """`row_labels` where rows are shown with all their trials: perturbed ones have rows of their own."""
     labels = row_labels(trials)

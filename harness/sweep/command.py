@@ -290,7 +290,8 @@ def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
     except KeyboardInterrupt:
         return _stop(progress, store, task, launcher, keeper)
     for failed in progress.failures:
-        console.print(f"failed: {failed.trial.label} ({failed.trial.id}): {failed.reason}", markup=False)
+        name = progress.board.names[failed.trial.id]
+        console.print(f"failed: {name} ({failed.trial.id}): {failed.reason}", markup=False)
     keeper.end()
     return 0
 

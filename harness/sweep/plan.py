@@ -8,6 +8,7 @@ from statistics import median
 
 from rich.table import Table
 
+from harness.config.labels import run_names
 from harness.config.resources import Resources
 from harness.config.sweep_file import Sweep
 from harness.config.trial import Trial, method_class
@@ -201,8 +202,10 @@ def show_plan(plan: SweepPlan, records: Mapping[str, TrialRecord]) -> None:
     console.print(table)
     _show_step_costs(plan)
     _show_cost(plan)
-    for trial in (t for cell in plan.cells for t in cell.trials):
-        print(f"{trial.id} {trial.label}: {_state_of(records.get(trial.id))}")
+    planned = [t for cell in plan.cells for t in cell.trials]
+    names = run_names(planned)
+    for trial in planned:
+        print(f"{trial.id} {names[trial.id]}: {_state_of(records.get(trial.id))}")
 
 
 def _show_step_costs(plan: SweepPlan) -> None:

@@ -64,7 +64,7 @@ class Progress:
 
     def ended(self, ended: Ending) -> None:
         """A trial has ended; one that another process is running counts once that process is done."""
-        trial = ended.trial
+        trial, name = ended.trial, self.board.names[ended.trial.id]
         self.running.pop(trial.id, None)
         if ended.outcome == BUSY:
             self.busy.append(trial)
@@ -78,13 +78,13 @@ class Progress:
         if self.live is None:
             plain = {DONE: "done", STOPPED: ended.reason}
             outcome = plain.get(ended.outcome, f"FAILED ({ended.reason})")
-            line = f"{self.text()}, {self._left()}: {trial.label} {outcome} in {ended.seconds:.0f} s"
+            line = f"{self.text()}, {self._left()}: {name} {outcome} in {ended.seconds:.0f} s"
             console.out(line, highlight=False)
         elif ended.outcome == DONE:
             score = self.score(trial)
             self.board.scores |= {} if score is None else {trial.id: score}
         elif ended.outcome != STOPPED:
-            console.print(f"failed: {trial.label}: {ended.reason}", markup=False)
+            console.print(f"failed: {name}: {ended.reason}", markup=False)
 
     def release(self, records: Mapping[str, TrialRecord]) -> None:
         """Other sweeps have ended the trials that they were running; `records`: what is on record of them."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness.config.labels import run_names
 from harness.config.sweep_file import Sweep
 from harness.config.trial import Trial
 from harness.lib.console import console, duration
@@ -48,7 +49,7 @@ def show_status(name: str, trials: Sequence[Trial], store: Store, storage: Path,
     for trial in trials:
         state = board.states[trial.id]
         if state not in ("done", "stopped", "to run"):
-            console.print(f"{state}: {trial.label} ({trial.id}): {reasons[trial.id]}", markup=False)
+            console.print(f"{state}: {board.names[trial.id]} ({trial.id}): {reasons[trial.id]}", markup=False)
     return 0 if counts["done"] + counts["stopped"] == len(trials) else 1
 
 
@@ -111,14 +112,15 @@ def show_verified(
     """What is wrong with finished records, and which repeated trials gave other numbers. 0 if nothing, else
     1.
     """
+    names = run_names(sweep.trials)
     errors = {r.trial.id: found for r in finished if (found := errors_of(store, r))}
     for record in finished:
         for error in errors.get(record.trial.id, []):
-            text = f"not complete: {record.trial.label} ({record.trial.id}): {error}"
+            text = f"not complete: {names[record.trial.id]} ({record.trial.id}): {error}"
             console.print(text, markup=False)
     for ended in repeated:
         same = ended.outcome == DONE
-        trial = f"{ended.trial.label} ({ended.trial.id})"
+        trial = f"{names[ended.trial.id]} ({ended.trial.id})"
         console.print(
             f"the same: {trial}" if same else f"NOT THE SAME: {trial}: {ended.reason}", markup=False
         )

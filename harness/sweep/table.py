@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.config.labels import place_labels, shown_rows
+from harness.config.labels import place_labels, run_names, shown_rows
 from harness.config.trial import Trial
 from harness.lib.console import duration
 from harness.lib.watchdog import Heartbeat
@@ -33,6 +33,7 @@ class Board:
         trials: all planned trials.
         states: one of `STATES` by trial id; a trial that is not in it is still to run.
         scores: rSum of finished trials by id: of test, or of dev where settings are selected.
+        names: what a trial is called, by id.
     """
 
     trials: Sequence[Trial]
@@ -41,6 +42,7 @@ class Board:
 
     def __post_init__(self) -> None:
         labels = _labels(self.trials)
+        self.names = run_names(self.trials)
         self.rows = list(dict.fromkeys(labels.values()))
         self.ratios = sorted({t.noise_ratio for t in self.trials})
         self._cells: dict[tuple[str, float], list[Trial]] = {}
