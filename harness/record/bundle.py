@@ -2,8 +2,8 @@
 without the store.
 
 `results/SWEEP/` holds `records.jsonl` (a line for each trial that is over: metrics, tags, parameters and
-curves over epochs; of a search that has ended `records.jsonl.gz`), `arrays/TRIAL.npz` (ranks of all test
-queries, the last confidence; of the first seed the captions that images rank first, and diagnostics),
+curves over epochs; of a search `records.jsonl.gz` while no trial is added), `arrays/TRIAL.npz` (ranks of all
+test queries, the last confidence; of the first seed the captions that images rank first, and diagnostics),
 `queries/FINGERPRINT.npz` (groups of the test queries), `noise/DIGEST.npz` (noise indices), `plan.json`,
 `sweep.yaml` and `environment.json`; a search has `search.json` and no arrays; `repeated.json` notes which
 trials were run again.
@@ -95,7 +95,7 @@ class Bundle:
         """
         with self.locked():
             known = self._lines.read()
-            new = [r for r in records if r.over and known.get(r.trial.id, {}).get("status") != "FINISHED"]
+            new = [r for r in records if r.over and not _is_kept(r, known.get(r.trial.id))]
             for record in new:
                 if arrays and record.done:
                     self._add_arrays(store, record)
@@ -303,6 +303,13 @@ class Bundle:
             for path in [*paths, *self.names(record.run_id, "confidence")]:
                 store.write_array(run_id, path, **self.read(record.run_id, path))
         store.client.set_status(run_id, record.status)
+
+
+def _is_kept(record: TrialRecord, line: Mapping[str, Any] | None) -> bool:
+    """Whether a bundle has a line of a trial that a record adds nothing to: one of a finished trial, or the
+    line that the record was restored from.
+    """
+    return line is not None and (line["status"] == "FINISHED" or RESTORED in record.tags)
 
 
 def _lacks(stored: TrialRecord | None, kept: TrialRecord) -> bool:

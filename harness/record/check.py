@@ -26,14 +26,20 @@ from harness.record.check_data import (
     ranking_errors,
 )
 from harness.record.external import external_bundles, facts_of, misfits
-from harness.record.lines import records_file, records_text
+from harness.record.lines import records_text
 from harness.record.store import trials_of
 from harness.record.tries import result_of
 from harness.record.types import STOPPED_EARLY, MethodFacts, StoreError
 from methods import METHODS
 
 _IDENTITY = ("method", "dataset", "noise_ratio", "seed")
-_NEEDED = ("run", "status", "tags", "parameters", "curves", *_IDENTITY)
+_NEEDED: dict[str, Any] = {
+    **dict.fromkeys(("trial", "run", "status", "method", "dataset"), str),
+    **dict.fromkeys(("tags", "parameters", "curves"), dict),
+    "noise_ratio": int | float,
+    "seed": int,
+}
+"""Fields of a line and their types."""
 _GIVEN = ("uses_clean_data", "uses_ground_truth")
 _OVER = ("FINISHED", "FAILED")
 _SHOWN = 3
@@ -106,13 +112,35 @@ def _read(folder: Path, *, ids: bool = True) -> Content:
         plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
         lines = [json.loads(line) for line in records_text(folder).splitlines()]
         trials, unknown = _trials(plan, ids)
-        bad = next((i for i, x in enumerate(lines, 1) if any(k not in x for k in ("trial", *_NEEDED))), None)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{folder} is no bundle: {' '.join(str(error).split())[:200]}") from None
-    if bad:
-        raise StoreError(f"{folder}: line {bad} of {records_file(folder).name} lacks a field")
+    facts = plan.get("methods") or {}
+    if not isinstance(facts, dict) or not all(isinstance(x, dict) for x in facts.values()):
+        raise StoreError(f"{folder}: `methods` of plan.json are not the facts of methods by name")
+    for number, line in enumerate(lines, 1):
+        if field := _malformed(line):
+            raise StoreError(f"{folder}: line {number} of its records: {field} is missing or malformed")
     classes = ids and not unknown
     return Content(folder, plan, trials, {x["trial"]: x for x in lines}, classes, unknown)
+
+
+def _malformed(line: Any) -> str | None:
+    """The first field of a line that is missing or of another type; None where all are as they should be."""
+    if not isinstance(line, dict):
+        return "trial"
+    wrong = [k for k, kind in _NEEDED.items() if not isinstance(line.get(k), kind)]
+    wrong += [k for k, value in line.items() if "/" in k and not isinstance(value, int | float)]
+    curves = line["curves"] if "curves" not in wrong else {}
+    wrong += [f"curves/{k}" for k, points in curves.items() if not _is_curve(points)]
+    return next(iter(wrong), None)
+
+
+def _is_curve(points: Any) -> bool:
+    """Whether these are epochs with values."""
+    return isinstance(points, list) and all(
+        isinstance(point, list) and len(point) == 2 and all(isinstance(x, int | float) for x in point)
+        for point in points
+    )
 
 
 def _trials(plan: Mapping[str, Any], ids: bool) -> tuple[dict[str, Trial], str]:
@@ -167,8 +195,9 @@ def _plan_errors(content: Content) -> Iterator[str]:
 
 
 def _file_errors(content: Content) -> Iterator[str]:
-    """The file that the plan was made from says the same: the trials where it alone gives them, and where
-    settings are from a search which methods, data sets, ratios and seeds they are of.
+    """The file that the plan was made from says the same: whether it is a search and which, and the trials
+    where it alone gives them; where settings are from elsewhere (another search, or what Optuna was told)
+    which methods, data sets, ratios and seeds they are of.
     """
     name = "row.yaml" if content.plan.get("external") else "sweep.yaml"
     file = content.folder / name
@@ -177,15 +206,26 @@ def _file_errors(content: Content) -> Iterator[str]:
             yield f"{name} is missing"
         elif content.plan.get("external"):
             yield from _row_errors(content, file)
-        elif content.classes:
+        else:
             given, text = read_sweep_file(file)
-            drawn = given.pop("settings_from", None) or given.get("search")
-            what: Callable[[Trial], Any] = _point if drawn else lambda trial: trial.id
-            planned = parse_sweep(given, text=text).trials
-            if set(map(what, planned)) != set(map(what, content.trials.values())):
-                yield f"{name} plans other trials than plan.json"
+            if bool(content.plan.get("select")) != bool(given.get("select") or given.get("search")):
+                yield f"{name} and plan.json do not agree on whether settings are selected"
+            if content.classes:
+                yield from _sweep_errors(content, given, text)
     except BadInput as error:
         yield f"{name}: {'; '.join(error.errors)[:300]}"
+
+
+def _sweep_errors(content: Content, given: dict[str, Any], text: str) -> Iterator[str]:
+    taken = given.pop("settings_from", None)
+    planned = parse_sweep(given, text=text)
+    search = planned.file.search
+    if content.plan.get("search") != (search and search.model_dump(mode="json")):
+        yield "sweep.yaml says other things of the search than plan.json"
+    elsewhere = taken or (search and search.sampler == "optuna")
+    what: Callable[[Trial], Any] = _point if elsewhere else lambda trial: trial.id
+    if set(map(what, planned.trials)) != set(map(what, content.trials.values())):
+        yield "sweep.yaml plans other trials than plan.json"
 
 
 def _point(trial: Trial) -> tuple[Any, ...]:
@@ -294,6 +334,8 @@ def _external_errors(content: Content) -> Iterator[str]:
     told = {t.method: vars(facts_of(t)) for t in content.trials.values() if isinstance(t, ExternalTrial)}
     if list(told) != [folder.name]:
         yield f"its folder is {folder.name!r}, and its trials are of {', '.join(map(repr, told))}"
+    if content.plan.get("select") or content.plan.get("search"):
+        yield "its plan.json is one of a search"
     if json.loads(json.dumps(told)) != content.plan.get("methods"):
         yield "plan.json says other things of the method than its trials"
     beside = _beside(content)

@@ -53,6 +53,9 @@ def misfits(row: SweepRecord, sweep: SweepRecord) -> list[str]:
     if row.protocol_version != sweep.protocol_version:
         versions = f"{row.protocol_version}, and the sweep of {sweep.protocol_version}"
         reasons.append(f"it is of protocol version {versions}")
+    seeds = {(t.seed, t.noise_seed) for t in sweep.planned}
+    if len({s for s, _ in seeds}) < len(seeds) > len({n for _, n in seeds}):
+        reasons.append("the sweep crosses seeds with noise seeds, and a row has one index for each seed")
     ours = {t.method.rpartition(":")[2] for t in sweep.planned}
     reasons += [f"a method of the sweep is called {m}, too" for m in sorted(set(row.methods) & ours)]
     return [*reasons, *_other_grid(row, sweep), *_other_data(row, sweep)]

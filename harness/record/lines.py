@@ -11,30 +11,43 @@ import os
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from harness.lib.files import atomic_write
-
-
-def records_file(folder: Path) -> Path:
-    """The file of a bundle's lines: the compressed one only where there is no plain one."""
-    plain, packed = folder / "records.jsonl", folder / "records.jsonl.gz"
-    return packed if packed.is_file() and not plain.is_file() else plain
+from harness.record.types import StoreError
 
 
 def records_text(folder: Path) -> bytes:
-    """The lines of a bundle. Raises OSError where its file is missing or damaged."""
-    file = records_file(folder)
-    return _text(file, file.read_bytes())
+    """The lines of a bundle.
+
+    Raises:
+        OSError: there is no file of them.
+        StoreError: it is damaged.
+    """
+    with _opened(folder) or open(folder / "records.jsonl", "rb") as stream:
+        return _text(stream)
 
 
-def _text(file: Path, content: bytes) -> bytes:
-    if file.suffix != ".gz":
+def _opened(folder: Path) -> BinaryIO | None:
+    """The file of a bundle's lines; None where there is none."""
+    plain, packed = folder / "records.jsonl", folder / "records.jsonl.gz"
+    for file in (plain, packed, plain):  # another process may compress the one or unpack the other meanwhile
+        with contextlib.suppress(FileNotFoundError):
+            return open(file, "rb")
+    return None
+
+
+def _text(stream: BinaryIO) -> bytes:
+    content = stream.read()
+    if not stream.name.endswith(".gz"):
         return content
     try:
-        return gzip.decompress(content)
+        text = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise OSError(f"{file} is damaged: {error}") from None
+        raise StoreError(f"{stream.name} is damaged: {error}") from None
+    if not content:
+        raise StoreError(f"{stream.name} is damaged: it is empty")
+    return text
 
 
 class Lines:
@@ -47,29 +60,22 @@ class Lines:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._read = 0  # bytes of a file,
-        self._inode = 0  # which is another file once a process has written it anew
+        self._folder = folder
+        self._plain, self._packed = folder / "records.jsonl", folder / "records.jsonl.gz"
         self._known: dict[str, dict[str, Any]] = {}
+        self._stamp: tuple[object, ...] = ()
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """All lines; what was added since the last call is read. Raises OSError for a damaged file."""
-        file = records_file(self.folder)
-        if not file.is_file():
+        """All lines, read again where the file is not as it was. Raises StoreError for a damaged file."""
+        stream = _opened(self._folder)
+        if stream is None:
             return self._known
-        with open(file, "rb") as stream:
-            inode = os.fstat(stream.fileno()).st_ino
-            self._read = self._read if inode == self._inode else 0
-            self._inode = inode
-            stream.seek(self._read)
-            content = stream.read()
-        self._read += len(content)
-        if file.suffix != ".gz":  # a line that a killed process has begun is not counted as read
-            self._read -= len(content) - (content.rfind(b"\n") + 1)
-        for text in _text(file, content).rpartition(b"\n")[0].splitlines():
-            with contextlib.suppress(ValueError):
-                line = json.loads(text)
-                self._known[line["trial"]] = line
+        with stream:
+            status = os.fstat(stream.fileno())
+            # Not the number alone: file systems give that of a removed file to the next one.
+            stamp = (stream.name, status.st_ino, status.st_size, status.st_mtime_ns)
+            if stamp != self._stamp:
+                self._known, self._stamp = _by_trial(_text(stream)), stamp
         return self._known
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -77,19 +83,31 @@ class Lines:
         text = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
         if not text:
             return
-        if self.read() and records_file(self.folder).suffix == ".gz":
+        if not self._plain.is_file() and self._packed.is_file():
             self.tidy(packed=False)
-            self.read()
-        with open(self.folder / "records.jsonl", "ab") as stream:
-            torn = stream.tell() > self._read
-            stream.write(b"\n" * torn + text)
+        with open(self._plain, "ab+") as stream:
+            end = stream.tell()
+            stream.seek(max(0, end - 1))
+            begun = stream.read() not in (b"", b"\n")  # a line that a killed process has begun
+            stream.write(b"\n" * begun + text)
 
     def tidy(self, *, packed: bool) -> None:
         """Leave one line of each trial, compressed or not."""
         text = "".join(json.dumps(line) + "\n" for line in self.read().values()).encode()
-        there = records_file(self.folder)
-        if not there.is_file() or ((there.suffix == ".gz") == packed and text == records_text(self.folder)):
+        target, other = (self._packed, self._plain) if packed else (self._plain, self._packed)
+        if not (target.is_file() or other.is_file()):
             return
-        with atomic_write(self.folder / ("records.jsonl.gz" if packed else "records.jsonl")) as stream:
-            stream.write(gzip.compress(text, mtime=0) if packed else text)
-        (self.folder / ("records.jsonl" if packed else "records.jsonl.gz")).unlink(missing_ok=True)
+        if other.is_file() or text != records_text(self._folder):
+            # On the disk before the other goes: of a file under a new name a crash may leave nothing.
+            with atomic_write(target, sync=True) as stream:
+                stream.write(gzip.compress(text, mtime=0) if packed else text)
+        other.unlink(missing_ok=True)
+
+
+def _by_trial(text: bytes) -> dict[str, dict[str, Any]]:
+    found = {}
+    for one in text.splitlines():
+        with contextlib.suppress(ValueError):  # a line that a killed process has begun
+            line = json.loads(one)
+            found[line["trial"]] = line
+    return found

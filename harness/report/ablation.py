@@ -75,7 +75,7 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
     ]
     of_axis = table[
         table.index.get_level_values("row").isin([row for _, _, row in members])
-        & (table["n"] == table["planned"])
+        & (table["n"] == table["planned"].max())
     ]
     tracks = of_axis.index.get_level_values("row").map(track_of)
     groups = of_axis["mean"].groupby([tracks, of_axis.index.get_level_values("noise_ratio")])
@@ -90,7 +90,7 @@ def axis_table(axis: Axis, frame: pd.DataFrame, measure: str, where: str) -> Tab
                 *(
                     Cell(
                         mean_sd(c, 1, usual=planned),
-                        best=bool(c["n"] == c["planned"] and c["mean"] == best.get((track_of[row], r))),
+                        best=bool(c["n"] == planned and c["mean"] == best.get((track_of[row], r))),
                     )
                     for r, c in at.items()
                 ),

@@ -23,13 +23,6 @@ _UNDERLINED = (
     " Underlined: not significantly worse than the best of its track (paired t test over seeds, Holm over "
     "the column of means and over the others)."
 )
-_FEW = (
-    f" These seeds cannot tell a difference of {RESOLUTION:g} points (see the design): nothing is underlined."
-)
-_MEANS_ALONE = (
-    f" At a single ratio these seeds cannot tell a difference of {RESOLUTION:g} points: there nothing is "
-    "underlined, and bold is no more than the highest mean."
-)
 _HEADINGS = {f"{d}_r{k}": f"{d} R@{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)} | {"rsum": "rSum"}
 _ECCV = {"map_at_r": "mAP@R", "rprecision": "R-Precision", "r1": "R@1"}
 
@@ -43,9 +36,12 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     table = cells(frame, measure)
     best = {float(r): best_rows(frame, table.xs(r, level="noise_ratio")) for r in ratios}
     needed, planned = needed_seeds(frame, measure), int(table["planned"].max())
-    near = {k for k, d in not_worse(frame, best, measure).items() if d.n >= needed[k[1] == MEAN]}
-    few = planned < needed[ratios[0] == MEAN] < np.inf
-    untested = MEAN in ratios and not few and planned < needed[False] < np.inf
+    track_of = dict(zip(frame["row"], frame["track"], strict=True))
+    near = {
+        (row, ratio)
+        for (row, ratio), d in not_worse(frame, best, measure).items()
+        if d.n >= needed.get((track_of[row], ratio == MEAN), np.inf)
+    }
     chance = _at_chance(frame, measure) if measure in ("rsum", "selected_rsum") else set()
     family = dict(zip(frame["row"], frame["family"], strict=True))
     long = len(family) > LONG and len(set(family.values())) > 1
@@ -70,11 +66,37 @@ def by_ratio(frame: pd.DataFrame, measure: str, title: str, what: str, *, digits
     at_chance = " ° at least one seed is close to chance level." if chance else ""
     caption = (
         f"{what}. {MEAN_SD}, n = {planned} seeds per cell unless marked. "
-        f"{legend(frame)}{_FEW if few else _UNDERLINED if near else ''}"
-        f"{_MEANS_ALONE if untested else ''}{at_chance}"
+        f"{legend(frame)}{_UNDERLINED if near else ''}{_too_few(needed, planned, MEAN in ratios)}{at_chance}"
     )
     columns = ["method", *(["family"] if long else []), *map(heading, ratios)]
     return Table(title, caption, columns, rows)
+
+
+def _too_few(needed: Mapping[tuple[str, bool], int], planned: int, means: bool) -> str:
+    """What a caption says where so many seeds are too few to underline anything.
+
+    Args:
+        needed: as `needed_seeds` gives them.
+        means: whether the table has means over ratios.
+    """
+
+    def whose(several: bool) -> str | None:
+        """The rows that seeds are too few for: empty where for all, None where for none."""
+        known = {track: seeds for (track, of_means), seeds in needed.items() if of_means == several}
+        few = [track for track, seeds in known.items() if planned < seeds]
+        if not few:
+            return None
+        return "" if len(few) == len(known) else f" among rows of {few[0]}"
+
+    cannot = f"these seeds cannot tell a difference of {RESOLUTION:g} points"
+    first, single = whose(means), whose(False) if means else None
+    text = "" if first is None else f" Nothing is underlined{first}: {cannot} (see the design)."
+    if single is not None and first != "":
+        text += (
+            f" At a single ratio nothing is underlined{single}: {cannot} there, and bold is no more than the "
+            "highest mean."
+        )
+    return text
 
 
 def by_measure(

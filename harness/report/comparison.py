@@ -94,60 +94,69 @@ def differences_table(frame: pd.DataFrame, reference: str, where: str) -> Table:
     frame = with_mean(frame, "rsum")
     ratios = sorted(frame["noise_ratio"].unique())
     method = frame.loc[frame["row"] == reference, "method"].iloc[0]
-    rows, omitted = [], []
+    found: dict[str, dict[tuple[str, float], Difference]] = {}
+    omitted = []
     for _, track in frame.groupby("track", sort=False):
-        own = reference if reference in set(track["row"]) else _row_of(track, method)
+        own = _own(track, reference, method)
         differences = compare(track, own, "rsum") if own else {}
-        for row in dict.fromkeys(track["row"]):
-            if own is None:
-                omitted.append(row)
-            elif row != own:
-                rows.append([Cell(row), *(Cell(_difference(differences.get((row, r)))) for r in ratios)])
+        of_track = [row for row in dict.fromkeys(track["row"]) if row != own]
+        found |= dict.fromkeys(of_track if own else (), differences)
+        omitted += [] if own else of_track
+    usual = max((d.n for differences in found.values() for d in differences.values()), default=0)
+    rows = [
+        [Cell(row), *(Cell(_difference(differences.get((row, r)), usual)) for r in ratios)]
+        for row, differences in found.items()
+    ]
     caption = (
         f"Test rSum after the last epoch minus that of {reference} (rows of several networks: minus {method} "
-        f"of several), paired by seed: mean and 95 % t interval. *: p < {ALPHA:g} in a paired t test, "
-        "Holm-corrected in each track over the means and over the other columns, oracles among them; the "
-        "intervals are not corrected, so an interval can exclude zero without a *."
+        f"of several), paired by seed: mean and 95 % t interval, n = {usual} pairs unless marked. *: p < "
+        f"{ALPHA:g} in a paired t test, Holm-corrected in each track over the means and over the other "
+        "columns, oracles among them; the intervals are not corrected, so an interval can exclude zero "
+        "without a *."
     )
     if omitted:
         caption += f" Omitted, since no {method} has as many networks: {', '.join(omitted)}."
     return Table(f"Differences to {reference}: {where}", caption, ["method", *map(heading, ratios)], rows)
 
 
-def _row_of(frame: pd.DataFrame, method: str) -> str | None:
-    """The first row of a method."""
-    rows = frame.loc[frame["method"] == method, "row"]
-    return str(rows.iloc[0]) if len(rows) else None
+def _own(track: pd.DataFrame, reference: str, method: str) -> str | None:
+    """The reference of a track: the row itself where it is of the track, else the first of its method."""
+    rows = track.loc[(track["row"] == reference) | (track["method"] == method), "row"]
+    return None if rows.empty else reference if reference in set(rows) else str(rows.iloc[0])
 
 
-def _difference(difference: Difference | None) -> str:
+def _difference(difference: Difference | None, usual: int) -> str:
+    """Its value, its interval where there is one, and its pairs where they are not as many as usual."""
     if difference is None or not np.isfinite(difference.value):
         return "–"
     if not np.isfinite(difference.low):
         return f"{difference.value:+.1f} (n={difference.n})"
+    few = "" if difference.n == usual else f" (n={difference.n})"
     return (
         f"{difference.value:+.1f} [{difference.low:+.1f}, "
-        f"{difference.high:+.1f}]{'*' if difference.holm < ALPHA else ''}"
+        f"{difference.high:+.1f}]{'*' if difference.holm < ALPHA else ''}{few}"
     )
 
 
 def queries_table(
     frame: pd.DataFrame, reference: str, read: Callable[[str, str], Arrays], where: str
 ) -> Table | None:
-    """R@1 of each row minus that of the reference for rows that share a single seed with it, with a bootstrap
-    over test images (captions resampled with their image).
+    """R@1 of each row minus that of the reference of its track for rows that share a single seed with it,
+    with a bootstrap over test images (captions resampled with their image).
 
     `read` returns the arrays of an artifact of a run. None without such rows, or where the runs did not
     record the image of each query.
     """
     rows = []
+    method = frame.loc[frame["row"] == reference, "method"].iloc[0]
+    own = {track: _own(part, reference, method) for track, part in frame.groupby("track")}
     for ratio, part in frame[frame["done"]].groupby("noise_ratio"):
-        theirs = part[part["row"] == reference]
-        for row in dict.fromkeys(part["row"]):
-            both = part[part["row"] == row].merge(
-                theirs, on=["seed", "noise_seed"], suffixes=("", "_reference")
+        for row, of_row in part.groupby("row", sort=False):
+            compared = own[of_row["track"].iloc[0]]
+            both = of_row.merge(
+                part[part["row"] == compared], on=["seed", "noise_seed"], suffixes=("", "_reference")
             )
-            if row == reference or len(both) != 1:
+            if row == compared or len(both) != 1:
                 continue
             try:
                 ours, other = (
@@ -164,16 +173,17 @@ def queries_table(
             rows.append(
                 [
                     Cell(f"{ratio:g}"),
-                    Cell(row),
+                    Cell(str(row)),
                     *(Cell(f"{f.value:+.1f} [{f.low:+.1f}, {f.high:+.1f}]") for f in differences),
                 ]
             )
     if not rows:
         return None
     caption = (
-        f"Test R@1 minus that of {reference} for the single seed that both have, with the 95 % interval of a "
-        f"bootstrap over test images (with their captions). The interval covers the choice of test images "
-        "for these two trained models, not the variation over seeds."
+        f"Test R@1 minus that of {reference} (rows of several networks: minus {method} of several) for the "
+        "single seed that both have, with the 95 % interval of a bootstrap over test images (with their "
+        "captions). The interval covers the choice of test images for these two trained models, not the "
+        "variation over seeds."
     )
     return Table(
         f"Differences for a single seed: {where}", caption, ["noise", "method", "i2t R@1", "t2i R@1"], rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,21 +22,21 @@ _MOST_SEEDS = 1000
 
 @dataclass(frozen=True)
 class Design:
-    """What paired comparisons over seeds can show.
+    """What paired comparisons over seeds can show among the rows of a track.
 
     Attributes:
-        sd: standard deviation over seeds of the difference of two rows, pooled over all pairs of rows
-            that compete (oracles do not).
+        track: whose rows are compared.
+        sd: standard deviation over seeds of the difference of two rows, pooled over all pairs of rows of the
+            track that compete (oracles do not).
         seeds: finished ones of the row that has most.
-        comparisons: in the family that Holm's procedure corrects: every other row of a track against one,
+        comparisons: in the family that Holm's procedure corrects: every other row of the track against one,
             oracles among them, as in the table of differences.
-        endpoint: what is compared.
     """
 
+    track: str
     sd: float
     seeds: int
     comparisons: int
-    endpoint: str
 
     @property
     def detectable(self) -> float:
@@ -48,54 +49,57 @@ class Design:
         return seeds_for(RESOLUTION, self.sd, self.comparisons)
 
     def text(self) -> str:
-        """The statement of a report."""
+        """The track's part of `statement`."""
         found = "no difference (one seed)" if np.isinf(self.detectable) else f"{self.detectable:.1f} points"
         return (
-            f"Design: the difference of two rows in {self.endpoint} has a standard deviation of "
-            f"{self.sd:.1f} over seeds (pooled over all pairs of rows that compete). With {self.seeds} seeds "
-            f"and {self.comparisons} comparison{'s' * (self.comparisons > 1)}, a paired t test finds {found} "
-            f"with a power of {POWER:.0%} after Holm's correction; {RESOLUTION:g} points take "
-            f"{self.needed} seeds, and below that nothing is underlined."
+            f"{found} among rows of {self.track} (sd {self.sd:.1f}, {self.seeds} seeds, {self.comparisons} "
+            f"comparison{'s' * (self.comparisons > 1)}; {RESOLUTION:g} points take {self.needed} seeds)"
         )
 
 
-def design_of(
-    frame: pd.DataFrame,
-    measure: str = "rsum",
-    *,
-    several: bool | None = None,
-    seeds: int | None = None,
-    comparisons: int | None = None,
-) -> Design | None:
-    """The design of a sweep, from its results, which are of one data set and kind of noise.
+def statement(designs: Sequence[Design], *, several: bool) -> str:
+    """The design statement of a report.
+
+    Args:
+        designs: of the tracks whose rows compete, at least one.
+        several: whether they are of the mean over several ratios.
+    """
+    endpoint = "rSum after the last epoch" + (", mean over noise ratios" if several else "")
+    return (
+        f"Design: in {endpoint}, a paired t test over seeds finds, with a power of {POWER:.0%} after Holm's "
+        f"correction, {'; '.join(design.text() for design in designs)}. Sd: that of the difference of two "
+        "rows over seeds, pooled over all pairs of a track that compete. With fewer seeds nothing is "
+        "underlined."
+    )
+
+
+def designs_of(
+    frame: pd.DataFrame, measure: str = "rsum", *, several: bool | None = None
+) -> dict[str, Design]:
+    """The design of a sweep by track, from its results, which are of one data set and kind of noise. Tracks
+    that are left out have fewer than two rows that compete (oracles do not) and share two seeds.
 
     Args:
         frame: in the words of `primary`.
         several: whether it is of the mean over ratios; None: where there are several.
-        seeds, comparisons: of another sweep that is planned with such results; None: those of the frame.
-
-    Returns:
-        None with fewer than two rows that compete (oracles do not) and share two seeds, or where each is
-        alone in its track.
     """
     frame = frame[frame["noise_ratio"] != MEAN]
-    ratios = frame["noise_ratio"].nunique()
-    several = ratios > 1 if several is None else several
-    sd = paired_sd(frame, measure, several=several)
-    measured = frame[frame[measure].notna()]
-    rows = int(measured.groupby("track")["row"].nunique().max()) if len(measured) else 0
-    if np.isnan(sd) or rows < 2:
-        return None
-    endpoint = "rSum after the last epoch" + (", mean over noise ratios" if several else "")
-    done = measured.groupby(["row", "noise_ratio"]).size()
-    columns = 1 if several else ratios
-    return Design(sd, seeds or int(done.max()), comparisons or (rows - 1) * columns, endpoint)
+    several = frame["noise_ratio"].nunique() > 1 if several is None else several
+    designs = {}
+    for track, part in frame[frame[measure].notna()].groupby("track", sort=False):
+        sd = paired_sd(part, measure, several=several)
+        if not np.isnan(sd):
+            seeds = int(part.groupby(["row", "noise_ratio"]).size().max())
+            comparisons = (part["row"].nunique() - 1) * (1 if several else part["noise_ratio"].nunique())
+            designs[str(track)] = Design(str(track), sd, seeds, comparisons)
+    return designs
 
 
 def paired_sd(frame: pd.DataFrame, measure: str, *, several: bool) -> float:
     """Pooled sd over seeds of the differences of all pairs of rows; NaN without two seeds.
 
     Args:
+        frame: of one track.
         several: whether it is of the mean over ratios; else pooled over ratios.
     """
     frame = with_mean(frame, measure) if several else frame
@@ -111,16 +115,19 @@ def paired_sd(frame: pd.DataFrame, measure: str, *, several: bool) -> float:
     return float(np.sqrt(np.mean(variances))) if variances else np.nan
 
 
-def needed_seeds(frame: pd.DataFrame, measure: str) -> dict[bool, float]:
-    """The pairs of seeds with which a difference of `RESOLUTION` is found, in the mean over ratios (True) and
-    at a single one (False); infinite where nothing is known of it.
+def needed_seeds(frame: pd.DataFrame, measure: str) -> dict[tuple[str, bool], int]:
+    """The pairs of seeds with which a difference of `RESOLUTION` is found, by track, in the mean over ratios
+    (True) and at a single one (False). Tracks are left out of which nothing is known.
 
     Args:
         measure: `rsum` or `selected_rsum`; other measures are judged by the rSum beside them.
     """
     judged = measure if measure in ("rsum", "selected_rsum") else "rsum"
-    designs = {several: design_of(frame, judged, several=several) for several in (True, False)}
-    return {several: design.needed if design else np.inf for several, design in designs.items()}
+    return {
+        (track, several): design.needed
+        for several in (True, False)
+        for track, design in designs_of(frame, judged, several=several).items()
+    }
 
 
 @lru_cache

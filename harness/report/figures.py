@@ -319,7 +319,7 @@ def confidence_over_epochs(means: pd.DataFrame, frame: pd.DataFrame, title: str,
 @drawn
 def trained_on(curves: pd.DataFrame, frame: pd.DataFrame, title: str, target: Path) -> None:
     """Purity (top) and share (bottom) over epochs, a column for each ratio; columns row, noise_ratio, seed,
-    epoch, share, purity.
+    epoch, share, purity. Dotted: the matched part of all pairs, where it is known.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -328,7 +328,8 @@ def trained_on(curves: pd.DataFrame, frame: pd.DataFrame, title: str, target: Pa
     with _grid(target, 2, len(ratios), width=2.6, height=2.3, title=title) as panels:
         for column, ratio in enumerate(ratios):
             here = curves[curves["noise_ratio"] == ratio]
-            panels[0, column].axhline(1 - ratio, color="#888888", linewidth=0.8, linestyle=":")
+            matched = 1 - frame.loc[frame["noise_ratio"] == ratio, "realised_ratio"].mean()
+            panels[0, column].axhline(matched, color="#888888", linewidth=0.8, linestyle=":")
             for axes, measure in zip(panels[:, column], ("purity", "share"), strict=True):
                 for row, part in here.groupby("row", sort=False):
                     of_epoch = part.groupby("epoch")[measure].agg(["mean", "std"]).dropna(subset=["mean"])

@@ -20,6 +20,8 @@ from harness.record.types import MethodFacts
 from harness.report.tables import Cell, Table
 
 FILE = Path(__file__).parent / "published_results.csv"
+_SHUFFLES = ("shuffle", "derangement", "from_file")
+"""Models of noise that stand for the shuffles of the papers."""
 _DATA_SETS = {
     "f30k": "Flickr30K",
     "flickr": "Flickr30K",
@@ -134,6 +136,8 @@ def _differs(part: pd.DataFrame, ratio: float, line: pd.Series) -> list[str]:
     granularity = str(line["noise_granularity"])
     if ratio and not granularity.startswith(part["granularity"].iloc[0]):
         reasons.append(f"granularity {granularity or 'not reported'}")
+    if ratio and part["noise_model"].iloc[0] not in _SHUFFLES:
+        reasons.append(f"noise {line['noise_type']}")
     return reasons
 
 

@@ -90,7 +90,7 @@ def _tables(a: Source, b: Source, one: pd.DataFrame, other: pd.DataFrame) -> Ite
             "Test rSum after the last epoch: mean ± sd over seeds (n). Difference: paired over the seeds "
             "that both have, with a 95 % t interval. Trials: `same` have the same id in both, so their "
             "numbers should agree up to machine and versions; `other` have different settings. A dash: no "
-            "data."
+            "data, or one network against several."
         )
         yield Block(
             "rSum",
@@ -112,7 +112,8 @@ def _line(cell: tuple[float, str], one: pd.DataFrame, other: pd.DataFrame) -> li
     both = ours.merge(theirs, on=["seed", "noise_seed"], suffixes=("", "_other"))
     paired = paired_difference(both["rsum_other"], both["rsum"])
     difference = "–"
-    if np.isfinite(paired.value):
+    tracks = {track for f in (ours, theirs) for track in f["track"]}
+    if np.isfinite(paired.value) and len(tracks) == 1:
         interval = (
             (f" [{paired.low:+.1f}, {paired.high:+.1f}]") if np.isfinite(paired.low) else f" (n={paired.n})"
         )

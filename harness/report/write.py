@@ -27,7 +27,7 @@ from harness.report.comparison import (
     reference_row,
 )
 from harness.report.cost import cost_figure, cost_tables
-from harness.report.design import design_of, rounding_table
+from harness.report.design import designs_of, rounding_table, statement
 from harness.report.drawing import finish
 from harness.report.external import rows_text, with_external, without_external
 from harness.report.figures import BANDS, degradation, marks_legend
@@ -337,9 +337,10 @@ def _designs(frame: pd.DataFrame, sweep: SweepRecord) -> list[str]:
     lines = []
     frame = frame[frame["perturbed"] == 0]
     for (dataset, noise), part in frame.groupby(["dataset", "noise"], sort=False):
-        design = None if sweep.select else design_of(over_noise_seeds(part))
-        if design:
-            lines.append(f"- {dataset}, {noise}. {design.text()}")
+        designs = {} if sweep.select else designs_of(over_noise_seeds(part))
+        if designs:
+            text = statement(list(designs.values()), several=part["noise_ratio"].nunique() > 1)
+            lines.append(f"- {dataset}, {noise}. {text}")
     return lines
 
 

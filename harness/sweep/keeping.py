@@ -67,12 +67,15 @@ class Keeper:
         search has found.
         """
         self.keep(self.sweep.trials)
-        try:
-            self.bundle.close()
-            if self.sweep.file.search:
-                write_found(self.sweep, lambda given: self.store.records(self.handle, given))
-        except (OSError, StoreError) as error:
-            self._complain(error)
+        for write in (self.bundle.close, self._write_found):
+            try:
+                write()
+            except (OSError, StoreError) as error:
+                self._complain(error)
+
+    def _write_found(self) -> None:
+        if self.sweep.file.search:
+            write_found(self.sweep, lambda given: self.store.records(self.handle, given))
 
     def _complain(self, error: Exception) -> None:
         """Once: the store has everything."""

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from harness.config.external import ExternalTrial
+from harness.config.labels import run_names
 from harness.config.resources import Resources
 from harness.config.trial import Trial
 from harness.lib.console import console, silence_libraries
@@ -40,13 +41,14 @@ def repeat_bundle(folder: Path, count: int) -> int:
     silence_libraries()
     bundle = Bundle(folder.absolute().name, folder)
     bundle.repeated()  # malformed notes are told before hours of work
-    records = {i: r for i, r in bundle.sweep().records.items() if r.done}
+    sweep = bundle.sweep()
+    records, names = {i: r for i, r in sweep.records.items() if r.done}, run_names(sweep.planned)
     obstacles: Counter[str] = Counter()
     repeated = wrong = 0
     for trial in _runnable(spread(r.trial for r in records.values()), obstacles):
         if repeated == count:
             break
-        wrong += not _repeat(bundle, records[trial.id])
+        wrong += not _repeat(bundle, records[trial.id], names[trial.id])
         repeated += 1
     for reason, trials in obstacles.items():
         console.print(f"  note: {trials} cannot be run again here: {reason}", markup=False)
@@ -87,10 +89,10 @@ def _obstacle(trial: Trial) -> str:
         return str(error)
 
 
-def _repeat(bundle: Bundle, record: TrialRecord) -> bool:
+def _repeat(bundle: Bundle, record: TrialRecord, name: str) -> bool:
     """Run a trial again, tell what came out, and note it. Whether its numbers are those on record."""
     trial = record.trial
-    name = f"{trial.label} ({trial.id})"
+    name = f"{name} ({trial.id})"
     comparison = Comparison(lambda: OnRecord.in_bundle(bundle, record))
     try:
         work(trial, _task(record), recorder=comparison)

@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from harness.noise.models import make_noise
+from harness.record.bundle import Bundle
 from harness.record.check import check_bundle
+from harness.record.tries import result_of
 from harness.record.types import StoreError
 from harness.results import main
 from tests import recorded, small
@@ -149,8 +151,7 @@ def test_a_sweep_file_that_plans_others_is_found(swept, tmp_path, name):
     (folder / "sweep.yaml").write_text(yaml.safe_dump(content))
     assert check_bundle(folder)[0] == ["sweep.yaml plans other trials than plan.json"]
     (folder / "sweep.yaml").write_text("grid: {}")
-    (error,) = check_bundle(folder)[0]
-    assert error.startswith("sweep.yaml: ")
+    assert check_bundle(folder)[0][-1].startswith("sweep.yaml: ")
 
 
 def test_a_trial_that_failed_is_told(made):
@@ -293,8 +294,72 @@ def test_what_is_no_bundle(tmp_path, capsys):
     assert "emoji_rates: 200 planned" in capsys.readouterr().err  # the others are checked
     (tmp_path / "plan.json").write_text('{"trials": []}')
     (tmp_path / "records.jsonl").write_text('{"trial": "a"}\n')
-    with pytest.raises(StoreError, match=r"line 1 of records\.jsonl lacks a field"):
+    with pytest.raises(StoreError, match="line 1 of its records: run is missing or malformed"):
         check_bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tags", None),
+        ("parameters", []),
+        ("curves", []),
+        ("curves", {"dev/rsum": [1, 2]}),
+        ("curves", {"dev/rsum": [[0, "x"]]}),
+        ("last/rsum", "x"),
+        ("last/i2t_r1", None),
+        ("trial", ["a"]),
+        ("seed", "0"),
+    ],
+)
+def test_a_malformed_line_is_named(made, field, value, capsys):
+    rewrite(made, lambda line: line.update({field: value}))
+    with pytest.raises(StoreError, match=f"line 1 of its records: {field}.* is missing or malformed"):
+        check_bundle(made)
+    assert main(["check", str(made)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def edit_plan(folder, change):
+    plan = json.loads((folder / "plan.json").read_text())
+    change(plan)
+    (folder / "plan.json").write_text(json.dumps(plan))
+
+
+def test_a_plan_of_no_facts(made):
+    edit_plan(made, lambda plan: plan.update(methods=["clip"]))
+    with pytest.raises(StoreError, match="are not the facts of methods by name"):
+        check_bundle(made)
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_table_that_says_it_is_a_search_keeps_its_ranks_checked(made, ids):
+    """Of a search no ranks are kept, and none are checked."""
+    rewrite(made, lambda line: line.update({"last/i2t_r1": 50.0, "last/rsum": line["last/rsum"] + 1}))
+    edit_plan(made, lambda plan: plan.update(select=True))
+    assert (
+        "sweep.yaml and plan.json do not agree on whether settings are selected"
+        in check_bundle(made, ids=ids)[0]
+    )
+
+
+def test_a_search_that_leaves_out_tries_is_found(swept, tmp_path):
+    """Also where plan, records and what was found agree: the file says what was planned."""
+    folder = shutil.copytree(swept / "found", tmp_path / "found")
+    assert check_bundle(folder) == ([], [])
+
+    def shorter(plan):
+        plan["trials"], plan["ids"] = plan["trials"][:1], plan["ids"][:1]
+
+    edit_plan(folder, shorter)
+    kept = {t.id for t in Bundle("found", folder).sweep().planned}
+    text = "".join(json.dumps(x) + "\n" for x in lines_of(folder) if x["trial"] in kept)
+    (folder / "records.jsonl").write_text(text)
+    found = result_of(Bundle("found", folder).sweep()).model_dump_json(exclude_none=True)
+    (folder / "search.json").write_text(found)
+    assert check_bundle(folder)[0] == ["sweep.yaml plans other trials than plan.json"]
+    edit_plan(folder, lambda plan: plan["search"].update(tries=3))
+    assert "sweep.yaml says other things of the search than plan.json" in check_bundle(folder)[0]
 
 
 @pytest.mark.parametrize(

@@ -334,3 +334,22 @@ def test_a_sweep_that_has_changed_since_is_one_that_the_row_does_not_fit(importe
     text = (sweep.folder / "records.jsonl").read_text()
     (sweep.folder / "records.jsonl").write_text(text.replace(small.load().fingerprint, "another"))
     assert any(e.startswith("its data are ") for e in check_bundle(imported)[0])
+
+
+def test_a_row_that_says_it_is_a_search_is_found(imported):
+    """Of a search no ranks are kept, and none would be checked."""
+    plan = imported / "plan.json"
+    plan.write_text(json.dumps({**json.loads(plan.read_text()), "select": True}))
+    for ids in (True, False):
+        assert "its plan.json is one of a search" in check_bundle(imported, ids=ids)[0]
+
+
+def test_beside_a_sweep_that_crosses_its_seeds_no_row_can_stand(imported):
+    """Its rows are means over noise indices, and an external row has one index for each seed."""
+    row = Bundle("x", imported).sweep()
+    grid = {"noise_ratio": list(RATIOS), "seed": list(SEEDS), "noise_seed": list(SEEDS)}
+    crossed = small.sweep("clip", name="made", grid=grid)
+    recorded.bundle(crossed, imported.parents[2] / "crossed")
+    sweep = Bundle("made", imported.parents[2] / "crossed").sweep()
+    (reason,) = misfits(row, sweep)
+    assert reason == "the sweep crosses seeds with noise seeds, and a row has one index for each seed"

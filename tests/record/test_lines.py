@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.record.lines import Lines, records_file, records_text
+from harness.record.lines import Lines, records_text
+from harness.record.types import StoreError
 
 
 def line(trial, **values):
@@ -71,12 +72,32 @@ def test_a_line_that_a_killed_process_has_begun_is_left_out(tmp_path):
     assert list(Lines(tmp_path).read()) == ["a", "c"]
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b"{}\n" * 99)[:-9], b"no gzip"])
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"{}\n" * 99)[:-9], b"no gzip"])
 def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "records.jsonl.gz").write_bytes(content)
-    assert records_file(tmp_path).name == "records.jsonl.gz"
-    with pytest.raises(OSError, match=r"records\.jsonl\.gz is damaged"):
-        Lines(tmp_path).read()
+    for read in (Lines(tmp_path).read, lambda: records_text(tmp_path)):
+        with pytest.raises(StoreError, match=r"records\.jsonl\.gz is damaged"):
+            read()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_file_that_another_process_wrote_anew_is_read_from_its_beginning(tmp_path, packed):
+    """Also where it has the number of the file that it took the place of, which file systems give again."""
+    reader, writer = Lines(tmp_path), Lines(tmp_path)
+    writer.append([line("a"), line("a"), line("b")])
+    writer.tidy(packed=packed)
+    assert list(reader.read()) == ["a", "b"]
+    for new in ("c", "d", "e"):
+        writer.append([line("a", by=new), line(new)])
+        writer.tidy(packed=packed)
+        assert reader.read() == Lines(tmp_path).read()
+    reader.tidy(packed=packed)
+    assert list(Lines(tmp_path).read()) == ["a", "b", "c", "d", "e"]
+    assert Lines(tmp_path).read()["a"]["by"] == "e"
+    fewer = text_of(line("b"))
+    for file in tmp_path.iterdir():
+        file.write_bytes(gzip.compress(fewer) if packed else fewer)
+    assert list(reader.read()) == ["b"]
 
 
 def test_without_a_file_there_are_no_lines(tmp_path):

@@ -219,6 +219,15 @@ def test_bold_on_an_axis_is_the_best_of_a_track_and_no_oracle():
     assert [(r[0].text, r[1].text) for r in table.rows if r[2].best] == [("clip", "2"), ("npc", "1")]
 
 
+def test_bold_on_an_axis_is_of_rows_with_all_seeds():
+    """One seed of a value that was planned so is no better than five of another."""
+    rows = [(row, 0.4, seed, best + seed, 1) for row, best in (("a", 100), ("b", 101)) for seed in range(5)]
+    made = frame([*rows, ("c", 0.4, 0, 200, 1)])
+    table = axis_table(Axis("x", {"npc": {"1": "a", "2": "b", "3": "c"}}), made, "rsum", "w")
+    assert [r[1].text for r in table.rows if r[2].best] == ["2"]
+    assert table.rows[2][2].text == "200.0 (n=1)"
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

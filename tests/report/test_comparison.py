@@ -159,6 +159,33 @@ def test_one_seed_is_compared_by_queries():
     assert queries_table(made, "clip", lambda run, _: old[run], "w") is None
 
 
+def test_queries_of_several_networks_are_compared_with_several():
+    made = trials({"clip": 0, "clip ×2": 1, "a ×2": 2}, ratios=(0.0,))
+    made = made[made["seed"] == 0].assign(done=True, run=made["row"])
+    made["method"] = made["row"].str.removesuffix(" ×2")
+    made["track"] = np.where(made["row"].str.endswith("×2"), "several networks", "one network")
+    asked = []
+
+    def read(run, _):
+        asked.append(run)
+        zero = np.zeros(9, np.int64)
+        ranks = {f"{d}_{k}": zero for d in ("i2t", "t2i") for k in ("rank", "group")}
+        return ranks | {f"{d}_top": zero[:, None] for d in ("i2t", "t2i")}
+
+    (row,) = queries_table(made, "clip", read, "w").rows
+    assert row[1].text == "a ×2"
+    assert asked == ["a ×2", "clip ×2"]
+
+
+def test_a_difference_of_fewer_pairs_says_how_many():
+    made = trials({"clip": 0, "a": 1})
+    made.loc[(made["row"] == "a") & (made["noise_ratio"] == 0.4) & (made["seed"] > 1), "rsum"] = np.nan
+    table = differences_table(made, "clip", "w")
+    assert "n = 5 pairs unless marked" in table.caption
+    mean, low, high = (cell.text for cell in table.rows[0][1:])
+    assert (mean.endswith(" (n=2)"), "n=" in low, high.endswith(" (n=2)")) == (True, False, True)
+
+
 def test_the_reference_is_named_or_clip_or_the_first():
     made = trials({"a": 0, "clip": 0, "b": 0})
     assert [reference_row(made, m) for m in ("b", None)] == ["b", "clip"]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
 from harness.report.accuracy import by_ratio
 from harness.report.comparison import differences_table
-from harness.report.design import design_of, detectable_difference, needed_seeds, paired_sd, seeds_for
+from harness.report.design import (
+    designs_of,
+    detectable_difference,
+    needed_seeds,
+    paired_sd,
+    seeds_for,
+    statement,
+)
 from tests.report.test_comparison import trials
 from tests.report.test_results import frame
 
@@ -43,28 +53,59 @@ def test_the_spread_is_that_of_pairs_and_of_the_mean_over_ratios():
     made = frame(rows)
     assert paired_sd(made, "rsum", several=False) == pytest.approx(2 * np.sqrt(2), rel=0.05)
     assert paired_sd(made, "rsum", several=True) == pytest.approx(2, rel=0.05)
-    assert design_of(made[made["row"] == "clip"]) is None
-    assert design_of(made[made["seed"] == 0]) is None
+    assert designs_of(made[made["row"] == "clip"]) == {}
+    assert designs_of(made[made["seed"] == 0]) == {}
 
 
 def test_the_oracle_counts_among_the_comparisons_as_in_the_table_of_differences():
     competing = trials({"clip": 0, "a": 1, "b": 2})
     made = trials({"clip": 0, "a": 1, "b": 2, "ceiling": 5})
-    design = design_of(made)
+    design, without = (designs_of(f)["one network"] for f in (made, competing))
     table = differences_table(made, "clip", "t")
     assert design.comparisons == len(table.rows) == 3
-    assert design.sd == design_of(competing).sd  # it does not compete, so its spread is not theirs
-    assert design.detectable > design_of(competing).detectable
+    assert design.sd == without.sd  # it does not compete, so its spread is not theirs
+    assert design.detectable > without.detectable
+
+
+def in_tracks(steady, shaky):
+    """Two rows of one network that seeds hardly move apart, and two of several that they do."""
+    one, several = trials(steady, spread=0.3), trials(shaky, spread=16.0)
+    return pd.concat([one, several.assign(track="several networks")], ignore_index=True)
+
+
+def test_rows_of_a_track_say_nothing_of_another():
+    made = in_tracks({"clip": 9, "a": 8.7}, {"clip ×2": 9, "a ×2": 8.7})
+    designs = designs_of(made)
+    assert list(designs) == ["one network", "several networks"]
+    for track, design in designs.items():
+        assert design == designs_of(made[made["track"] == track])[track]
+    assert 10 * designs["one network"].sd < designs["several networks"].sd
+    assert [d.comparisons for d in designs.values()] == [1, 1]
+    text = statement(list(designs.values()), several=True)
+    assert re.search(
+        r"finds, .*, \d\.\d points among rows of one network \(sd .*; .* of several networks", text
+    )
+
+
+def test_a_track_whose_seeds_are_too_few_is_named():
+    """In the other, rows that are near the best are underlined."""
+    text = by_ratio(in_tracks({"clip": 9, "a": 8.9}, {"clip ×2": 9, "a ×2": 8.9}), "rsum", "t", "c")
+    underlined = [line for line in text.markdown().splitlines() if "<u>" in line]
+    assert {line.split("|")[1].strip() for line in underlined} <= {"clip", "a"}
+    assert underlined
+    assert "Nothing is underlined among rows of several networks: these seeds cannot tell" in text.caption
+    assert "At a single ratio nothing is underlined among rows of several networks" in text.caption
 
 
 def test_nothing_is_underlined_where_seeds_are_too_few():
     near = trials({"best": 9, "near": 8.5, "far": 0}, spread=0.3)
     wide = trials({"best": 9, "near": 8.5, "far": 0}, spread=8.0)
     assert max(needed_seeds(near, "rsum").values()) <= 5 < min(needed_seeds(wide, "rsum").values())
+    assert len(needed_seeds(near, "rsum")) == 2
     assert "<u>" in by_ratio(near, "rsum", "t", "c").markdown()
     text = by_ratio(wide, "rsum", "t", "c").markdown()
     assert "<u>" not in text
-    assert "cannot tell a difference of 5 points" in text
+    assert "Nothing is underlined: these seeds cannot tell a difference of 5 points" in text
 
 
 def test_a_caption_says_what_was_tested():
@@ -72,14 +113,14 @@ def test_a_caption_says_what_was_tested():
     assert "cannot tell" not in alone  # nothing was compared
     made = trials({"best": 9, "near": 8.9, "far": 0}, ratios=(0.0, 0.2, 0.4, 0.6), spread=2.0)
     needed = needed_seeds(made, "rsum")
-    assert needed[True] <= 5 < needed[False]
+    assert needed["one network", True] <= 5 < needed["one network", False]
     caption = by_ratio(made, "rsum", "t", "c").caption
     assert "Underlined: not significantly worse" in caption
-    assert "At a single ratio these seeds cannot tell a difference of 5 points" in caption
+    assert "At a single ratio nothing is underlined: these seeds cannot tell" in caption
     far = trials({"best": 20, "near": 8.9, "far": 0}, ratios=(0.0, 0.2, 0.4, 0.6), spread=2.0)
     caption = by_ratio(far, "rsum", "t", "c").caption
     assert "Underlined" not in caption  # no mean is near the best
-    assert "At a single ratio these seeds cannot tell" in caption
+    assert "At a single ratio nothing is underlined: these seeds cannot tell" in caption
 
 
 def test_a_row_with_few_seeds_done_is_not_called_near():

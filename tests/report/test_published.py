@@ -58,6 +58,7 @@ def test_a_comparable_row_gets_a_difference():
     [
         (lambda: ours("npc", "effnet_minilm locked"), "backbone CLIP ViT-B/32"),
         (lambda: ours("npc", "ViT-B-32-quickgelu", granularity="image"), "granularity caption"),
+        (lambda: ours("npc", "ViT-B-32-quickgelu", noise_model="hard"), "noise synthetic shuffle"),
         (lambda: ours("ncr", "sgraf SGR"), "2 networks at test"),
         (
             lambda: ours("npc", "ViT-B-32-quickgelu", dataset="karpathy coco").assign(selected_1k_rsum=500.0),

@@ -206,6 +206,14 @@ def test_an_unfinished_row_is_never_the_most_stable():
     assert "2 of 4!" in line
 
 
+def test_a_row_of_fewer_seeds_is_never_the_most_stable():
+    """Also where no more were planned: the worst of one seed is no worst of two."""
+    rows = [(row, r, s, 10 + 50 * r + s, 1) for row in "ab" for r in (0, 0.4) for s in (0, 1)]
+    table = stability_table(frame([*rows, ("c", 0, 0, 90, 1), ("c", 0.4, 0, 90, 1)]), "w", "")
+    assert not any(cell.best for cell in table.rows[2])
+    assert table.rows[2][0].text == "c"
+
+
 def test_rows_of_one_class_name_are_told_apart():
     class_names = small.sweep("tests.mine:Mine", "tests.other_mine:Mine").trials
     assert set(row_labels(class_names).values()) == {"tests.mine:Mine", "tests.other_mine:Mine"}

@@ -16,7 +16,8 @@ def test_the_oracle_counts_among_the_comparisons_as_in_the_table_of_differences(
     recorded.bundle(sweep, Path("results/small"))
     (note,) = design_notes(sweep)
     assert note.startswith("tests.small:load, from results/small. Design: ")
-    assert "With 3 seeds and 2 comparisons, a" in note
+    assert "points among rows of one network (sd " in note
+    assert "3 seeds, 2 comparisons; 5 points take" in note
     assert list(design_notes(small.sweep("clip", "oracle", grid=GRID))) == []  # nothing competes
 
 
