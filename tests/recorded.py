@@ -48,7 +48,8 @@ def fill(store: Store, sweep: Sweep, *, file: str = "sweeps/many.yaml", seed: in
         best = {f"{part}/{m}": level for part in ("test", "last") for m in RECALLS}
         best |= {"test/rsum": 6 * level, "last/rsum": 6 * level - 5, "dev/best_rsum": float(rise.max())}
         best |= {"dev/best_epoch": float(rise.argmax()), "cost/seconds": 20 + 5 * methods.index(trial.method)}
-        best |= {"cost/networks_at_test": 1.0, "noise/realised_ratio": trial.noise_ratio}
+        best |= {"cost/networks_at_test": float(trial.hyper.get("n_networks", 1))}
+        best |= {"noise/realised_ratio": trial.noise_ratio}
         run_id = store.create_run(handle, trial, {**labels[trial.id], "attempts": "1"})
         store.client.log_curves(run_id, {k: dict(enumerate(map(float, v))) for k, v in curves.items()})
         store.client.log(run_id, metrics=best)

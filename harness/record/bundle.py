@@ -30,7 +30,7 @@ from harness.record.arrays import array_names, coarse, read_arrays, save_arrays,
 from harness.record.lines import Lines
 from harness.record.provenance import PACKAGES
 from harness.record.repeated import Repetition, read_repetitions, repetitions_text
-from harness.record.store import Store, sweep_of_plan, trials_of
+from harness.record.store import Store, settings_of, sweep_of_plan, trials_of
 from harness.record.types import RESTORED, WITHOUT_ARRAYS, StoreError, SweepHandle, SweepRecord, TrialRecord
 
 _CURVES = (
@@ -167,8 +167,7 @@ class Bundle:
 
     def _first_seed(self) -> int:
         """The lowest seed of the plan: the best candidates of its trials are what a report shows."""
-        plan = self._plan()
-        return min(int(trial["seed"]) for trial in plan["trials"])
+        return min(int(settings["seed"]) for settings in settings_of(self._plan()))
 
     def _write(self, name: str, text: str) -> None:
         with atomic_write(self.folder / name, "w") as stream:

@@ -27,7 +27,7 @@ from harness.record.check_data import (
 )
 from harness.record.external import external_bundles, facts_of, misfits
 from harness.record.lines import records_text
-from harness.record.store import trials_of
+from harness.record.store import settings_of, trials_of
 from harness.record.tries import result_of
 from harness.record.types import STOPPED_EARLY, MethodFacts, StoreError
 from methods import METHODS
@@ -148,7 +148,7 @@ def _trials(plan: Mapping[str, Any], ids: bool) -> tuple[dict[str, Trial], str]:
     if not ids or not _has_methods():
         return {t.id: t for t in trials_of(plan)}, "" if not ids else "PyTorch is not here (extra `train`)"
     try:
-        anew = [trial_type(plan).model_validate(content) for content in plan["trials"]]
+        anew = [trial_type(plan).model_validate(settings) for settings in settings_of(plan)]
         return {t.id: t for t in anew}, ""
     except UnknownName as error:
         return {t.id: t for t in trials_of(plan)}, str(error)

@@ -28,7 +28,7 @@ from harness.record.bundle import Bundle, record_line
 from harness.record.external_files import Result, read_results
 from harness.record.provenance import git_commit
 from harness.record.recorder import split_ranks
-from harness.record.store import sweep_of_plan
+from harness.record.store import divided, sweep_of_plan
 from harness.record.types import MethodFacts, StoreError, SweepRecord, TrialRecord
 
 # Reading -------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def _plan(row: ExternalRow, trials: tuple[ExternalTrial, ...]) -> dict[str, Any]
         "protocol_version": PROTOCOL_VERSION,
         "methods": {row.method: vars(facts_of(trials[0]))},
         "ids": [t.id for t in trials],
-        "trials": [t.facts() for t in trials],
+        **divided([t.facts() for t in trials]),
     }
 
 

@@ -368,8 +368,23 @@ def plan_of(sweep: Sweep) -> dict[str, Any]:
         "protocol_version": PROTOCOL_VERSION,
         "methods": {name: vars(fact) for name, fact in facts.items()},
         "ids": [t.id for t in sweep.trials],
-        "trials": [t.model_dump(mode="json") for t in sweep.trials],
+        **divided([t.model_dump(mode="json") for t in sweep.trials]),
     }
+
+
+def divided(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings of trials as a plan holds them: `shared`, what all have alike, and `trials`, the rest of
+    each.
+    """
+    first = settings[0] if settings else {}
+    # As text, in which 1, 1.0 and true are three.
+    shared = {k: v for k, v in first.items() if all(k in s and repr(s[k]) == repr(v) for s in settings)}
+    return {"shared": shared, "trials": [{k: v for k, v in s.items() if k not in shared} for s in settings]}
+
+
+def settings_of(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The whole settings of the trials of a plan; older ones have them with each trial."""
+    return [{**plan.get("shared", {}), **own} for own in plan["trials"]]
 
 
 def sweep_of_plan(
@@ -411,10 +426,10 @@ def _facts(method: str, known: Mapping[str, Any]) -> MethodFacts:
 
 def trials_of(plan: Mapping[str, Any]) -> tuple[Trial, ...]:
     """The trials of a plan; plans of older versions have no ids, which then take the methods' classes."""
-    contents: Sequence[Any] = plan["trials"]
-    ids = plan.get("ids") or [None] * len(contents)
+    settings = settings_of(plan)
+    ids = plan.get("ids") or [None] * len(settings)
     kind = trial_type(plan)
-    return tuple(kind.recorded(content, i) for content, i in zip(contents, ids, strict=True))
+    return tuple(kind.recorded(own, i) for own, i in zip(settings, ids, strict=True))
 
 
 def _speed(record: TrialRecord) -> Speed | None:

@@ -8,7 +8,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from harness.config.trial import Trial
-from harness.record.store import Store, trials_of
+from harness.record.store import Store, divided, settings_of, trials_of
 from harness.record.types import StoreError
 from harness.report.source import from_store
 from harness.report.versus import write_versus
@@ -102,6 +102,27 @@ def test_a_store_that_stays_busy_is_an_error_of_the_store(opened, monkeypatch):
         store.client.get_run("x")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [{"lr": 1.0, "seed": 0}, {"lr": 1.0, "seed": 1}],
+        [{"lr": 1, "n": True}, {"lr": 1.0, "n": 1}],
+        [{"hyper": {"a": 1}}, {"hyper": {}}],
+        [{"a": 1}, {}],
+        [{"a": 1}],
+        [],
+    ],
+    ids=["equal", "equal but for the type", "nested", "one without", "one trial", "none"],
+)
+def test_a_plan_has_what_its_trials_share_once(settings):
+    """And gives each its own back, number for number."""
+    plan = json.loads(json.dumps(divided(settings)))
+    assert [repr(x) for x in map(sorted, map(dict.items, settings_of(plan)))] == [
+        repr(sorted(x.items())) for x in settings
+    ]
+    assert not any(key in plan["shared"] for own in plan["trials"] for key in own)
+
+
 def test_a_plan_holds_ids_and_what_a_reader_must_know(opened):
     store, sweep, handle = opened
     record = store.read_sweep("small")
@@ -111,6 +132,7 @@ def test_a_plan_holds_ids_and_what_a_reader_must_know(opened):
     assert facts == {"clip": (False, False), "oracle": (False, True), "clip_clean": (True, False)}
     plan = json.loads(store.client.read(handle.parent_run, "plan.json"))
     older = {k: v for k, v in plan.items() if k not in ("ids", "methods")}
+    older = {k: v for k, v in older.items() if k != "shared"} | {"trials": settings_of(plan)}
     assert [t.id for t in trials_of(older)] == plan["ids"]
     store.client.log_text(handle.parent_run, json.dumps(older), "plan.json")
     assert store.read_sweep("small").methods == record.methods

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 from harness.report import figures
 from harness.report.drawing import finish, in_background
@@ -43,3 +44,14 @@ def test_a_mean_of_equal_values_has_whiskers_of_no_length(frame, tmp_path):
     points.attrs = {"x": "x", "y": "y"}
     figures.scatter(frame, points, "here", tmp_path / "scatter")
     assert (tmp_path / "scatter.png").is_file()
+
+
+def test_the_dotted_line_of_purity_is_that_of_the_noise_as_it_was_drawn(frame, tmp_path, monkeypatch):
+    """A mismatched pair may be drawn back to itself, so that the realised ratio is below the given one."""
+    drawn = []
+    monkeypatch.setattr(Axes, "axhline", lambda self, y, **kwargs: drawn.append((y, kwargs["linestyle"])))
+    here = frame[frame["noise_ratio"] == 0.4]
+    curves = here[["row", "noise_ratio", "seed"]].assign(epoch=0, share=0.5, purity=0.9)
+    figures.trained_on(curves, here, "here", tmp_path / "trained_on")
+    assert here["realised_ratio"].mean() < 0.397
+    assert drawn == [(pytest.approx(1 - here["realised_ratio"].mean()), ":")]
