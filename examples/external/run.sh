@@ -13,7 +13,7 @@ mkdir -p "$out"
 [ -d "$data" ] || "$python" -m harness.data export emoji --format scan --out "$data"
 
 for ratio in ${RATIOS:-0.2 0.4}; do
-  for seed in ${SEEDS:-0 1}; do
+  for seed in ${SEEDS:-0 1 2 3 4}; do
     index=$out/noise_${ratio}_$seed.npy
     [ -f "$index" ] || "$python" -m harness.data noise write "$data" --options "{train_groups: $groups}" \
       --form caption --ratio "$ratio" --seed "$seed" --out "$index"
