@@ -34,7 +34,7 @@ class BiCro(TwoPart):
     Args:
         warmup_epochs: see `CoTeaching` (released code: 10).
         warmup_share: part of a warm-up batch that is trained on (scripts of the released code: 0.3).
-        least_label: labels of the noisy part up to it become 0 (scripts of the released code: 0.5).
+        least_label: labels up to it become 0, but for those of anchors (scripts of the released code: 0.5).
         released: reproduce three faults of the released code. Labels of the clean part are scattered to the
             pairs in the order of their margins, so that each is another pair's (model.py:828-829). The ratio
             of two similarities with different signs is negative and unbounded (model.py:579-582). In one
@@ -106,7 +106,7 @@ class BiCro(TwoPart):
             images, texts = judge(clean)
             retained = retained_margin(judge.similarity(images, texts), self.margin)
             anchors = Anchors.of(retained, judge.pooled(images), judge.pooled(texts))
-            of_clean = clean_labels(anchors, retained, released=self.released)
+            of_clean = clean_labels(anchors, retained, self.least_label, released=self.released)
             if noisy is None:
                 return of_clean, None
             images, texts = (judge.pooled(x) for x in judge(noisy))
@@ -152,16 +152,18 @@ class Anchors:
         return (ratios[0] + ratios[1]) / 2
 
 
-def clean_labels(anchors: Anchors, retained: Tensor, *, released: bool = False) -> Tensor:
-    """Labels of the clean batch: half of 1 and the consistency; 1 for anchors: -> [B] in [0, 1].
+def clean_labels(anchors: Anchors, retained: Tensor, least_label: float, *, released: bool = False) -> Tensor:
+    """Labels of the clean batch: half of 1 and the consistency, 0 up to `least_label`; 1 for anchors: -> [B]
+    in [0, 1].
 
     Args:
         anchors: anchors of the batch.
         retained: margin that each pair retains, [B].
+        least_label: see `BiCro`.
         released: see `BiCro`.
     """
     label: Tensor = (1 + anchors.consistency(anchors.images, anchors.texts, bounded=not released)) / 2
-    label = label.index_fill(0, anchors.index, 1)
+    label = label.where(label > least_label, 0).index_fill(0, anchors.index, 1)
     if released:
         others = retained.argsort(stable=True)[: -len(anchors.index)]
         label = torch.ones_like(label).index_copy(0, others, label[: len(others)])

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from methods.base import Backbone, Batch, Count, Optimizers, Pairs, Positive, Report, Scan
+from methods.base import Backbone, Batch, Count, Optimizers, Pairs, Positive, Report, Scan, evaluation_mode
 from methods.co_teaching import CoTeaching
 from methods.losses import match_probability, pair_losses
 from methods.mixtures import low_loss_posterior
@@ -18,19 +18,20 @@ class CREAM(CoTeaching):
     """Cross-modal retrieval by consistency refining and mining.
 
     1. Warm-up: cross-entropy.
-    2. Before each epoch each network fits a Gaussian mixture to the losses of all pairs, and predicts them.
-       Pairs that all networks take for matched are clean, those that none does are noisy, others are hard.
+    2. Before each epoch each network fits a Gaussian mixture to the losses of all pairs. Pairs that all
+       networks take for matched are clean, those that none does are noisy, others are hard.
     3. Targets y for a network: clean w + (1 - w) p, with the other network's posterior w and its own
-       prediction p; hard the same with the mean posterior; noisy the mean prediction.
+       prediction p in the batch; hard the same with the mean posterior; noisy the mean prediction.
     4. Cross-entropy with y on the diagonal, and with the rest shared out over the row by similarity where a
        share reaches a threshold (`soft_cross_entropy`). A step is one optimizer step for each part, in this
-       order.
+       order; a hard pair is seen as often as a clean one, so not every step has a hard part.
 
     With `n_networks: 1` no pair is hard.
 
     Source: Ma et al., TIP 2024; released code (train.py:309-546, 647-760, InfoNCELoss.py). There the warm-up
-    ends with the epoch that is best on dev, which a method does not see here. Predictions are those of the
-    pass before the epoch. Ours: on cosines the shares are those of (1 + s) / 2.
+    ends with the epoch that is best on dev, which a method does not see here; the mean target, to which
+    shares are compared, is that of a step's three batches, here of all pairs before the epoch; and shares
+    carry a gradient. Ours: on cosines the shares are those of (1 + s) / 2.
 
     Args:
         temperature: of the cross-entropy, in units of the similarity (released code: 0.07).
@@ -92,29 +93,29 @@ class CREAM(CoTeaching):
         parts = {"hard": (self.hard_after, ~self.kept(network) & ~noisy), "noisy": (self.noisy_after, noisy)}
         return {name: part.nonzero().flatten() for name, (after, part) in parts.items() if since >= after}
 
-    def targets(self, network: int) -> Tensor:
-        """Targets of all pairs for a network, [N] in [0, 1]."""
-        prediction = self.prediction[network]
+    def weights(self, network: int) -> Tensor:
+        """The part of the label in the targets of all pairs for a network, [N] in [0, 1]."""
         other, mean = self.posterior[self.judge(network)], self.posterior.mean(0)
-        weight = other.where(self.kept(network), mean)
-        refined = weight + (1 - weight) * prediction
-        return refined.where(~self.noisy(), self.prediction.mean(0))
+        return other.where(self.kept(network), mean).where(~self.noisy(), 0)
 
     def start_epoch(self, epoch: int, network: int, scan: Scan) -> Report:
-        """Divide the pairs when it is due, and set the network's targets and least shares."""
+        """Divide the pairs when it is due, and set the network's weights and least shares."""
         report = dict(super().start_epoch(epoch, network, scan))
         if self.warming_up:
             return report
-        self.target = self.targets(network)
-        mean = float(self.target.mean())
-        self.least_share = dict.fromkeys(
-            ("clean", "hard", "noisy"), mean if self.shares == "adaptive" else 0.0
-        )
+        self.weight, noisy = self.weights(network), self.noisy()
+        clean = self.kept(network).sum()
+        self.hard_rate = float((len(noisy) - clean - noisy.sum()) / clean.clamp(min=1))
+        self.hard_due = 0.0
+        prediction = self.prediction[network].where(~noisy, self.prediction.mean(0))
+        mean = float(refined(self.weight, prediction).mean())
+        least = mean if self.shares == "adaptive" else 0.0
+        self.least_share = {"clean": least, "hard": least, "noisy": least}
         if report["kept"] > 0.85:
             self.least_share |= {"clean": 0.0, "hard": 0.0}
         elif self.shares == "adaptive" and epoch - self.warmup_epochs < self.mining_after:
             self.least_share["clean"] = 1.0  # which no share reaches
-        return {**report, "noisy": float(self.noisy().float().mean()), "mean_target": mean}
+        return {**report, "noisy": float(noisy.float().mean()), "mean_target": mean}
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
         """Train on a batch of the clean part, and on one of each further part that is due."""
@@ -123,21 +124,43 @@ class CREAM(CoTeaching):
             loss = 2 * pair_losses(net.similarity(*net(batch)) / self.temperature).mean()
             optimizers.update(loss, group)
             return {"loss": loss.detach()}
+        parts = {"clean": batch, **{k: batch.auxiliary[k] for k in ("hard", "noisy") if k in batch.auxiliary}}
+        if not self._hard_is_due():
+            parts.pop("hard", None)
+        targets = {name: self._targets(name, part, network) for name, part in parts.items()}
         report: Report = {}
-        for name in ("clean", "hard", "noisy"):
-            part = batch if name == "clean" else batch.auxiliary.get(name)
-            if part is None:
-                continue
-            loss = self._loss(net, part, self.least_share[name])
+        for name, part in parts.items():
+            loss = self._loss(net, part, targets[name], self.least_share[name])
             optimizers.update(loss, group)
             report["loss" if name == "clean" else f"{name}_loss"] = loss.detach()
         return report
 
-    def _loss(self, net: Backbone, batch: Batch, least_share: float) -> Tensor:
+    def _hard_is_due(self) -> bool:
+        """Whether this step has a hard part: as many have as keep hard pairs in step with clean ones."""
+        self.hard_due += min(self.hard_rate, 1)
+        due = self.hard_due >= 1
+        self.hard_due -= due
+        return due
+
+    @torch.no_grad()
+    def _targets(self, name: str, batch: Batch, network: int) -> Tensor:
+        """Targets of a batch of a part, [B] in [0, 1], as the networks are now."""
+        judges = self.networks if name == "noisy" else [self.networks[network]]
+        predictions = []
+        for net in judges:
+            with evaluation_mode(net):
+                predictions.append(match_probability(net.similarity(*net(batch)) / self.temperature))
+        return refined(self.weight[batch.index], torch.stack(predictions).mean(0))
+
+    def _loss(self, net: Backbone, batch: Batch, target: Tensor, least_share: float) -> Tensor:
         similarity = net.similarity(*net(batch))
         positive = similarity if net.sigmoid else (1 + similarity) / 2
-        target = self.target[batch.index]
         return soft_cross_entropy(similarity / self.temperature, positive, target, least_share).mean()
+
+
+def refined(weight: Tensor, prediction: Tensor) -> Tensor:
+    """w + (1 - w) p: a label of 1 with weight w, and a prediction with the rest."""
+    return weight + (1 - weight) * prediction
 
 
 def soft_cross_entropy(logits: Tensor, similarity: Tensor, target: Tensor, least_share: float) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -36,7 +38,7 @@ def test_labels_of_bicro_as_meant_and_as_released():
     anchors = Anchors.of(retained, I6, T6)
     assert anchors.index.tolist() == [0]
     assert anchors.consistency(I6, T6).tolist() == near([1, 0.839016, 0.583203, 0.734043, 0.591830, 0.778676])
-    meant, released = (clean_labels(anchors, retained, released=r) for r in (False, True))
+    meant, released = (clean_labels(anchors, retained, 0.5, released=r) for r in (False, True))
     assert meant.tolist() == near([1, 0.919508, 0.791602, 0.867022, 0.795915, 0.889338])
     assert released.tolist() == near([1, 0.867022, 1, 0.795915, 0.919508, 0.791602])
     assert soft_loss(I6 @ T6.T, meant, released=True) == near(1.987164)
@@ -55,6 +57,14 @@ def test_a_ratio_of_different_signs_is_bounded_unless_as_released():
     anchors = Anchors(torch.tensor([0]), images, texts)
     assert anchors.consistency(images, texts).tolist() == near([1, 0])
     assert anchors.consistency(images, texts, bounded=False)[1].item() == near(0.5 / -0.1)
+
+
+@pytest.mark.parametrize(("least", "expected"), [(0.5, 0.0), (0.4, 0.5)])
+def test_the_clean_part_of_bicro_has_a_least_label_too(least, expected):
+    """As the released code's `noise_soft`: a pair that no anchor speaks for is trained as a mismatch."""
+    images, texts = torch.tensor([[1.0, 0.0], [0.5, 0.866]]), torch.tensor([[1.0, 0.0], [-0.1, 0.995]])
+    anchors = Anchors(torch.tensor([0]), images, texts)
+    assert clean_labels(anchors, torch.tensor([0.2, 0.1]), least).tolist() == near([1, expected])
 
 
 def test_a_beta_mixture_finds_the_part_with_low_losses():
@@ -77,7 +87,7 @@ def test_labels_of_bicro_come_from_the_other_network_and_its_noisy_step_is_first
     with torch.no_grad():
         images, texts = other(batch)
         retained = retained_margin(other.similarity(images, texts), method.margin)
-    expected = clean_labels(Anchors.of(retained, images, texts), retained)
+    expected = clean_labels(Anchors.of(retained, images, texts), retained, 0.5)
     assert [part is batch for _, part, _ in seen] == [False, True]
     assert all(net is method.networks[0] for net, _, _ in seen)
     assert torch.allclose(seen[1][2], expected)
@@ -120,8 +130,43 @@ def test_cream_divides_in_three_by_the_verdicts_of_both():
     assert method.noisy()[:3].tolist() == [False, False, True]
     pools = method.auxiliary_pools(0)
     assert {k: v.tolist()[0] for k, v in pools.items()} == {"hard": 1, "noisy": 2}
-    expected = [0.8 + 0.2 * 0.5, 0.55 + 0.45 * 0.6, 0.3]
-    assert method.targets(0)[:3].tolist() == near(expected)
+    assert method.weights(0)[:3].tolist() == near([0.8, 0.55, 0])
+
+
+def test_targets_of_cream_are_of_the_batch_and_of_now():
+    """Clean and hard by the network itself, noisy by both; before any of the step's updates."""
+    made = build.trainer(
+        "cream", precision="fp64", hyper={"warmup_epochs": 0, "hard_after": 0, "noisy_after": 0}
+    )
+    method = made.method.train()
+    method.divide = lambda judge, scan: torch.linspace(0, 1, len(method.pairs)).double()
+    method.start_epoch(0, 1, made.scan)
+    method.hard_rate = 1.0
+    batch, seen = build.first_batch(made), {}
+    hard = replace(batch, index=batch.index.flip(0), images=batch.images.flip(0), texts=batch.texts.flip(0))
+    batch.auxiliary.update(hard=hard, noisy=hard)
+    made.optimizers.at_step(0)
+    method._loss = lambda net, part, target, least: (seen.setdefault(len(seen), target), net.logit_scale * 0)[
+        1
+    ]
+    method.step(batch, made.optimizers, 1)
+    with torch.no_grad():
+        method.eval()
+        own, other = (
+            match_probability(net.similarity(*net(batch)) / 0.07)
+            for net in (method.networks[1], method.networks[0])
+        )
+    weight = method.weight[batch.index]
+    assert torch.allclose(seen[0], weight + (1 - weight) * own)
+    assert torch.allclose(seen[1], seen[0].flip(0))
+    assert torch.allclose(seen[2], (weight + (1 - weight) * (own + other) / 2).flip(0))
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.25, 25), (0.7, 70), (0.0, 0), (3.0, 100)])
+def test_hard_pairs_of_cream_are_seen_as_often_as_clean_ones(rate, expected):
+    method = build.method("cream")
+    method.hard_rate, method.hard_due = rate, 0.0
+    assert sum(method._hard_is_due() for _ in range(100)) == pytest.approx(expected, abs=1)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +185,12 @@ def test_which_shares_count_in_the_parts_of_cream(matched, epoch, shares, expect
     believed = (torch.arange(count) < matched * count).double()
     method.divide = lambda judge, scan: believed
     method.start_epoch(epoch, 0, made.scan)
-    level = {"none": 1.0, "mean": float(method.target.mean()), "all": 0.0}
+    noisy = method.noisy()
+    target = method.weight + (1 - method.weight) * method.prediction[0].where(
+        ~noisy, method.prediction.mean(0)
+    )
+    level = {"none": 1.0, "mean": float(target.mean()), "all": 0.0}
+    assert method.hard_rate == 0
     assert list(method.least_share.values()) == [level[e] for e in expected]
 
 
