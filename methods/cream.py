@@ -124,9 +124,8 @@ class CREAM(CoTeaching):
             loss = 2 * pair_losses(net.similarity(*net(batch)) / self.temperature).mean()
             optimizers.update(loss, group)
             return {"loss": loss.detach()}
-        parts = {"clean": batch, **{k: batch.auxiliary[k] for k in ("hard", "noisy") if k in batch.auxiliary}}
-        if not self._hard_is_due():
-            parts.pop("hard", None)
+        due = ["hard", "noisy"] if self._hard_is_due() else ["noisy"]
+        parts = {"clean": batch} | {name: batch.auxiliary[name] for name in due if name in batch.auxiliary}
         targets = {name: self._targets(name, part, network) for name, part in parts.items()}
         report: Report = {}
         for name, part in parts.items():
