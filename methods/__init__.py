@@ -19,6 +19,7 @@ METHODS = {
     "tal": "methods.tal:TAL",
     "siglip": "methods.siglip:SigLIP",
     "cyclip": "methods.cyclip:CyCLIP",
+    "infonce": "methods.cross_entropies:InfoNCE",
     "sce": "methods.cross_entropies:SymmetricCrossEntropy",
     "gce": "methods.cross_entropies:GeneralizedCrossEntropy",
     "label_smoothing": "methods.cross_entropies:LabelSmoothing",

@@ -24,7 +24,8 @@ class CREAM(CoTeaching):
        prediction p in the batch; hard the same with the mean posterior; noisy the mean prediction.
     4. Cross-entropy with y on the diagonal, and with the rest shared out over the row by similarity where a
        share reaches a threshold (`soft_cross_entropy`). A step is one optimizer step for each part, in this
-       order; a hard pair is seen as often as a clean one, so not every step has a hard part.
+       order. A hard pair is seen about as often as a clean one, so not every step has a hard part; none has
+       two, however many pairs are hard.
 
     With `n_networks: 1` no pair is hard.
 
@@ -104,9 +105,10 @@ class CREAM(CoTeaching):
         if self.warming_up:
             return report
         self.weight, noisy = self.weights(network), self.noisy()
-        clean = self.kept(network).sum()
-        self.hard_rate = float((len(noisy) - clean - noisy.sum()) / clean.clamp(min=1))
-        self.hard_due = 0.0
+        clean = int(self.kept(network).sum())
+        hard = len(noisy) - clean - int(noisy.sum())
+        self.hard_rate = hard / min(self.batch_size, max(hard, 1)) / max(clean / self.batch_size, 1)
+        self.hard_due = 0.5  # so that their number in the epoch is rounded to the nearest
         prediction = self.prediction[network].where(~noisy, self.prediction.mean(0))
         mean = float(refined(self.weight, prediction).mean())
         least = mean if self.shares == "adaptive" else 0.0
@@ -131,7 +133,8 @@ class CREAM(CoTeaching):
         for name, part in parts.items():
             loss = self._loss(net, part, targets[name], self.least_share[name])
             optimizers.update(loss, group)
-            report["loss" if name == "clean" else f"{name}_loss"] = loss.detach()
+            if name != "hard":  # which not every step has
+                report["loss" if name == "clean" else "noisy_loss"] = loss.detach()
         return report
 
     def _hard_is_due(self) -> bool:

@@ -1,4 +1,6 @@
-"""Cross-entropies that were made for classification with wrong labels: controls for everything else."""
+"""Cross-entropies at a fixed temperature, plain and as made for classification with wrong labels: controls
+for everything else.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,23 @@ from torch import Tensor
 from methods.base import Positive, PositiveShare
 from methods.losses import pair_losses, symmetric_cross_entropy
 from methods.predicting import OnLogits
+
+
+class InfoNCE(OnLogits):
+    """Plain cross-entropy in both directions. What another loss of this file gains over it is not the
+    temperature's doing; `clip` has the same loss with a learned one.
+
+    Source: van den Oord et al., arXiv 1807.03748, eq. (4); both directions as CLIP.
+
+    Args:
+        common: `temperature`, and the arguments of `Method`.
+    """
+
+    paper = "InfoNCE (2018)"
+
+    def losses(self, logits: Tensor) -> Tensor:
+        """The mean of both directions."""
+        return pair_losses(logits)
 
 
 class SymmetricCrossEntropy(OnLogits):

@@ -39,18 +39,20 @@ def _report(options: argparse.Namespace) -> int:
     from harness.report.external import with_external
     from harness.report.source import find_source
     from harness.report.versus import write_versus
-    from harness.report.write import print_summary, write
+    from harness.report.write import held, print_summary, write
 
     reports = Path.cwd() / "reports"
     try:
         sources = [find_source(name, options.tracking_uri) for name in options.names]
         if options.compare:
             (a, b), folder = sources, reports / "-against-".join(options.names)
-            print_summary(write_versus(a, b, folder))
+            with held(folder):
+                print_summary(write_versus(a, b, folder))
             return 0
         for source in sources:
             name = source.sweep.name
-            print_summary(write(with_external(source, RESULTS / name), reports / name))
+            with held(reports / name):
+                print_summary(write(with_external(source, RESULTS / name), reports / name))
     except (StoreError, UnknownName) as error:
         return fail([str(error)])
     return 0

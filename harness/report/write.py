@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from harness.config.labels import shared_and_own_settings
 from harness.config.search import LEAST_OWN_STAGE
 from harness.evaluation.metrics import PERFECT, RECALLS
 from harness.lib.console import console
-from harness.lib.files import RESULTS
+from harness.lib.files import RESULTS, STORAGE
+from harness.lib.locks import acquire
 from harness.record.store import Store
 from harness.record.types import SweepRecord
 from harness.report import ablation, detection
@@ -50,6 +52,11 @@ from harness.report.stability import seeds_table, shares_table, stability_figure
 from harness.report.tables import Block, Figure, Table, slug
 
 _HEADINGS = {m: f"{m[:3]} R@{m.rpartition('_r')[2]}" for m in RECALLS}
+
+
+def held(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Holds the folder of a report for one process at a time: two sweeps of one file may end together."""
+    return acquire(STORAGE.parent / "reports" / folder.name, wait=True)
 
 
 def write_report(store: Store, name: str, folder: Path) -> Path:

@@ -333,7 +333,7 @@ def _finish(sweep: Sweep, store: Store, task: Task) -> int:
     """Count, report, and the exit code."""
     from harness.record.summary import views
     from harness.report.publish import publish_curves, publish_report
-    from harness.report.write import print_summary, write_report
+    from harness.report.write import held, print_summary, write_report
 
     handle = _handle(task)
     records = store.records(handle, sweep.trials)
@@ -346,10 +346,11 @@ def _finish(sweep: Sweep, store: Store, task: Task) -> int:
         handle.directory(task.storage, sweep.trials[0]).parent.rmdir()  # where nothing is left in it
     with hold(store.client, handle, "opening", task.storage):  # two sweeps may end at the same time
         handle = publish_curves(store, handle)
-    folder = write_report(store, sweep.name, Path.cwd() / "reports" / sweep.name)
-    publish_report(store, handle, folder)
-    store.close_sweep(handle, "FAILED" if missing else "FINISHED", done=len(done), failed=missing)
-    print_summary(folder, views(store, handle.experiment_id))
+    folder = Path.cwd() / "reports" / sweep.name
+    with held(folder):
+        publish_report(store, handle, write_report(store, sweep.name, folder))
+        store.close_sweep(handle, "FAILED" if missing else "FINISHED", done=len(done), failed=missing)
+        print_summary(folder, views(store, handle.experiment_id))
     if missing:
         console.print(
             f"[bold red]{missing} of {len(sweep.trials)} trials failed[/]; run the same command to repeat "

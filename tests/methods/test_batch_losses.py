@@ -103,6 +103,20 @@ def test_cyclip_against_the_formula():
     given(0.25 * asymmetry(I @ T.T) + 0.25 * disagreement(I, T), 0.588510)
 
 
+def test_infonce_is_what_other_cross_entropies_come_from():
+    """And the loss of `clip` where the temperatures are the same."""
+    plain = build.method("infonce").losses(S / 0.05)
+    given(build.method("infonce").losses(I @ T.T / 0.07).mean(), 4.070004)
+    almost = build.method("gce", hyper={"q": 1e-4}).losses(S.double() / 0.05)
+    assert almost.tolist() == pytest.approx(plain.tolist(), rel=1e-3)
+    made = {
+        name: build.trainer(name, precision="fp64", hyper=hyper)
+        for name, hyper in (("infonce", {"temperature": 0.07}), ("clip", {}))
+    }
+    losses = {name: t.method.eval().loss(build.first_batch(t))[0].item() for name, t in made.items()}
+    assert losses["infonce"] == pytest.approx(losses["clip"], rel=1e-6)
+
+
 def test_symmetric_cross_entropy_as_released():
     given(build.method("sce").losses(S / 0.05).mean(), 2.668913)
 
@@ -122,7 +136,9 @@ def test_label_smoothing_is_least_where_the_prediction_is_the_smoothed_label():
     assert torch.allclose(match_probability(z), smoothed.diagonal())
 
 
-@pytest.mark.parametrize("name", ["rcl", "rince", "tal", "siglip", "cyclip", "sce", "gce", "label_smoothing"])
+@pytest.mark.parametrize(
+    "name", ["rcl", "rince", "tal", "siglip", "cyclip", "infonce", "sce", "gce", "label_smoothing"]
+)
 def test_the_last_prediction_of_each_pair_is_its_confidence(name):
     made = build.trainer(name, precision="fp64")
     method, batch = made.method.eval(), build.first_batch(made)

@@ -133,40 +133,72 @@ def test_cream_divides_in_three_by_the_verdicts_of_both():
     assert method.weights(0)[:3].tolist() == near([0.8, 0.55, 0])
 
 
-def test_targets_of_cream_are_of_the_batch_and_of_now():
-    """Clean and hard by the network itself, noisy by both; before any of the step's updates."""
-    made = build.trainer(
-        "cream", precision="fp64", hyper={"warmup_epochs": 0, "hard_after": 0, "noisy_after": 0}
-    )
-    method = made.method.train()
-    method.divide = lambda judge, scan: torch.linspace(0, 1, len(method.pairs)).double()
-    method.start_epoch(0, 1, made.scan)
-    method.hard_rate = 1.0
-    batch, seen = build.first_batch(made), {}
-    hard = replace(batch, index=batch.index.flip(0), images=batch.images.flip(0), texts=batch.texts.flip(0))
-    batch.auxiliary.update(hard=hard, noisy=hard)
+def divided_cream(posterior, *, network=0):
+    """CREAM before its first pass, dropout in its heads, with posteriors by network."""
+    backbone = small.backbone(head={**small.HEAD, "dropout": 0.3})
+    hyper = {"warmup_epochs": 0, "hard_after": 0, "noisy_after": 0}
+    made = build.trainer("cream", precision="fp64", hyper=hyper, backbone=backbone)
+    made.method.divide = lambda judge, scan: posterior[judge]
+    made.method.train().start_epoch(0, network, made.scan)
     made.optimizers.at_step(0)
-    method._loss = lambda net, part, target, least: (seen.setdefault(len(seen), target), net.logit_scale * 0)[
-        1
-    ]
-    method.step(batch, made.optimizers, 1)
+    return made, build.first_batch(made)
+
+
+def predictions(method, batch):
+    """Of each network as it is, without dropout."""
+    method.eval()
     with torch.no_grad():
-        method.eval()
-        own, other = (
-            match_probability(net.similarity(*net(batch)) / 0.07)
-            for net in (method.networks[1], method.networks[0])
-        )
+        found = [match_probability(net.similarity(*net(batch)) / 0.07) for net in method.networks]
+    method.train()
+    return found
+
+
+def test_targets_of_cream_are_those_of_the_batch_before_the_step():
+    """By the network itself in the clean and the hard part, by both in the noisy one; without dropout."""
+    count = len(build.method("cream").pairs)
+    made, batch = divided_cream(torch.linspace(0, 1, count).double().expand(2, -1), network=1)
+    method, seen, loss = made.method, [], made.method._loss
+    method.hard_rate = 1.0
+    other_part = replace(
+        batch, index=batch.index.flip(0), images=batch.images.flip(0), texts=batch.texts.flip(0)
+    )
+    batch.auxiliary.update(hard=other_part, noisy=other_part)
+    method._loss = lambda net, part, target, least: seen.append(target) or loss(net, part, target, least)
+    other, own = predictions(method, batch)
+    method.step(batch, made.optimizers, 1)
     weight = method.weight[batch.index]
     assert torch.allclose(seen[0], weight + (1 - weight) * own)
     assert torch.allclose(seen[1], seen[0].flip(0))
     assert torch.allclose(seen[2], (weight + (1 - weight) * (own + other) / 2).flip(0))
+    assert all(module.training for module in method.networks.modules())
+    assert not torch.allclose(predictions(method, batch)[1], own)  # the step has moved it
 
 
-@pytest.mark.parametrize(("rate", "expected"), [(0.25, 25), (0.7, 70), (0.0, 0), (3.0, 100)])
-def test_hard_pairs_of_cream_are_seen_as_often_as_clean_ones(rate, expected):
-    method = build.method("cream")
-    method.hard_rate, method.hard_due = rate, 0.0
-    assert sum(method._hard_is_due() for _ in range(100)) == pytest.approx(expected, abs=1)
+@pytest.mark.parametrize(
+    ("clean", "hard", "expected"),
+    [(0.8, 0.1, 12), (0.5, 0.25, 50), (0.4, 0.5, 100), (0.9, 0.0, 0)],
+    ids=["an eighth of the clean ones", "half", "more than clean ones", "none"],
+)
+def test_hard_pairs_of_cream_are_seen_as_often_as_clean_ones(clean, hard, expected):
+    count = len(build.method("cream").pairs)
+    place = torch.arange(count) / count
+    sure, doubtful = place < clean, (place >= clean) & (place < clean + hard)
+    made, batch = divided_cream(torch.stack([(sure | doubtful).double(), sure.double()]))
+    batch.auxiliary.update(hard=batch, noisy=batch)
+    method, seen = made.method, []
+    method._loss = lambda net, part, target, least: seen.append(part) or net.logit_scale * 0
+    for _ in range(100):
+        method.step(batch, made.optimizers, 0)
+    assert len(seen) - 200 == pytest.approx(expected, abs=1)
+
+
+def test_few_hard_pairs_of_cream_are_not_seen_more_often_than_clean_ones():
+    """A batch of three pairs holds all of them; clean ones fill many."""
+    count = len(build.method("cream").pairs)
+    sure = torch.arange(count) < 160
+    doubtful = (torch.arange(count) >= 160) & (torch.arange(count) < 163)
+    made, _ = divided_cream(torch.stack([(sure | doubtful).double(), sure.double()]))
+    assert made.method.hard_rate == pytest.approx(1 / (160 / made.method.batch_size))
 
 
 @pytest.mark.parametrize(

@@ -103,24 +103,25 @@ def test_a_store_that_stays_busy_is_an_error_of_the_store(opened, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "shared"),
     [
-        [{"lr": 1.0, "seed": 0}, {"lr": 1.0, "seed": 1}],
-        [{"lr": 1, "n": True}, {"lr": 1.0, "n": 1}],
-        [{"hyper": {"a": 1}}, {"hyper": {}}],
-        [{"a": 1}, {}],
-        [{"a": 1}],
-        [],
+        ([{"lr": 1.0, "seed": 0}, {"lr": 1.0, "seed": 1}], {"lr": 1.0}),
+        ([{"lr": 1, "n": True}, {"lr": 1.0, "n": 1}], {}),
+        ([{"hyper": {"a": 1}}, {"hyper": {}}], {}),
+        ([{"a": 1}, {}], {}),
+        ([{"a": 1}], {"a": 1}),
+        ([], {}),
     ],
     ids=["equal", "equal but for the type", "nested", "one without", "one trial", "none"],
 )
-def test_a_plan_has_what_its_trials_share_once(settings):
+def test_a_plan_has_what_its_trials_share_once(settings, shared):
     """And gives each its own back, number for number."""
     plan = json.loads(json.dumps(divided(settings)))
     assert [repr(x) for x in map(sorted, map(dict.items, settings_of(plan)))] == [
         repr(sorted(x.items())) for x in settings
     ]
-    assert not any(key in plan["shared"] for own in plan["trials"] for key in own)
+    assert plan["shared"] == shared
+    assert not any(key in shared for own in plan["trials"] for key in own)
 
 
 def test_a_plan_holds_ids_and_what_a_reader_must_know(opened):

@@ -1,10 +1,16 @@
-"""Two sweeps side by side."""
+"""Two sweeps side by side, and two processes that write one report."""
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
+from harness.lib.files import RESULTS
 from harness.record.store import Store
+from harness.report.__main__ import main as report
 from harness.report.source import from_store
 from harness.report.versus import write_versus
+from harness.report.write import held
 from tests import recorded, small
 
 
@@ -24,3 +30,18 @@ def test_one_network_is_not_compared_with_several(tmp_path):
 
     assert line(alone, pair)[1:] == ["clip", "250.7 ± 5.4 (2)", "256.8 ± 1.4 (2)", "–", "other"]
     assert line(alone, again)[1:] == ["clip", "250.7 ± 5.4 (2)", "250.7 ± 5.4 (2)", "+0.0 (n=2)", "same"]
+
+
+def test_a_report_waits_for_another_process_that_writes_it(tmp_path, monkeypatch):
+    """It would remove the figures that the other is about to read."""
+    monkeypatch.chdir(tmp_path)
+    recorded.bundle(small.sweep("clip", name="made"), RESULTS / "made")
+    folder = Path("reports") / "made"
+    writing = threading.Thread(target=report, args=(["made"],))
+    with held(folder):
+        writing.start()
+        writing.join(3)
+        assert writing.is_alive()
+        assert not folder.exists()
+    writing.join()
+    assert (folder / "report.html").is_file()
