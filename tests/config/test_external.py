@@ -160,7 +160,7 @@ def test_the_row_that_the_documentation_shows_can_be_read(tmp_path):
     (shown,) = re.findall(r"```yaml\n(method: .*?)```", text, re.S)
     (tmp_path / "row.yaml").write_text(shown)
     row, _ = read_row(tmp_path / "row.yaml")
-    assert len(row.trials()) == 4
+    assert len(row.trials()) == 10
     assert row.cost.device == "NVIDIA H100"
     assert set(yaml.safe_load(shown)) == set(ExternalRow.model_fields)
 
