@@ -71,9 +71,16 @@ def check_file(file: SweepFile, errors: Errors) -> None:
     if file.reference is not None and file.reference not in file.methods:
         near = suggest(file.reference, [str(m) for m in file.methods])
         errors.append(f"reference = {file.reference!r}: no such method in the grid{near}")
-    count = sum(math.prod(len(v) for v in grid.values()) for grid in file.grid)
+    count = sum(_count(grid, file) for grid in file.grid) * (file.search.tries if file.search else 1)
     if count > MOST_TRIALS:
         errors.append(f"grid: {count:,} trials, and a sweep has at most {MOST_TRIALS:,}")
+
+
+def _count(grid: Mapping[str, list[Any]], file: SweepFile) -> int:
+    """How many trials a grid has, at most: axes of a method multiply its own trials alone."""
+    methods = [str(m) for m in grid.get("method", [file.fixed.get("method")])]
+    lengths = [(split_key(key), len(values)) for key, values in grid.items() if key != "method"]
+    return sum(math.prod(n for (owner, _), n in lengths if owner in ("", m)) for m in methods)
 
 
 def _check_grid(grid: Mapping[str, list[Any]], fixed: Mapping[str, Any], where: str, errors: Errors) -> None:
@@ -144,10 +151,10 @@ def _check_search(file: SweepFile, search: Search, errors: Errors) -> None:
         )
 
 
-def _set_keys(file: SweepFile, method: str, *, axes: bool = True) -> list[tuple[str, str]]:
-    """Where a file sets keys for a method: (place, key); with `axes` those of its grids too."""
+def _set_keys(file: SweepFile, method: str) -> list[tuple[str, str]]:
+    """Where a file sets keys for a method: (place, key)."""
     places: list[tuple[str, Iterable[str]]] = [("in fixed", file.fixed)]
-    places += [("in the grid", grid) for grid in file.grid if axes]
+    places += [("in the grid", grid) for grid in file.grid]
     found = [
         (where, name)
         for where, keys in places
@@ -201,10 +208,11 @@ def _check_result(file: SweepFile, found: SearchResult, errors: Errors) -> None:
                 f"{where}: the best lr of {method}, {winner.settings['lr']:g}, lies at an edge of its range "
                 f"({found.space_of(method)['lr']}): widen it, and search again"
             )
+        varied = _varied(file, method)
         errors += [
             f"{where}: {method}.{key} is set {place} too, and the search has chosen it"
-            for place, key in _set_keys(file, method, axes=False)
-            if key in winner.settings
+            for place, key in _set_keys(file, method)
+            if key in winner.settings and (place != "in the grid" or key not in varied)
         ]
 
 
@@ -239,7 +247,10 @@ def check_searched(
             f"settings_from = {search.name!r}: {trial.method} was searched with {key} = {value}, and has "
             f"{ours.get(key, 'another kind of setting')} here"
             for key, value in theirs.items()
-            if ours.get(key) != value and key.removeprefix(f"{short}.") not in varied
+            if ours.get(key) != value
+            and key.removeprefix(f"{short}.") not in varied
+            # A search may have had several data sets: `check_searched_data` holds it to theirs.
+            and key != "dataset"
         ]
 
 

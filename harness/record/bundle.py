@@ -202,6 +202,13 @@ class Bundle:
             return None
         return trials_of(plan) if plan["protocol_version"] == PROTOCOL_VERSION else None
 
+    def planned_version(self) -> int | None:
+        """The protocol version that its plan was made under; None where no plan can be read."""
+        try:
+            return int(self._plan()["protocol_version"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def records(self, trials: Iterable[Trial]) -> dict[str, TrialRecord]:
         """What it holds of these trials, by id."""
         lines = self._lines.read()

@@ -71,9 +71,7 @@ class Lines:
         if stream is None:
             return self._known
         with stream:
-            status = os.fstat(stream.fileno())
-            # Not the number alone: file systems give that of a removed file to the next one.
-            stamp = (stream.name, status.st_ino, status.st_size, status.st_mtime_ns)
+            stamp = _stamp(stream)
             if stamp != self._stamp:
                 self._known, self._stamp = _by_trial(_text(stream)), stamp
         return self._known
@@ -86,10 +84,14 @@ class Lines:
         if not self._plain.is_file() and self._packed.is_file():
             self.tidy(packed=False)
         with open(self._plain, "ab+") as stream:
+            known = self._stamp == _stamp(stream)
             end = stream.tell()
             stream.seek(max(0, end - 1))
             begun = stream.read() not in (b"", b"\n")  # a line that a killed process has begun
             stream.write(b"\n" * begun + text)
+            stream.flush()
+            if known:  # not all of it again for each trial
+                self._known, self._stamp = {**self._known, **_by_trial(text)}, _stamp(stream)
 
     def tidy(self, *, packed: bool) -> None:
         """Leave one line of each trial, compressed or not."""
@@ -102,6 +104,13 @@ class Lines:
             with atomic_write(target, sync=True) as stream:
                 stream.write(gzip.compress(text, mtime=0) if packed else text)
         other.unlink(missing_ok=True)
+
+
+def _stamp(stream: BinaryIO) -> tuple[object, ...]:
+    """What tells a file from another one, and from itself with other content."""
+    status = os.fstat(stream.fileno())
+    # Not the number alone: file systems give that of a removed file to the next one.
+    return str(stream.name), status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _by_trial(text: bytes) -> dict[str, dict[str, Any]]:

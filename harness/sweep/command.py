@@ -123,14 +123,14 @@ def _start(
     """Run or verify a sweep that was checked, in rounds where its next trials follow from those before; the
     exit code.
     """
-    handle = None
+    handle, tried = None, set[str]()
     try:
         while True:
             handle = _open_sweep(store, sweep, options)
             task = _task(sweep, handle, data, options)
             if task.repeat:
                 return _verify(sweep, store, task, launcher, options.verify)
-            stopped = _run(sweep, store, task, launcher)
+            stopped = _run(sweep, store, task, launcher, tried)
             longer = with_next_tries(sweep, options.file, _finder(sweep, store))
             if stopped or len(longer.trials) == len(sweep.trials):
                 return stopped or _finish(sweep, store, task)
@@ -255,15 +255,22 @@ def _refuse(errors: list[str]) -> None:
 # A run ---------------------------------------------------------------------------------------------
 
 
-def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher) -> int:
-    """Run what is not done; 0, or the exit code where it was stopped."""
+def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher, tried: set[str]) -> int:
+    """Run what is not done; 0, or the exit code where it was stopped.
+
+    Args:
+        tried: ids of trials that earlier rounds have run, to which these are added: what has failed then has
+            failed its try.
+    """
     handle = _handle(task)
     keeper = Keeper(sweep, store, handle)
     keeper.restore()
     keeper.begin()
     known = store.records(handle, sweep.trials)
     done = {i for i, r in known.items() if r.done}
-    todo = [t for t in sweep.trials if t.id not in done and not (t.id in known and known[t.id].stopped_early)]
+    over = done | tried | {i for i, r in known.items() if r.stopped_early}
+    todo = [t for t in sweep.trials if t.id not in over]
+    tried |= {t.id for t in todo}
     if not sweep.file.search:  # seed by seed, so that an early look at the table shows all rows
         todo.sort(key=lambda t: (t.seed, t.noise_seed))
     console.print(

@@ -27,7 +27,9 @@ def design_notes(sweep: Sweep) -> Iterator[str]:
     for dataset in dict.fromkeys(data.values()):
         planned = [t for t in sweep.trials if data[t.id] == dataset]
         rows = _rows(planned, labels)
-        seeds = max(len({t.seed for t in planned}), len({t.noise_seed for t in planned}))
+        pairs = {(t.seed, t.noise_seed) for t in planned}
+        crossed = all(len({pair[i] for pair in pairs}) < len(pairs) for i in (0, 1))
+        seeds = len({seed for seed, _ in pairs}) if crossed else len(pairs)  # as `over_noise_seeds`
         several = len({t.noise_ratio for t in planned}) > 1
         for bundle in _past(dataset):
             frame = over_noise_seeds(primary(tidy(bundle.sweep())))

@@ -46,10 +46,11 @@ class Keeper:
             console.print(f"restored from {self.bundle.folder}: {restored} finished trials")
 
     def begin(self) -> None:
-        """Write the plan, which may have grown."""
+        """Write the plan, which may have grown, and what of a search is missing then."""
         try:
             self.bundle.describe(plan_of(self.sweep), self.sweep.text)
-        except OSError as error:
+            self._write_found()
+        except (OSError, StoreError) as error:
             self._complain(error)
 
     def keep(self, trials: Iterable[Trial]) -> None:

@@ -17,6 +17,7 @@ from harness.data.base import DataError, DataSet
 from harness.lib.console import console
 from harness.lib.processes import in_own_process
 from harness.lib.registry import UnknownName
+from harness.record.bundle import Bundle
 from harness.record.store import Store
 from harness.record.types import TrialRecord
 from harness.training.sampling import PoolTooNarrow, epoch_batches
@@ -149,15 +150,19 @@ _CHECKS: dict[Check, Callable[[Trial], Hashable]] = {
 
 
 def check_version(name: str, store: Store | None) -> list[str]:
-    """Whether a sweep is on record under another protocol version, whose plan must stay for its records to be
-    readable.
+    """Whether a sweep is on record under another protocol version, in the store or in its bundle, whose plan
+    must stay for its records to be readable.
     """
-    version = store.planned_version(name) if store else None
-    if version in (None, PROTOCOL_VERSION):
-        return []
+    bundle = Bundle(name)
+    places = [
+        (store.planned_version(name) if store else None, "name another store with --tracking-uri"),
+        (bundle.planned_version(), f"move {bundle.folder} away"),
+    ]
     return [
         f"sweep {name!r} is on record under protocol version {version}, and this is {PROTOCOL_VERSION}: give "
-        "the sweep another `name`, or name another store with --tracking-uri"
+        f"the sweep another `name`, or {otherwise}"
+        for version, otherwise in places
+        if version not in (None, PROTOCOL_VERSION)
     ]
 
 

@@ -332,6 +332,12 @@ LONG = {"lr": 2e-4, "weight_decay": 0.2, "warmup_epochs": 2}
         ({"protocol_version": 1}, {}, "it is of protocol version 1, and this is 2"),
         ({"seeds": [0, 100]}, {}, "it has chosen on seeds 0, which the sweep has too"),
         ({}, {"fixed": {"weight_decay": 0.3}}, "clip.weight_decay is set in fixed too, and the search has"),
+        (
+            {},
+            {"grid": {"weight_decay": [0.3]}},
+            "clip.weight_decay is set in the grid too, and the search has",
+        ),
+        ({}, {"grid": {"small_loss.lr": [0.3]}}, "small_loss.lr is set in the grid too, and the search has"),
         ({}, {"fixed": {"epochs": 5}}, "clip was searched with epochs = 3, and has 5 here"),
         ({}, {"fixed": {"backbone": small.backbone(image_size=8)}}, "clip was searched with backbone.image"),
         ({"clip": {"at_edge": ["lr"]}}, {}, "the best lr of clip, 0.0004, lies at an edge of its range"),
@@ -349,6 +355,13 @@ def test_a_search_that_does_not_fit_is_refused(here, found, changes, message):
     with pytest.raises(BadInput) as error:
         taken("clip", "small_loss", **changes)
     assert any(message in text for text in error.value.errors), error.value.errors
+
+
+def test_a_search_over_several_data_sets_serves_each(here):
+    """`check_searched_data` holds a sweep to them."""
+    others = shared_settings(small.sweep("clip", overrides={}).trials[0], {"lr": 1, "weight_decay": 1})
+    Found(here, clip={"others": {**others, "dataset": "emoji"}})
+    assert [t.lr for t in taken("clip").trials] == [4e-4]
 
 
 def test_a_search_that_is_not_there_or_not_readable_is_told(here):

@@ -244,3 +244,15 @@ def test_planned_sweeps_lack_nothing_but_their_search():
         assert parse_sweep(content, text=text).trials
         for search in [searches] if isinstance(searches, str) else searches:
             assert (file.parents[1] / f"{search}.yaml").is_file()
+
+
+def test_axes_of_a_method_multiply_its_own_trials_alone(monkeypatch):
+    """And tries those of a search, before any is made."""
+    monkeypatch.setattr("harness.config.sweep_checks.MOST_TRIALS", 8)
+    axes = {"clip.n_networks": [1, 2, 3], "small_loss.n_networks": [1, 2, 3], "seed": [0]}
+    assert len(small.sweep("clip", "small_loss", "triplet", grid=axes).trials) == 7
+    with pytest.raises(BadInput, match="grid: 14 trials, and a sweep has at most 8"):
+        small.sweep("clip", "small_loss", "triplet", grid={**axes, "seed": [0, 1]})
+    search = {"tries": 9, "space": {"lr": {"log_uniform": [1e-4, 1e-2]}}}
+    with pytest.raises(BadInput, match="grid: 9 trials, and a sweep has at most 8"):
+        small.sweep("clip", grid={"seed": [0]}, search=search, overrides={})

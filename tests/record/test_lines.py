@@ -47,6 +47,21 @@ def test_compressed_lines_are_the_same_lines_and_go_on(tmp_path):
     assert (tmp_path / "records.jsonl.gz").read_bytes() == first  # no time and no name in it
 
 
+def test_what_a_process_appends_itself_is_not_read_again(tmp_path, monkeypatch):
+    """Each trial that ends would read all lines before it."""
+    lines, other = Lines(tmp_path), Lines(tmp_path)
+    lines.append([line("a")])
+    lines.read()
+    monkeypatch.setattr("harness.record.lines._text", lambda stream: pytest.fail("read again"))
+    lines.append([line("b"), line("a", again=(1, 2))])
+    assert lines.read() == {"a": line("a", again=[1, 2]), "b": line("b")}
+    monkeypatch.undo()
+    other.append([line("c")])  # by another process, which it must see
+    lines.append([line("d")])
+    assert lines.read() == Lines(tmp_path).read()
+    assert list(lines.read()) == ["a", "b", "c", "d"]
+
+
 def test_of_two_files_the_plain_one_counts(tmp_path):
     """A process was killed after the one was written and before the other was removed."""
     Lines(tmp_path).append([line("a")])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from harness.sweep.foresight import design_notes
 from tests import recorded, small
 
@@ -28,3 +30,19 @@ def test_a_variant_of_a_data_set_tells_nothing_of_another(tmp_path, monkeypatch)
     assert len({trial.id for trial in both.trials}) == 2 * 2 * 2 * 3
     recorded.bundle(both, Path("results/both"))
     assert list(design_notes(small.sweep("clip", "triplet", grid={**GRID, "dataset": ["emoji"]}))) == []
+
+
+@pytest.mark.parametrize(
+    ("axes", "seeds"),
+    [
+        ({"seed": [0, 1, 2]}, 3),
+        ({"seed": [0], "noise_seed": [0, 1, 2, 3]}, 4),
+        ({"seed": [0, 1, 2], "noise_seed": [0, 1, 2, 3]}, 3),
+    ],
+    ids=["both as one", "of the noise", "crossed: each has the mean over its noise seeds"],
+)
+def test_seeds_are_counted_as_in_the_report(tmp_path, monkeypatch, axes, seeds):
+    monkeypatch.chdir(tmp_path)
+    recorded.bundle(small.sweep("clip", "triplet", grid=GRID), Path("results/small"))
+    (note,) = design_notes(small.sweep("clip", "triplet", grid={**GRID, **axes}))
+    assert f"{seeds} seeds, 1 comparison" in note

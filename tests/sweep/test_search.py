@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from harness.config.search import SearchResult
+from harness.config.sweep_file import load_sweep
 from harness.record.bundle import Bundle
 from harness.record.lines import records_text
 from harness.record.store import Store
@@ -17,6 +18,7 @@ from harness.record.types import StoreError
 from harness.report.__main__ import main as report
 from harness.sweep.__main__ import parse
 from harness.sweep.command import execute
+from harness.sweep.keeping import Keeper
 from harness.sweep.ray_launcher import RayLauncher
 from harness.train import main as train
 from tests import small
@@ -79,9 +81,15 @@ def test_a_search_is_run_reported_and_taken(here):
     assert train(["by_hand.yaml", "--trial", record.trial.id]) == 0
     (by_hand,) = records("by_hand").values()
     assert by_hand.tags["search_digest"] == found().digest
+    # Once the search has grown, its winners are those of an incomplete one, from the start.
+    sweep = load_sweep(search_file(here, "clip", "small_loss", tries=5))
+    store = Store()
+    Keeper(sweep, store, store.open_sweep(sweep, "search.yaml")).begin()
+    assert found().missing == {"clip": 2, "small_loss": 2}
 
 
-def test_a_failed_trial_fails_its_try_which_counts(here, monkeypatch):
+@pytest.mark.parametrize("sampler", ["sobol", "optuna"])
+def test_a_failed_trial_fails_its_try_which_counts(sampler, here, monkeypatch):
     from harness.sweep import attempt
 
     real, calls = attempt.work, []
@@ -93,7 +101,10 @@ def test_a_failed_trial_fails_its_try_which_counts(here, monkeypatch):
         return real(trial, task, epoch_ended)
 
     monkeypatch.setattr(attempt, "work", fails_once)
-    assert run_sweep([search_file(here, "clip")]) == 1
+    if sampler == "optuna":  # whose rounds do not repeat it either
+        pytest.importorskip("optuna")
+    assert run_sweep([search_file(here, "clip", sampler=sampler)]) == 1
+    assert len(calls) == 3 * 2
     tries = tries_of(Store().read_sweep("search"))["clip"]
     assert [(t.failed, t.objective is None) for t in tries] == [(True, True), (False, False), (False, False)]
     assert found().missing == {"clip": 0}
@@ -309,8 +320,16 @@ def test_a_sweep_of_an_older_protocol_version_is_not_written_over(here, capfd):
     store.client.log_text(parent.run_id, json.dumps({**plan, "protocol_version": 1}), "plan.json")
     capfd.readouterr()
     assert run_sweep([file]) == 2
-    assert "sweep 'older' is on record under protocol version 1, and this is 2" in capfd.readouterr().err
+    told = "sweep 'older' is on record under protocol version 1, and this is 2"
+    assert told in capfd.readouterr().err
     assert store.read_sweep("older").protocol_version == 1
+    # Nor is the bundle of one, where the store is another.
+    bundle = here / "results" / "older" / "plan.json"
+    bundle.write_text(json.dumps({**json.loads(bundle.read_text()), "protocol_version": 1}))
+    before = bundle.read_bytes()
+    assert run_sweep([file, "--tracking-uri", "sqlite:///fresh.db"]) == 2
+    assert told in capfd.readouterr().err
+    assert bundle.read_bytes() == before
 
 
 # With Ray ------------------------------------------------------------------------------------------
