@@ -33,7 +33,7 @@ def array_names(file: Path) -> list[str]:
 def save_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays as a compressed `.npz` file: the same arrays as the same bytes.
 
-    By LZMA, which `numpy.load` reads, too: an eighth less than what `numpy.savez_compressed` writes.
+    By LZMA, which `numpy.load` reads, too: a tenth less than what `numpy.savez_compressed` writes.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as stream, zipfile.ZipFile(stream, "w") as archive:
