@@ -30,13 +30,13 @@ def array_names(file: Path) -> list[str]:
         return list(content.files)
 
 
-def save_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays as a compressed `.npz` file: the same arrays as the same bytes.
+def save_arrays(file: Path, arrays: Mapping[str, np.ndarray], *, sync: bool = False) -> None:
+    """Write arrays as a compressed `.npz` file (the same arrays as the same bytes), on the disk if `sync`.
 
     By LZMA, which `numpy.load` reads, too: a tenth less than what `numpy.savez_compressed` writes.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(file) as stream, zipfile.ZipFile(stream, "w") as archive:
+    with atomic_write(file, sync=sync) as stream, zipfile.ZipFile(stream, "w") as archive:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # without the time, which would be in the bytes
             entry.compress_type = zipfile.ZIP_LZMA

@@ -2,8 +2,9 @@
 without the store.
 
 `results/SWEEP/` holds `records.jsonl` (a line for each trial that is over: metrics, tags, parameters and
-curves over epochs; of a search `records.jsonl.gz` while no trial is added), `arrays/TRIAL.npz` (ranks of all
-test queries, the last confidence; of the first seed the captions that images rank first, and diagnostics),
+curves over epochs; of a search `records.jsonl.gz` while no trial is added), `arrays/TRIAL.npz`, packed when
+the sweep is complete (ranks of all test queries, the last confidence; of the first seed the captions that
+images rank first, and diagnostics),
 `queries/FINGERPRINT.npz` (groups of the test queries), `noise/DIGEST.npz` (noise indices), `plan.json`,
 `sweep.yaml` and `environment.json`; a search has `search.json` and no arrays; `repeated.json` notes which
 trials were run again.
@@ -26,11 +27,12 @@ from harness import PROTOCOL_VERSION
 from harness.config.trial import Trial
 from harness.lib.files import RESULTS, STORAGE, atomic_write
 from harness.lib.locks import acquire
-from harness.record.arrays import array_names, coarse, read_arrays, save_arrays, smallest
+from harness.record.arrays import coarse, read_arrays, save_arrays, smallest
 from harness.record.lines import Lines
 from harness.record.provenance import PACKAGES
 from harness.record.repeated import Repetition, read_repetitions, repetitions_text
 from harness.record.store import Store, settings_of, sweep_of_plan, trials_of
+from harness.record.trial_arrays import TrialArrays
 from harness.record.types import RESTORED, WITHOUT_ARRAYS, StoreError, SweepHandle, SweepRecord, TrialRecord
 
 _CURVES = (
@@ -59,7 +61,7 @@ class Bundle:
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
         self.name, self.folder = name, folder or RESULTS / name
-        self._lines = Lines(self.folder)
+        self._lines, self._arrays = Lines(self.folder), TrialArrays(self.folder / "arrays")
         self._runs: dict[str, dict[str, Any]] = {}
 
     @property
@@ -102,11 +104,20 @@ class Bundle:
             self._lines.append(record_line(r, self._curves(store, r) if r.done else {}) for r in new)
 
     def close(self) -> None:
-        """Write the file of environments, and leave one line of each trial, of a search compressed."""
+        """Write the file of environments, leave one line of each trial, of a search compressed, and pack the
+        arrays where all trials are done.
+
+        Raises:
+            OSError: a file cannot be written.
+            StoreError: the plan, a record or an array cannot be read.
+        """
         with self.locked():
-            environments = _environments(self._lines.read().values())
-            self._write("environment.json", json.dumps(environments, indent=1))
-            self._lines.tidy(packed=bool(self._plan().get("search")))
+            lines, plan = self._lines.read(), self._plan()
+            self._write("environment.json", json.dumps(_environments(lines.values()), indent=1))
+            self._lines.tidy(packed=bool(plan.get("search")))
+            done = {i for i, line in lines.items() if line["status"] == "FINISHED"}
+            if done >= set(plan["ids"]):  # in the plan's order: the same files however trials ended
+                self._arrays.pack([*plan["ids"], *sorted(done - set(plan["ids"]))])
 
     def note_repeated(self, repetition: Repetition) -> None:
         """Note that a trial was run again. It replaces what was noted of it in the same environment; notes
@@ -140,7 +151,7 @@ class Bundle:
             kept = dict(found) if first else {}
             kept["confidence"] = coarse(found["confidence"])  # a diagnostic may need all of its digits
             arrays |= {f"{Path(files[-1]).stem}/{k}": v for k, v in kept.items()}
-        save_arrays(self._arrays(record.trial.id), arrays)
+        self._arrays.save(record.trial.id, arrays)
         noise = self._noise_file(record.tags["noise_digest"])
         if not noise.exists():
             index = dict(store.read_array(record.run_id, "noise_index.npz"))
@@ -239,10 +250,9 @@ class Bundle:
 
     def names(self, run: str, directory: str) -> list[str]:
         """Paths of the arrays in a directory of a run. Raises StoreError where its file cannot be read."""
-        file = self._arrays(self._line_of(run)["trial"])
-        if directory != "confidence" or not file.is_file():
+        if directory != "confidence":
             return []
-        names = [name.partition("/")[0] for name in array_names(file)]
+        names = [name.partition("/")[0] for name in self._arrays.names(self._line_of(run)["trial"])]
         epochs = {name for name in names if name.startswith("epoch_")}
         return sorted(f"confidence/{epoch}.npz" for epoch in epochs)
 
@@ -255,7 +265,7 @@ class Bundle:
         elif path.endswith("_rankings.npz"):
             arrays = self.rankings(line["trial"], part)
         else:
-            arrays = read_arrays(self._arrays(line["trial"]), f"{part}/")
+            arrays = self._arrays.read(line["trial"], f"{part}/")
         if not arrays:
             raise StoreError(f"{self.folder} has no {path} of run {run}")
         return arrays
@@ -264,16 +274,12 @@ class Bundle:
         """The ranks that a trial has of a part (`last`, `test`, or `dev` of an external row), with the groups
         of the queries; empty where it has none. Raises StoreError where a file cannot be read.
         """
-        file = self._arrays(trial_id)
-        ranks = read_arrays(file, f"{part}/")
+        ranks = self._arrays.read(trial_id, f"{part}/")
         if not ranks and part == "test":  # the last epoch is the best on dev
-            ranks = read_arrays(file, "last/")
+            ranks = self._arrays.read(trial_id, "last/")
         queries = self._queries_file(self._lines.read()[trial_id]["tags"]["data_fingerprint"])
         shared = read_arrays(queries) if ranks and part != "dev" and queries.is_file() else {}
         return {**shared, **ranks}
-
-    def _arrays(self, trial_id: str) -> Path:
-        return self.folder / "arrays" / f"{trial_id}.npz"
 
     def _queries_file(self, fingerprint: str) -> Path:
         return self.folder / "queries" / f"{fingerprint}.npz"
@@ -297,7 +303,7 @@ class Bundle:
         return len(missing)
 
     def _restore(self, store: Store, handle: SweepHandle, record: TrialRecord) -> None:
-        whole = self._arrays(record.trial.id).is_file()  # a search keeps none
+        whole = bool(self._arrays.names(record.trial.id))  # a search keeps none
         bare = {} if whole else {WITHOUT_ARRAYS: "yes"}
         tags = {**record.tags, RESTORED: str(self.folder), **bare}
         run_id = store.create_run(handle, record.trial, tags)

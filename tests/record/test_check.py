@@ -14,6 +14,7 @@ import yaml
 from harness.noise.models import make_noise
 from harness.record.bundle import Bundle
 from harness.record.check import check_bundle
+from harness.record.trial_arrays import TrialArrays
 from harness.record.tries import result_of
 from harness.record.types import StoreError
 from harness.results import main
@@ -223,23 +224,27 @@ def test_ranks_of_another_split_are_found(made):
     groups = dict(np.load(queries))
     np.savez(queries, **{**groups, "i2t_group": groups["i2t_group"][::-1].copy()})
     file = next((made / "arrays").glob("*.npz"))
-    assert f"{file.stem}: the groups of last are not those of the test split" in check_bundle(made)[0]
+    trial = np.load(file)["trial"][0]
+    assert f"{trial}: the groups of last are not those of the test split" in check_bundle(made)[0]
     queries.unlink()
-    assert any(file.stem in e and "i2t_group" in e for e in check_bundle(made)[0])
+    assert any(trial in e and "i2t_group" in e for e in check_bundle(made)[0])
     np.savez(queries, **groups)
     assert check_bundle(made)[0] == []
     file.unlink()
-    assert any(file.stem in e and "arrays cannot be read" in e for e in check_bundle(made)[0])
+    assert any(trial in e and "arrays cannot be read" in e for e in check_bundle(made)[0])
 
 
 def test_ranks_and_groups_in_the_file_of_a_trial_count(made):
     """Ranks of the selected epoch, where they are not the last epoch's; groups, as in older bundles."""
     trial = lines_of(made)[0]["trial"]
-    file, queries = made / "arrays" / f"{trial}.npz", next((made / "queries").glob("*.npz"))
-    last = {k: v for k, v in np.load(file).items() if k.startswith("last/")}
+    arrays, queries = TrialArrays(made / "arrays"), next((made / "queries").glob("*.npz"))
+    last = {k: v for k, v in arrays.read(trial).items() if k.startswith("last/")}
     groups = {f"{part}/{k}": v for part in ("last", "test") for k, v in np.load(queries).items()}
     others = {k.replace("last/", "test/"): np.full_like(v, 60 if "rank" in k else 1) for k, v in last.items()}
-    np.savez(file, **last, **groups, **others)
+    others_of_sweep = {line["trial"]: arrays.read(line["trial"]) for line in lines_of(made)[1:]}
+    shutil.rmtree(made / "arrays")
+    for each, content in {trial: {**last, **groups, **others}, **others_of_sweep}.items():
+        arrays.save(each, content)
     (error,) = (e for e in check_bundle(made)[0] if e.startswith(trial))
     assert error.startswith(f"{trial}: test/i2t_r1 is ")
 
@@ -248,8 +253,9 @@ def test_ranks_and_groups_in_the_file_of_a_trial_count(made):
 def test_damaged_arrays_are_told(made, damage):
     for folder in ("arrays", "noise", "queries"):
         file = next((made / folder).glob("*.npz"))
+        told = np.load(file)["trial"][0] if folder == "arrays" else file.stem
         file.write_bytes(damage(file.read_bytes()))
-        assert any(file.stem in e and "cannot be read" in e for e in check_bundle(made)[0])
+        assert any(told in e and "cannot be read" in e for e in check_bundle(made)[0])
 
 
 def test_a_method_that_is_not_here_is_said(made, capfd):

@@ -13,6 +13,7 @@ from harness.config.sweep_file import load_sweep
 from harness.record.bundle import Bundle
 from harness.record.lines import records_text
 from harness.record.store import Store
+from harness.record.trial_arrays import TrialArrays
 from harness.record.tries import OBJECTIVE, tries_of
 from harness.record.types import StoreError
 from harness.report.__main__ import main as report
@@ -160,7 +161,7 @@ def test_a_bundle_gives_the_report_of_its_store_and_its_trials_are_done_elsewher
     for line in lines:
         metrics = known[line["trial"]].metrics
         assert (line["test/rsum"], line["last/rsum"]) == (metrics["test/rsum"], metrics["last/rsum"])
-        arrays = np.load(folder / "arrays" / f"{line['trial']}.npz")
+        arrays = TrialArrays(folder / "arrays").read(line["trial"])
         assert arrays["last/i2t_rank"].dtype.itemsize <= 2
         assert not [name for name in arrays if name.endswith("_group")]  # once for all trials
         selected = any(name.startswith("test/") for name in arrays)
