@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     from harness.lib.console import console, fail, silence_libraries
     from harness.record.provenance import Provenance
     from harness.record.types import StoreError
-    from harness.sweep.attempt import DONE, Task, attempt
+    from harness.sweep.attempt import DONE, Task, attempt, record_interrupted
     from harness.sweep.preflight import check_trial
     from harness.sweep.search import planned_before, trial_labels
 
@@ -79,8 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         ended = attempt(trial, task, main=main_process)
     except KeyboardInterrupt:
-        if main_process and store and handle:
-            store.stop(handle, trial, "stopped by Ctrl-C")
+        if main_process:
+            record_interrupted([trial], task, "stopped by Ctrl-C")
         console.print("[bold]stopped[/]; run the same command to resume from the last epoch")
         return 130
     if main_process and ended.outcome != DONE:

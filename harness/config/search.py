@@ -63,7 +63,10 @@ class Range(StrictModel):
             )
         ((form, value),) = forms.items()
         if form == "choices":
-            if len({repr(v) for v in value}) < max(2, len(value)):
+            # Equal numbers make one trial, however they are written; true is no number.
+            if len(
+                {(isinstance(v, bool), repr(v) if isinstance(v, dict | list) else v) for v in value}
+            ) < max(2, len(value)):
                 raise ValueError("choices needs at least two values, none of them twice")
             unfit = [v for v in value if isinstance(v, dict | list) or _is_number_as_text(v)]
             if unfit:

@@ -122,14 +122,14 @@ Told = Mapping[str, Sequence[tuple[Settings, float | None]]]
 """Of a search by Optuna, the tries of each method so far with their objectives (None: failed)."""
 
 
-def load_sweep(given: str | Path, told: Told | None = None) -> Sweep:
+def load_sweep(given: str | Path) -> Sweep:
     """Read and expand a sweep file, given by its path or the sweep's name.
 
     Raises:
         BadInput: with all errors of the file, each naming the field, the value and what is allowed.
     """
     content, text = read_sweep_file(given)
-    return parse_sweep(content, text=text, told=told)
+    return parse_sweep(content, text=text)
 
 
 def find_sweep_file(given: str | Path) -> Path:
@@ -192,12 +192,11 @@ def read_mapping(path: Path, what: str) -> tuple[dict[str, Any], str]:
     return content, text
 
 
-def parse_sweep(content: Mapping[str, Any], *, text: str = "", told: Told | None = None) -> Sweep:
+def parse_sweep(content: Mapping[str, Any], *, text: str = "") -> Sweep:
     """Expand a sweep given as a mapping.
 
     Args:
         text: the text of its file.
-        told: see `Told`.
 
     Raises:
         BadInput: as `load_sweep` does.
@@ -208,6 +207,19 @@ def parse_sweep(content: Mapping[str, Any], *, text: str = "", told: Told | None
         texts = [describe(e, SweepFile.model_fields) for e in error.errors()]
         single = isinstance(content.get("grid"), Mapping)
         raise BadInput([t.replace("grid.0.", "grid.", 1) if single else t for t in texts]) from None
+    return expand_sweep(file, text=text)
+
+
+def expand_sweep(file: SweepFile, *, text: str, told: Told | None = None) -> Sweep:
+    """The trials of a sweep file.
+
+    Args:
+        text: its text.
+        told: see `Told`.
+
+    Raises:
+        BadInput: as `load_sweep` does.
+    """
     errors = Errors()
     check_file(file, errors)
     found = found_settings(file, errors)

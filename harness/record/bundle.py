@@ -33,7 +33,15 @@ from harness.record.provenance import PACKAGES
 from harness.record.repeated import Repetition, read_repetitions, repetitions_text
 from harness.record.store import Store, settings_of, sweep_of_plan, trials_of
 from harness.record.trial_arrays import TrialArrays
-from harness.record.types import RESTORED, WITHOUT_ARRAYS, StoreError, SweepHandle, SweepRecord, TrialRecord
+from harness.record.types import (
+    RESTORED,
+    WITHOUT_ARRAYS,
+    Incomplete,
+    StoreError,
+    SweepHandle,
+    SweepRecord,
+    TrialRecord,
+)
 
 _CURVES = (
     "dev/rsum",
@@ -292,29 +300,49 @@ class Bundle:
 
         A restored run has the tag `restored_from`, and of its confidence the last epoch's. Trials that had
         failed are left to be tried again; those that a search has stopped stay stopped.
+
+        Raises:
+            Incomplete: arrays of one cannot be read.
         """
         trials = list(trials)
         with self.locked():
             there = store.records(handle, trials)
             kept = [r for r in self.records(trials).values() if r.done or r.stopped_early]
             missing = [r for r in kept if _lacks(there.get(r.trial.id), r)]
+            bare = bool(missing and self._plan().get("select"))
             for record in missing:
-                self._restore(store, handle, record)
+                # Read before there is a run, which would stay without an end.
+                self._restore(store, handle, record, {} if bare else self._kept_arrays(record))
         return len(missing)
 
-    def _restore(self, store: Store, handle: SweepHandle, record: TrialRecord) -> None:
-        whole = bool(self._arrays.names(record.trial.id))  # a search keeps none
-        bare = {} if whole else {WITHOUT_ARRAYS: "yes"}
+    def _restore(
+        self,
+        store: Store,
+        handle: SweepHandle,
+        record: TrialRecord,
+        arrays: Mapping[str, Mapping[str, np.ndarray]],
+    ) -> None:
+        bare = {} if arrays else {WITHOUT_ARRAYS: "yes"}
         tags = {**record.tags, RESTORED: str(self.folder), **bare}
         run_id = store.create_run(handle, record.trial, tags)
         curves = {key: self.curve(record.run_id, key) for key in self._line_of(record.run_id)["curves"]}
         store.client.log_curves(run_id, curves)
         store.client.log(run_id, metrics={k: v for k, v in record.metrics.items() if k not in curves})
-        paths = ["last_rankings.npz", "test_rankings.npz", "noise_index.npz"]
-        if whole:
-            for path in [*paths, *self.names(record.run_id, "confidence")]:
-                store.write_array(run_id, path, **self.read(record.run_id, path))
+        for path, content in arrays.items():
+            store.write_array(run_id, path, **content)
         store.client.set_status(run_id, record.status)
+
+    def _kept_arrays(self, record: TrialRecord) -> dict[str, dict[str, np.ndarray]]:
+        """The arrays of a trial under the paths that they have in the store. Raises Incomplete."""
+        try:
+            paths = ["last_rankings.npz", "test_rankings.npz", "noise_index.npz"]
+            paths += self.names(record.run_id, "confidence")
+            return {path: self.read(record.run_id, path) for path in paths}
+        except StoreError as error:
+            raise Incomplete(
+                f"trial {record.trial.id} cannot be restored from {self.folder}: {error} (get the file back, "
+                "or move the folder away, so that its trials are run again)"
+            ) from None
 
 
 def _is_kept(record: TrialRecord, line: Mapping[str, Any] | None) -> bool:

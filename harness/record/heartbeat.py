@@ -254,6 +254,14 @@ def hold(client: Client, handle: SweepHandle, name: str, storage: Path) -> Itera
             claimed.release()
 
 
+def is_claimed_elsewhere(client: Client, handle: SweepHandle, name: str, storage: Path) -> bool:
+    """Whether a process with another storage folder has claimed a trial: its run is that one's. Raises
+    StoreError.
+    """
+    place = place_of(handle, storage)
+    return any(c.name == name and c.place != place for c in read_claims(client, handle.experiment_id))
+
+
 def remove_void(client: Client, handle: SweepHandle, name: str, storage: Path, directory: Path) -> None:
     """Remove the claims on a trial of processes here that have ended without doing so.
 

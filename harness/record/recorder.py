@@ -13,7 +13,18 @@ from harness.lib.watchdog import take_termination_report
 from harness.record.client import Run
 from harness.record.heartbeat import Hold, place_of
 from harness.record.store import Store
-from harness.record.types import AlreadyFailed, DataChanged, EpochRecord, Outcome, Setup, SweepHandle
+from harness.record.types import (
+    RESTORED,
+    STOPPED_EARLY,
+    WITHOUT_ARRAYS,
+    AlreadyFailed,
+    AlreadyStopped,
+    DataChanged,
+    EpochRecord,
+    Outcome,
+    Setup,
+    SweepHandle,
+)
 
 PER_ATTEMPT_TAGS = ("git_commit", "device", "processes", "threads")
 """Tags that may differ between attempts at one trial. Code and versions may not: its numbers could not be
@@ -33,6 +44,8 @@ class MlflowRecorder:
             runs the trial, and no heartbeat is written.
         since: when the sweep was started: a trial that another sweep has seen fail after that is not
             repeated.
+        stops_early: whether its sweep is a search that stops trials early: one that another sweep has stopped
+            stays stopped.
         labels: tags that tell the runs of its sweep apart.
     """
 
@@ -43,9 +56,11 @@ class MlflowRecorder:
         *,
         directory: Path | None = None,
         since: float = float("inf"),
+        stops_early: bool = False,
         labels: Mapping[str, str] | None = None,
     ) -> None:
         self.handle, self.trial, self.directory, self.since = handle, trial, directory, since
+        self.stops_early = stops_early
         self.labels = labels or {}
         self.run_id, self.history, self.logged = "", "", -1
         self.held: Hold | None = None
@@ -60,6 +75,8 @@ class MlflowRecorder:
         before = self.store.unfinished_run(self.handle, self.trial)
         if before and before.status == "FAILED" and before.end_time > self.since * 1000:
             raise AlreadyFailed(before.tags.get("failure", "it failed in another sweep"))
+        if before and self.stops_early and STOPPED_EARLY in before.tags:
+            raise AlreadyStopped(before.tags.get("failure", "it was stopped in another sweep"))
         run = before and self._resumable(before, tags)
         if run:
             self.run_id = run.run_id
@@ -133,8 +150,8 @@ class MlflowRecorder:
             )
             text = f"attempt {attempt}, {self.logged + 1} epochs on record: {ended}{moved}"
             updates["history"] = self._extended(text)
-        if "failure" in known:
-            self.client.delete_tag(run.run_id, "failure")
+        for past in known.keys() & {"failure", STOPPED_EARLY, RESTORED, WITHOUT_ARRAYS}:
+            self.client.delete_tag(run.run_id, past)
         self.client.set_status(run.run_id, "RUNNING")
         self.client.log(run.run_id, tags=updates)
 

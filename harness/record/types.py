@@ -28,12 +28,20 @@ class StoreError(RuntimeError):
     """The tracking store does not answer, or lacks what is asked for; the text is for the user."""
 
 
+class Incomplete(StoreError):
+    """A bundle lacks a file, or has a damaged one, so that a trial cannot be restored from it."""
+
+
 class AlreadyDone(RuntimeError):
     """The trial is on record as finished."""
 
 
 class AlreadyFailed(RuntimeError):
     """Another sweep that runs at the same time has recorded the trial as failed."""
+
+
+class AlreadyStopped(RuntimeError):
+    """Another sweep that runs at the same time has stopped the trial early."""
 
 
 class DataChanged(RuntimeError):
@@ -118,7 +126,8 @@ class Recorder(Protocol):
 
         Raises:
             Busy: a process with a storage folder of its own is running it.
-            AlreadyDone, AlreadyFailed: it is on record as finished, or as just failed.
+            AlreadyDone, AlreadyFailed, AlreadyStopped: it is on record as finished, as just failed, or as
+                stopped early.
             DataChanged: the record is of other data.
         """
 

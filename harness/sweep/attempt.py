@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from harness.config.search import EarlyStopping
 from harness.config.trial import Trial
 from harness.lib.locks import Busy
 from harness.lib.watchdog import take_termination_report
-from harness.record.heartbeat import remove_void
+from harness.record.heartbeat import is_claimed_elsewhere, remove_void
 from harness.record.provenance import Provenance, code_digest, code_key, versions
 from harness.record.recorder import MlflowRecorder, PrintRecorder
 from harness.record.store import Store
@@ -29,6 +29,7 @@ from harness.record.types import (
     STOPPED_EARLY,
     AlreadyDone,
     AlreadyFailed,
+    AlreadyStopped,
     CodeChanged,
     Outcome,
     Recorder,
@@ -170,6 +171,7 @@ def _recorder(trial: Trial, task: Task) -> Recorder:
         trial,
         directory=task.checkpoints(trial),
         since=task.since,
+        stops_early=task.asha is not None,
         labels=task.labels.get(trial.id, {}),
     )
 
@@ -180,6 +182,8 @@ def ending(trial: Trial, task: Task, error: BaseException) -> Ending:
         return Ending(trial, DONE)
     if isinstance(error, (Busy, AlreadyFailed)):
         return Ending(trial, BUSY if isinstance(error, Busy) else FAILED, str(error))
+    if isinstance(error, AlreadyStopped):
+        return Ending(trial, STOPPED, str(error))
     reason, details = describe_failure(error)
     return _failed(trial, task, reason, details)
 
@@ -208,6 +212,19 @@ def record_stopped(trial: Trial, task: Task, epochs: int, rsum: float) -> Ending
     return Ending(trial, STOPPED, reason)
 
 
+def record_interrupted(trials: Collection[Trial], task: Task, reason: str) -> None:
+    """Record that trials were ended by the user; not those that had not yet been claimed here, and that
+    another process is running. Raises StoreError.
+    """
+    if task.handle is None:
+        return
+    store = Store(task.handle.uri)
+    for trial in trials:
+        if not is_claimed_elsewhere(store.client, task.handle, trial.id, task.storage):
+            store.stop(task.handle, trial, reason)
+    give_up_claims(trials, task)
+
+
 def give_up_claims(trials: Iterable[Trial], task: Task) -> None:
     """Remove the claims of processes here that were ended: others need not wait until they are stale. A store
     that does not answer keeps them until then.
@@ -222,11 +239,16 @@ def give_up_claims(trials: Iterable[Trial], task: Task) -> None:
 
 
 def _failed(trial: Trial, task: Task, reason: str, details: str) -> Ending:
-    """Record a failure; `unrecorded` where the store does not answer any more."""
+    """Record a failure; `unrecorded` where the store does not answer any more, `busy` where it failed here
+    before it could be claimed, and another process is running it.
+    """
     if task.handle is None or task.repeat:
         return Ending(trial, FAILED, reason)
     try:
-        Store(task.handle.uri).fail(task.handle, trial, reason, details)
+        store = Store(task.handle.uri)
+        if is_claimed_elsewhere(store.client, task.handle, trial.id, task.storage):
+            return Ending(trial, BUSY, reason)
+        store.fail(task.handle, trial, reason, details)
     except AlreadyDone:
         return Ending(trial, DONE)
     except Exception as error:

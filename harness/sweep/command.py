@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from harness.config.sweep_file import BadInput, Sweep, load_sweep, read_sweep_file
+from harness.config.trial import Trial
 from harness.data.base import DataError, DataSet
 from harness.lib.console import console, fail, silence_libraries
 from harness.lib.locks import acquire
@@ -19,7 +20,7 @@ from harness.record.heartbeat import hold
 from harness.record.provenance import Provenance
 from harness.record.store import Store, is_missing, require
 from harness.record.types import StoreError, SweepHandle
-from harness.sweep.attempt import DONE, FAILED, STOPPED, Ending, StoreGone, Task, give_up_claims
+from harness.sweep.attempt import DONE, FAILED, STOPPED, Ending, StoreGone, Task, record_interrupted
 from harness.sweep.elsewhere import note_elsewhere, wait_for_others
 from harness.sweep.foresight import design_notes
 from harness.sweep.keeping import Keeper, known_records
@@ -66,7 +67,7 @@ def _execute(options: argparse.Namespace, launcher: Launcher | None) -> int:
             return _status(options)
         sweep = load_sweep(options.file)
         data, store = _check(sweep, options)
-        sweep = with_next_tries(planned_before(sweep, store), options.file, _finder(sweep, store))
+        sweep = with_next_tries(planned_before(sweep, store), _finder(sweep, store))
         known = known_records(sweep, store)
         fingerprints = _fingerprints(sweep, data)
         _refuse(
@@ -131,7 +132,7 @@ def _start(
             if task.repeat:
                 return _verify(sweep, store, task, launcher, options.verify)
             stopped = _run(sweep, store, task, launcher, tried)
-            longer = with_next_tries(sweep, options.file, _finder(sweep, store))
+            longer = with_next_tries(sweep, _finder(sweep, store))
             if stopped or len(longer.trials) == len(sweep.trials):
                 return stopped or _finish(sweep, store, task)
             sweep = longer
@@ -194,8 +195,7 @@ def _ray_launcher(address: str | None) -> Launcher:
 
 
 def _status(options: argparse.Namespace) -> int:
-    """Show the state of a sweep; its file is expanded (which loads its methods) only if its plan is of
-    another text.
+    """Show the state of a sweep.
 
     Raises:
         BadInput, StoreError: the file or the store cannot be read.
@@ -203,10 +203,29 @@ def _status(options: argparse.Namespace) -> int:
     content, text = read_sweep_file(options.file)
     store = _open_store(options)
     name = str(content["name"])
-    trials = store.planned(name, text) or load_sweep(options.file).trials
+    trials = _trials_of_status(options.file, store.planned(name, text), bool(content.get("settings_from")))
     return show_status(
         name, trials, store, options.storage, select=bool(content.get("select") or content.get("search"))
     )
+
+
+def _trials_of_status(file: str, planned: tuple[Trial, ...] | None, taken: bool) -> tuple[Trial, ...]:
+    """The trials that a run would have now. The file is expanded, which loads its methods, only where it is
+    another than that of the plan, or takes settings from a search, which may have found others since.
+
+    Raises:
+        BadInput: the file cannot be run, and there is no plan.
+    """
+    if planned and not taken:
+        return planned
+    try:
+        return load_sweep(file).trials
+    except BadInput as error:
+        if not planned:
+            raise
+        for text in error.errors:
+            console.print(f"note: as planned before; now it would be refused: {text}", markup=False)
+        return planned
 
 
 def _check(sweep: Sweep, options: argparse.Namespace) -> tuple[dict[str, DataSet], Store | None]:
@@ -268,7 +287,7 @@ def _run(sweep: Sweep, store: Store, task: Task, launcher: Launcher, tried: set[
     keeper.begin()
     known = store.records(handle, sweep.trials)
     done = {i for i, r in known.items() if r.done}
-    over = done | tried | {i for i, r in known.items() if r.stopped_early}
+    over = done | tried | {i for i, r in known.items() if r.stopped_early and task.asha}
     todo = [t for t in sweep.trials if t.id not in over]
     tried |= {t.id for t in todo}
     if not sweep.file.search:  # seed by seed, so that an early look at the table shows all rows
@@ -319,9 +338,7 @@ def _stop(progress: Progress, store: Store, task: Task, launcher: Launcher, keep
     console.print("stopping ...")
     try:
         launcher.stop()
-        for trial in progress.running.values():
-            store.stop(_handle(task), trial, "stopped by Ctrl-C or SIGTERM")
-        give_up_claims(progress.running.values(), task)
+        record_interrupted(list(progress.running.values()), task, "stopped by Ctrl-C or SIGTERM")
         store.close_sweep(_handle(task), "KILLED")
         keeper.end()
     except Exception as error:  # the store may be what the user lost patience with

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from harness.config.sweep_file import Sweep
+from harness.config.sweep_file import BadInput, Sweep
 from harness.config.trial import Trial
 from harness.lib.console import console
 from harness.record.bundle import Bundle
 from harness.record.store import Store, plan_of
-from harness.record.types import StoreError, SweepHandle, TrialRecord
+from harness.record.types import Incomplete, StoreError, SweepHandle, TrialRecord
 from harness.sweep.search import write_found
 
 
@@ -38,10 +38,17 @@ class Keeper:
         self.complained = False
 
     def restore(self) -> None:
-        """Put into the store what the bundle has and the store lacks."""
+        """Put into the store what the bundle has and the store lacks.
+
+        Raises:
+            BadInput: a file of the bundle is missing or damaged.
+        """
         if not self.bundle.exists:
             return
-        restored = self.bundle.restore(self.store, self.handle, self.sweep.trials)
+        try:
+            restored = self.bundle.restore(self.store, self.handle, self.sweep.trials)
+        except Incomplete as error:
+            raise BadInput([str(error)]) from None
         if restored:
             console.print(f"restored from {self.bundle.folder}: {restored} finished trials")
 

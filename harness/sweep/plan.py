@@ -97,7 +97,8 @@ def make_plan(
     for trial in sweep.trials:
         key = (trial.method, trial.dataset_label, trial.noise_label, trial.noise_ratio)
         grouped.setdefault(key, []).append(trial)
-    done = {i for i, r in records.items() if r.done or r.stopped_early}
+    asha = sweep.file.search and sweep.file.search.asha
+    done = {i for i, r in records.items() if r.done or (r.stopped_early and asha)}
     cells = []
     for key, trials in grouped.items():
         steps = {t.id: steps_of(t, data[data_key(t)]) for t in trials}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.config.labels import run_labels
 from harness.config.search import result_file, search_of
-from harness.config.sweep_file import Sweep, load_sweep
+from harness.config.sweep_file import Sweep, expand_sweep
 from harness.config.trial import Trial
 from harness.lib.files import atomic_write
 from harness.record.bundle import Bundle
@@ -43,7 +43,7 @@ def trial_labels(sweep: Sweep) -> dict[str, dict[str, str]]:
     }
 
 
-def with_next_tries(sweep: Sweep, file: str | Path, find: Find) -> Sweep:
+def with_next_tries(sweep: Sweep, find: Find) -> Sweep:
     """A search by Optuna with the tries that follow from those on record, up to the first that have not
     ended. All methods take a try in turn, so that the same tries follow however long trials take. Other
     sweeps stay as they are.
@@ -53,7 +53,7 @@ def with_next_tries(sweep: Sweep, file: str | Path, find: Find) -> Sweep:
         if not all(t.ended for of_method in tries.values() for t in of_method):
             break
         told = {m: [(t.settings, t.objective) for t in of_method] for m, of_method in tries.items()}
-        longer = load_sweep(file, told)
+        longer = expand_sweep(sweep.file, text=sweep.text, told=told)
         if len(longer.trials) == len(sweep.trials):
             break
         sweep = longer

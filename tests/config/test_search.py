@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from harness.config.search import Range, Search, SearchResult, edge_of, own_stage, shared_settings
-from harness.config.sweep_file import BadInput, parse_sweep
+from harness.config.sweep_file import BadInput, expand_sweep, parse_sweep
 from tests import small
 
 SPACE = {
@@ -29,7 +29,8 @@ def searched(*methods, search=SEARCH, told=None, **changes):
     content = small.content(*methods, grid=grid, search=search, overrides=overrides, fixed=fixed, **changes)
     if "lr" not in fixed:
         del content["fixed"]["lr"]
-    return parse_sweep(content, told=told)
+    sweep = parse_sweep(content)
+    return expand_sweep(sweep.file, text="", told=told) if told else sweep
 
 
 # Drawing -------------------------------------------------------------------------------------------
@@ -194,6 +195,7 @@ def space(**ranges):
         (["clip"], space(weight_decay={"log_uniform": [0, 1]}), "a lower bound above 0"),
         (["clip"], space(seed={"integers": [0, 9]}), "search.space.seed: it is an axis"),
         (["clip"], space(weight_decay={}), "expected one of log_uniform"),
+        (["clip"], space(weight_decay={"choices": [1, 0.1, 1.0]}), "none of them twice"),
         (["clip"], space(weight_decay={"choices": ["1e-2", 0.1]}), "'1e-2' is not (YAML reads 1e-2 as text"),
         (["clip"], space(backbone={"choices": [{"dim": 1}, {"dim": 2}]}), "numbers, words, true and false"),
         (["clip"], {"grid": {"batch_size": [8, 16]}}, "a search has no axis 'batch_size'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import socket
@@ -17,7 +18,9 @@ from harness.config.sweep_file import load_sweep
 from harness.lib.locks import Busy, acquire
 from harness.record import heartbeat
 from harness.record.heartbeat import Hold, Watch, hold, place_of, read_claims, remove_void
+from harness.record.provenance import Provenance, code_key
 from harness.record.store import Store
+from harness.sweep.attempt import Task, attempt, record_interrupted
 from harness.sweep.status import show_status
 from tests import small
 from tests.sweep.paced import ROOT, SOON, until
@@ -216,6 +219,26 @@ def test_a_sweep_runs_what_others_do_not_and_waits_for_the_rest(place, monkeypat
         said,
     )
     assert read_claims(store.client, handle.experiment_id) == []
+
+
+def test_what_ends_here_before_it_is_claimed_is_not_written_into_the_run_of_another(place):
+    """It fails (other code than the sweep was started with), or the user stops it."""
+    file = write(place, "clip", name="theirs")
+    sweep, store = load_sweep(file), Store()
+    (trial,), handle = sweep.trials, store.open_sweep(sweep)
+    run = store.create_run(handle, trial, {})
+    theirs = Hold(store.client, handle.experiment_id, trial.id, THERE)
+    theirs.acquire()
+    code = dataclasses.replace(Provenance.of([trial]), code={code_key(trial): "another"})
+    task = Task(handle, sweep.file.resources, code, place / "storage", str(place))
+    ended = attempt(trial, task)
+    assert (ended.outcome, "is not the one that the sweep was started with" in ended.reason) == ("busy", True)
+    record_interrupted([trial], task, "stopped by Ctrl-C")
+    untouched = store.client.get_run(run)
+    assert (untouched.status, "failure" in untouched.tags) == ("RUNNING", False)
+    theirs.release()
+    assert attempt(trial, task).outcome == "failed"
+    assert store.client.get_run(run).status == "FAILED"
 
 
 def test_a_trial_by_hand_waits_for_a_sign_of_life(place, monkeypatch, capfd):

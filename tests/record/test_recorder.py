@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 
 from harness.record.recorder import MlflowRecorder
 from harness.record.store import Store
-from harness.record.types import DataChanged, EpochRecord
+from harness.record.types import STOPPED_EARLY, AlreadyStopped, DataChanged, EpochRecord
 from harness.training.run_trial import describe
 from tests import build, small
 
@@ -73,3 +73,18 @@ def test_what_an_attempt_may_go_on_with(tmp_path):
     assert store.records(opened, sweep.trials)[sweep.trials[0].id].run_id == third.run_id
     with pytest.raises(DataChanged, match="the data of this trial changed since it was started"):
         begin(fingerprint="others", environment={**setup.environment, "code": "other"})
+
+
+def test_a_trial_that_another_sweep_has_stopped_early_stays_so(tmp_path):
+    """Unless the search stops no trials any more: then it goes on, and is not one that was stopped."""
+    sweep = small.sweep("clip", name="stopped")
+    store = Store(f"sqlite:///{tmp_path / 'stopped.db'}")
+    opened, setup = store.open_sweep(sweep), setup_of(sweep.trials[0], build.trainer("clip"))
+    MlflowRecorder(opened, sweep.trials[0], stops_early=True).start(setup)
+    store.stop(opened, sweep.trials[0], "stopped after 1 epochs", tags={STOPPED_EARLY: "1"})
+    with pytest.raises(AlreadyStopped, match="stopped after 1 epochs"):
+        MlflowRecorder(opened, sweep.trials[0], stops_early=True).start(setup)
+    assert store.record(opened, sweep.trials[0]).stopped_early
+    MlflowRecorder(opened, sweep.trials[0]).start(setup)
+    record = store.record(opened, sweep.trials[0])
+    assert (record.status, record.stopped_early) == ("RUNNING", False)

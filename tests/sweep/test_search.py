@@ -53,7 +53,7 @@ def found(name="search"):
     return SearchResult.model_validate_json((Bundle(name).folder / "search.json").read_text())
 
 
-def test_a_search_is_run_reported_and_taken(here):
+def test_a_search_is_run_reported_and_taken(here, capfd):
     assert run_sweep([search_file(here, "clip", "small_loss")]) == 0
     sweep = Store().read_sweep("search")
     assert "records.jsonl.gz" in {p.name for p in (here / "results" / "search").iterdir()}
@@ -82,11 +82,22 @@ def test_a_search_is_run_reported_and_taken(here):
     assert train(["by_hand.yaml", "--trial", record.trial.id]) == 0
     (by_hand,) = records("by_hand").values()
     assert by_hand.tags["search_digest"] == found().digest
+    # Where it has found others since, the state is that of the trials that a run would have now.
+    kept = (Bundle("search").folder / "search.json").read_text()
+    other = found().model_copy(deep=True)
+    other.winners["clip"].settings["lr"] *= 2
+    (Bundle("search").folder / "search.json").write_text(other.model_dump_json())
+    capfd.readouterr()
+    assert run_sweep(["taken.yaml", "--status"]) == 1
+    assert "sweep taken: 1 to run" in capfd.readouterr().err
+    (Bundle("search").folder / "search.json").write_text(kept)
     # Once the search has grown, its winners are those of an incomplete one, from the start.
     sweep = load_sweep(search_file(here, "clip", "small_loss", tries=5))
     store = Store()
     Keeper(sweep, store, store.open_sweep(sweep, "search.yaml")).begin()
     assert found().missing == {"clip": 2, "small_loss": 2}
+    assert run_sweep(["taken.yaml", "--status"]) == 0
+    assert "as planned before; now it would be refused: settings_from" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("sampler", ["sobol", "optuna"])
@@ -193,6 +204,21 @@ def test_a_bundle_gives_the_report_of_its_store_and_its_trials_are_done_elsewher
     monkeypatch.undo()
     monkeypatch.chdir(elsewhere)
     assert run_sweep(["bundled.yaml", "--verify", "1"]) == 0  # complete, and repeated to the last bit
+
+
+@pytest.mark.parametrize("lost", ["noise", "arrays"])
+def test_a_bundle_that_lacks_a_file_is_not_restored_in_part(here, capfd, lost):
+    """Nor are its trials run again beside it, and no run is left that seems to be running."""
+    file = write(here, "zero_shot", name="lacks")
+    assert run_sweep([file]) == 0
+    shutil.rmtree(here / "results" / "lacks" / lost)
+    capfd.readouterr()
+    for _ in range(2):
+        assert run_sweep([file, "--tracking-uri", "sqlite:///fresh.db"]) == 2
+        said = " ".join(capfd.readouterr().err.split())
+        assert "cannot be restored from results/lacks: results/lacks/" in said
+        assert "is missing (get the file back, or move the folder away" in said
+    assert records("lacks", "sqlite:///fresh.db") == {}
 
 
 def _numbers(text):
@@ -363,5 +389,10 @@ def test_asha_stops_tries_that_fall_behind_and_says_so(here, capfd):
         assert "to run" not in told.out
         assert run_sweep(["halved.yaml"]) == 0  # what was stopped is not run again
         assert len([r for r in records("halved").values() if r.stopped_early]) == len(stopped)
+        del search["asha"]
+        (here / "halved.yaml").write_text(json.dumps({**content, "search": search}))
+        assert run_sweep(["halved.yaml"]) == 0  # now it is: no other try was cut short
+        assert all(r.done and not r.stopped_early for r in records("halved").values())
+        assert {line["status"] for line in lines_of(here / "results" / "halved")} == {"FINISHED"}
     finally:
         launcher.stop()
