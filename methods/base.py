@@ -187,6 +187,9 @@ class Backbone(Protocol):
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """`similarity` times the learned inverse temperature: [M, ...], [T, ...] -> [M, T]."""
 
+    def scaled(self, similarity: Tensor) -> Tensor:
+        """The logits of similarities that are there already, of any shape."""
+
     def pooled(self, embeddings: Tensor) -> Tensor:
         """A unit vector for each image or text, for nearest neighbours: [B, ...] -> [B, D']."""
 

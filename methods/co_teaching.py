@@ -109,6 +109,16 @@ class CoTeaching(Method):
         return self.posterior.mean(0) if self.divided else None
 
 
+def clean_part(posterior: Tensor, keep_above: float) -> Tensor:
+    """Whether each pair is in the clean part by one network's posterior: [N] -> bool [N].
+
+    If all pairs are above the threshold, the hundredth with the lowest posterior is not (released code of
+    NCR, co_train.py:452-460, and of CREAM; for L2RM it is ours).
+    """
+    clean = posterior > keep_above
+    return posterior > posterior.sort().values[len(posterior) // 100] if clean.all() else clean
+
+
 class TwoPart(CoTeaching):
     """Co-teaching that trains on the noisy part too, with labels of its own, from some epoch on.
 
@@ -136,15 +146,8 @@ class TwoPart(CoTeaching):
         return losses
 
     def kept(self, network: int) -> Tensor:
-        """Whether each training pair is in the clean part for the pass of `network`: bool [N].
-
-        If all pairs are, the hundredth with the lowest posterior forms the noisy part (released code).
-        """
-        clean = super().kept(network)
-        if not clean.all():
-            return clean
-        posterior = self.posterior[self.judge(network)]
-        return posterior > posterior.sort().values[len(posterior) // 100]
+        """Whether each training pair is in the clean part for the pass of `network`: bool [N]."""
+        return clean_part(self.posterior[self.judge(network)], self.keep_above)
 
     def auxiliary_pools(self, network: int) -> dict[str, Tensor | Pairs]:
         """The noisy part, as the pool `noisy`, in the epochs that train on it."""

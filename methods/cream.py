@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from methods.base import Backbone, Batch, Count, Optimizers, Pairs, Positive, Report, Scan, evaluation_mode
-from methods.co_teaching import CoTeaching
+from methods.co_teaching import CoTeaching, clean_part
 from methods.losses import match_probability, pair_losses
 from methods.mixtures import low_loss_posterior
 from methods.seeding import seed_of
@@ -18,8 +18,9 @@ class CREAM(CoTeaching):
     """Cross-modal retrieval by consistency refining and mining.
 
     1. Warm-up: cross-entropy.
-    2. Before each epoch each network fits a Gaussian mixture to the losses of all pairs. Pairs that all
-       networks take for matched are clean, those that none does are noisy, others are hard.
+    2. Before each epoch each network fits a Gaussian mixture to the losses of all pairs and divides them
+       (`clean_part`). Pairs that all networks take for matched are clean, those that none does are noisy,
+       others are hard.
     3. Targets y for a network: clean w + (1 - w) p, with the other network's posterior w and its own
        prediction p in the batch; hard the same with the mean posterior; noisy the mean prediction.
     4. Cross-entropy with y on the diagonal, and with the rest shared out over the row by similarity where a
@@ -36,13 +37,12 @@ class CREAM(CoTeaching):
 
     Args:
         temperature: of the cross-entropy, in units of the similarity (released code: 0.07).
-        hard_after: number of epochs after the warm-up without the hard part (released code: 10).
+        hard_after: number of epochs after the warm-up without the hard part and, with `adaptive`, without
+            shares in the clean part (released code: 10, `hard_start_epoch`).
         noisy_after: number of epochs after the warm-up without the noisy part (released code: 15).
-        mining_after: number of epochs after the warm-up in which the clean part has no shares, with
-            `adaptive` (released code: 10).
         shares: which shares count: `adaptive`, those that reach the mean target of all pairs, or all in the
-            clean and the hard part where more than 85 % are clean, in the first epochs too (as we read the
-            released code); or `all`.
+            clean and the hard part where more than 85 % are clean, in the first epochs too (released code,
+            train.py:461-471); or `all`.
         common: the arguments of `CoTeaching` and `Method`.
     """
 
@@ -58,13 +58,12 @@ class CREAM(CoTeaching):
         temperature: Positive = 0.07,
         hard_after: Count = 10,
         noisy_after: Count = 15,
-        mining_after: Count = 10,
         shares: Literal["adaptive", "all"] = "adaptive",
         **common: Any,
     ) -> None:
         super().__init__(**common)
         self.temperature, self.shares = temperature, shares
-        self.hard_after, self.noisy_after, self.mining_after = hard_after, noisy_after, mining_after
+        self.hard_after, self.noisy_after = hard_after, noisy_after
         self.register_buffer("prediction", torch.ones(self.n_networks, len(self.pairs)))
 
     def divide(self, judge: int, scan: Scan) -> Tensor:
@@ -82,11 +81,15 @@ class CREAM(CoTeaching):
 
     def kept(self, network: int) -> Tensor:
         """Whether each training pair is clean, by all networks: bool [N]."""
-        return (self.posterior > self.keep_above).all(0)
+        return self._clean_by().all(0)
 
     def noisy(self) -> Tensor:
         """Whether each training pair is noisy, by all networks: bool [N]."""
-        return (self.posterior <= self.keep_above).all(0)
+        return ~self._clean_by().any(0)
+
+    def _clean_by(self) -> Tensor:
+        """Whether each network takes each pair for matched: bool [networks, N]."""
+        return torch.stack([clean_part(posterior, self.keep_above) for posterior in self.posterior])
 
     def auxiliary_pools(self, network: int) -> dict[str, Tensor | Pairs]:
         """The parts `hard` and `noisy`, in the epochs that train on them."""
@@ -115,7 +118,7 @@ class CREAM(CoTeaching):
         self.least_share = {"clean": least, "hard": least, "noisy": least}
         if report["kept"] > 0.85:
             self.least_share |= {"clean": 0.0, "hard": 0.0}
-        elif self.shares == "adaptive" and epoch - self.warmup_epochs < self.mining_after:
+        elif self.shares == "adaptive" and epoch - self.warmup_epochs < self.hard_after:
             self.least_share["clean"] = 1.0  # which no share reaches
         return {**report, "noisy": float(noisy.float().mean()), "mean_target": mean}
 
@@ -133,8 +136,7 @@ class CREAM(CoTeaching):
         for name, part in parts.items():
             loss = self._loss(net, part, targets[name], self.least_share[name])
             optimizers.update(loss, group)
-            if name != "hard":  # which not every step has
-                report["loss" if name == "clean" else "noisy_loss"] = loss.detach()
+            report["loss" if name == "clean" else f"{name}_loss"] = loss.detach()
         return report
 
     def _hard_is_due(self) -> bool:

@@ -35,9 +35,10 @@ class CyCLIP(Predicting):
         """The mean of `pair_losses`, and the two weighted terms."""
         network = self.networks[batch.network]
         images, texts = network(batch)
-        logits = network.logits(images, texts)
+        similarity = network.similarity(images, texts)
+        logits = network.scaled(similarity)
         self.remember(batch, logits)
-        cross = asymmetry(network.similarity(images, texts))
+        cross = asymmetry(similarity)
         within = disagreement(network.pooled(images), network.pooled(texts))
         return pair_losses(logits).mean() + self.cross * cross + self.within * within, {}
 

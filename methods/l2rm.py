@@ -24,9 +24,9 @@ class L2RM(TwoPart):
        network's softmax over rows and columns is trained.
 
     Source: Han et al., CVPR 2024; released code (main_L2RM.py:100-168, 270-360, models.py:485-872). Ours: the
-    cost is 1 minus the similarity, where the released code adds a learned map over positions in the batch,
-    which mean nothing; Sinkhorn takes a fixed number of steps in float64; and the mixture is that of
-    `bicro`, where the released code has a library's.
+    cost is 1 minus the similarity, where the released code adds a learned map over positions in the batch
+    (models.py:856-872), which mean nothing, so that no flag reproduces it; Sinkhorn takes a fixed number of
+    steps in float64; and the mixture is that of `bicro`, where the released code has a library's.
 
     Args:
         temperature: tau of softmax, in units of the similarity (released code: 0.05).
@@ -34,9 +34,9 @@ class L2RM(TwoPart):
         entropy: regularisation of the plan (released code: 0.07; 0.01 on Flickr30K).
         iterations: steps of Sinkhorn (ours).
         keep_pairs: let the plan match the pairs of the noisy part again. The released code forbids it, except
-            at noise ratio 0: it knows the ratio. Here one value serves all.
-        released: every image of the noisy part has the same weight, whatever part of its mass is transported.
-            Otherwise rows and columns count by their mass, as the paper intends.
+            at noise ratio 0 (models.py:779): it knows the ratio. Here one value serves all.
+        released: every image of the noisy part has the same weight, whatever part of its mass is transported
+            (models.py:634-646). Otherwise rows and columns count by their mass, as the paper intends.
         n_networks: number of networks (paper: 1).
         common: the arguments of `TwoPart`, `CoTeaching` and `Method`.
     """

@@ -31,8 +31,9 @@ class NCR(TwoPart):
 
     Args:
         released_margins: reproduce two properties of the released code. The target of a clean pair is
-            broadcast to [B, B] and mixes its posterior with the predictions of the other pairs. In one
-            direction of the noisy part, the margin of a negative image replaces that of the pair.
+            broadcast to [B, B] and mixes its posterior with the predictions of the other pairs
+            (co_train.py:251-252). In one direction of the noisy part, the margin of a negative image replaces
+            that of the pair (co_train.py:257-261, model.py:476-486).
         common: the arguments of `TwoPart` and `Method`.
     """
 

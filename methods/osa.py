@@ -22,11 +22,12 @@ class OSA(Estimating):
     random images and words. Ours: b is the mean similarity of mismatched pairs in the estimator's pass, and
     the estimator is asked once for each pair, as its answer does not change. After a warm-up (ours) the
     weights are divided by their mean over all pairs: they are 0.15 at most, and Adam, which has seen
-    gradients of weight 1, would go on at a fraction of its learning rate.
+    gradients of weight 1, would go on at a fraction of its learning rate. (As released, a weight depends on
+    its batch, and the mean is that over batches of neighbouring pairs.)
 
     Args:
         variant: `paper` -(s - b)^2 (s - b - 1), or `released`: x^2 (1 - x^2) with x the distance as a part of
-            the batch's largest, by which the best pair of every batch has the weight 0.
+            the batch's largest, by which the best pair of every batch has the weight 0 (main_clip.py:36-41).
         common: the arguments of `Estimating` and `Method`.
     """
 
@@ -58,7 +59,8 @@ class OSA(Estimating):
         self.above = (found["own"] - threshold).clamp(min=0).to(self.above)
         self.weight = self._weights(self.above)
         if self.due:
-            mean = self.weight.mean()
+            # Of batches, since the weights as released depend on their best pair.
+            mean = torch.cat([self._weights(part) for part in self.above.split(self.batch_size)]).mean()
             self.scale = 1 / mean.clamp(min=torch.finfo(mean.dtype).tiny)
         return {"threshold": float(threshold), "above": float((self.above > 0).float().mean())}
 

@@ -178,8 +178,11 @@ class Scaled(nn.Module):
 
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """Similarities of all pairs times the inverse temperature: [M, ...], [N, ...] -> [M, N]."""
-        logits: Tensor = self.logit_scale.exp() * self.similarity(images, texts)
-        return logits
+        return self.scaled(self.similarity(images, texts))
+
+    def scaled(self, similarity: Tensor) -> Tensor:
+        """Similarities times the inverse temperature, of any shape."""
+        return self.logit_scale.exp() * similarity
 
     @torch.no_grad()
     def constrain(self) -> None:

@@ -290,7 +290,32 @@ def warmup_epochs(trial: Trial) -> int:
     """The first epochs of a trial that are its method's warm-up. A method that judges pairs by the pretrained
     network (`estimator`) has none; where training begins anew, each round has as many.
     """
-    return 0 if trial.hyper.get("estimator") == "pretrained" else trial.hyper.get("warmup_epochs") or 0
+    return 0 if judges_before(trial) else trial.hyper.get("warmup_epochs") or 0
+
+
+def judges_before(trial: Trial) -> bool:
+    """Whether a trial's method judges pairs by the network before training, which must be aligned then."""
+    return bool(trial.hyper.get("estimator") == "pretrained")
+
+
+def stage_error(trial: Trial) -> str:
+    """Why the own stage of a trial's method never begins; empty where it does. Where training begins anew,
+    each round has one.
+    """
+    warmup, restarts = warmup_epochs(trial), trial.hyper.get("restarts") or 0
+    names, rounds = ["warmup_epochs"], [trial.epochs]
+    if restarts:
+        names = ["warmup_epochs", "restarts", "round_epochs"]
+        length = trial.hyper["round_epochs"]
+        rounds = [length, trial.epochs - restarts * length]
+    if warmup < min(rounds):
+        return ""
+    told = ", ".join(f"{trial.method}.{name} = {trial.hyper[name]}" for name in names)
+    what = "a round ends before" if restarts else "a trial ends before"
+    return (
+        f"{told} and epochs = {trial.epochs}: {what} the method's own stage begins (shorten the warm-up, or "
+        "raise epochs)"
+    )
 
 
 def own_stage(trial: Trial) -> float:

@@ -22,7 +22,15 @@ from harness.config.base import StrictModel
 from harness.config.hyper import admits_bool, hyper_model
 from harness.config.plain_yaml import MOST_BYTES, read_yaml
 from harness.config.resources import Resources
-from harness.config.search import LEAST_OWN_STAGE, Search, SearchResult, Settings, own_stage, search_of
+from harness.config.search import (
+    LEAST_OWN_STAGE,
+    Search,
+    SearchResult,
+    Settings,
+    own_stage,
+    search_of,
+    stage_error,
+)
 from harness.config.sweep_checks import (
     TRIAL_KEYS,
     Errors,
@@ -273,7 +281,7 @@ def _tries(file: SweepFile, first: Mapping[str, Any], told: Told, errors: Errors
 
     def admits(settings: Settings) -> bool:
         trial = _trial({**first, **settings}, Errors())  # what is wrong with it is told with its trials
-        return trial is None or own_stage(trial) >= LEAST_OWN_STAGE
+        return trial is None or (own_stage(trial) >= LEAST_OWN_STAGE and not stage_error(trial))
 
     method = str(first["method"])
     try:

@@ -186,15 +186,6 @@ class Trial(TrainingConfig):
         name = config.get("model") or " ".join(str(config[k]) for k in ("kind", "module") if k in config)
         return f"{name}{' locked' if config.get('locked') else ''}"
 
-    @property
-    def label(self) -> str:
-        """The trial in a line: method, data set, noise, seed."""
-        default = self.noise == Trial.model_fields["noise"].default
-        model = "" if default else f" ({self.noise_label})"
-        perturbed = f" perturbed={self.perturbed}" if self.perturbed else ""
-        noise = f"noise={self.noise_ratio:g}{model}"
-        return f"{self.method} {self.dataset_label} {noise} seed={self.seed}{perturbed}"
-
     def parameters(self) -> dict[str, Any]:
         """The trial as flat parameters of a run; hyper-parameters as `METHOD.KEY`, the words of a
         sweep file.

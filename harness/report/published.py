@@ -55,7 +55,7 @@ def papers_table(frame: pd.DataFrame, methods: Mapping[str, MethodFacts], where:
         natural = part["noise_model"].iloc[0] == "none"
         same = theirs[
             (theirs["dataset"] == name)
-            & theirs["method"].isin(names)
+            & theirs["method"].map(plain_name).isin(names)
             & theirs["noise_ratio"].map(lambda r, x=ratio, n=natural: _is_ratio(r, x, n))
         ]
         for _, line in same.iterrows():
@@ -78,6 +78,11 @@ def papers_table(frame: pd.DataFrame, methods: Mapping[str, MethodFacts], where:
         ["method", "noise", "protocol", "ours", "published", "difference", "source", "remarks"],
         lines,
     )
+
+
+def plain_name(method: str) -> str:
+    """The method of a published row, without what the row adds: `CRCL` of `CRCL (author re-run)`."""
+    return method.partition(" (")[0]
 
 
 def published_name(dataset: str) -> str | None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.config.external import ExternalTrial
 from harness.config.labels import place_labels, row_labels
-from harness.config.search import own_stage, warmup_epochs
+from harness.config.search import judges_before, own_stage, warmup_epochs
 from harness.config.trial import Trial
 from harness.evaluation.coco import ECCV_MEASURES, FOLD_MEASURES
 from harness.evaluation.metrics import DETECTION, PERFECT, RECALLS, chance_rsum
@@ -78,6 +78,8 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
             "noise_seed": trial.noise_seed,
             "perturbed": trial.perturbed,
             "warmup_epochs": warmup_epochs(trial),
+            "restarts": trial.hyper.get("restarts") or 0,
+            "aligned": judges_before(trial),
             "own_stage": own_stage(trial),
             "clean_data": method.uses_clean_data,
             "ground_truth": method.uses_ground_truth,
@@ -169,12 +171,14 @@ def with_mean(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 def needs(part: pd.DataFrame) -> str:
     """What a row needs beside the training pairs and one network, of its lines in the frame of `tidy`."""
-    networks, warmup = part["networks"].max(), part["warmup_epochs"].max()
+    networks, warmup, restarts = (part[k].max() for k in ("networks", "warmup_epochs", "restarts"))
     texts = {
         "the truth": part["ground_truth"].any(),
         "clean pairs": part["clean_data"].any(),
         f"{networks:g} networks": networks > 1,
         f"{warmup:g} warm-up epochs".replace("1 warm-up epochs", "1 warm-up epoch"): warmup > 0,
+        f"{restarts:g} restarts".replace("1 restarts", "1 restart"): restarts > 0,
+        "aligned weights": part["aligned"].any(),
         "further passes": (part["method_pairs_per_second"] > 0).any(),
     }
     return ", ".join(text for text, needed in texts.items() if needed) or "–"

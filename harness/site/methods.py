@@ -17,6 +17,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
+from harness.report.published import plain_name
 from methods import METHODS
 
 _FACTS = ("paper", "family", "published", "uses_clean_data", "uses_ground_truth")
@@ -75,7 +76,7 @@ def key_of_published(name: str) -> str:
 
     `RCL-VSRN` is `rcl` on another backbone, and `CRCL (author re-run)` is `crcl`.
     """
-    plain = name.partition(" (")[0]
+    plain = plain_name(name)
     for key, known in facts().items():
         if plain in known.published:
             return key

@@ -10,6 +10,7 @@ import numpy as np
 from harness import PROTOCOL_VERSION
 from harness.backbones import backbone_setup
 from harness.config.resources import Resources
+from harness.config.search import stage_error
 from harness.config.sweep_file import Sweep
 from harness.config.trial import Trial, method_class
 from harness.data import load_dataset
@@ -114,6 +115,10 @@ def _check_alignment(trial: Trial, data: DataSet) -> str:
     )
 
 
+def _check_stage(trial: Trial, data: DataSet) -> str:
+    return stage_error(trial) if method_class(trial.method).trains else ""
+
+
 def _check_clean(trial: Trial, data: DataSet) -> str:
     if method_class(trial.method).uses_clean_data and "meta" not in data.splits:
         return (
@@ -143,6 +148,7 @@ _CHECKS: dict[Check, Callable[[Trial], Hashable]] = {
     _check_batch: _largest_batch,
     _check_backbone: lambda t: (repr(t.backbone), _networks(t)),
     _check_alignment: lambda t: (t.method, repr(t.backbone), repr(t.hyper)),
+    _check_stage: lambda t: (t.method, repr(t.hyper), t.epochs),
     _check_clean: lambda t: t.method,
     _check_noise: lambda t: (repr(t.noise), t.noise_ratio, t.noise_granularity, t.noise_seed, t.method),
 }

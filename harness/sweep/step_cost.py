@@ -59,10 +59,14 @@ def cached_costs(trials: Iterable[Trial], data: Mapping[str, DataSet], *, gpu: b
 
 
 def count_costs(trials: Iterable[Trial], data: Mapping[str, DataSet], *, gpu: bool) -> None:
-    """Count what the cache does not have, once for trials whose steps cost the same. See `cached_costs`."""
+    """Count what the cache does not have, or could not be counted, once for trials whose steps cost the same.
+    See `cached_costs`.
+    """
     trials = list(trials)
     files = _files(trials, data, gpu=gpu)
-    missing = {files[t.id]: t for t in trials if _read(files[t.id]) is None}
+    known = {file: _read(file) for file in set(files.values())}
+    # What could not be counted is tried again: weights may be there now.
+    missing = {files[t.id]: t for t in trials if not (cost := known[files[t.id]]) or cost.reason}
     for file, trial in progress(list(missing.items()), "counting steps"):
         with atomic_write(file, "w") as stream:
             json.dump(asdict(_count(trial, data[data_key(trial)], gpu=gpu)), stream)

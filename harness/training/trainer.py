@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -172,6 +173,7 @@ class Trainer:
             self.method.train()
             last = epoch + 1 == self.config.epochs  # after any warm-up that ends
             total: Report = {}
+            steps: Counter[str] = Counter()
             for step, batch in enumerate(self._load(plan)):
                 self.heartbeat(f"epoch {epoch}, step {step + 1} of {len(plan.batches)}")
                 self.optimizers.at_step(epoch * self.steps + step * scale)
@@ -179,8 +181,9 @@ class Trainer:
                     step_report = self.method.step(batch, self.optimizers, network)
                 for net in self.method.networks:
                     net.constrain()  # type: ignore[operator]
-                total = {k: total.get(k, 0.0) + v for k, v in step_report.items()}
-            report |= {k: v / len(plan.batches) for k, v in total.items()}
+                total = {**total, **{k: total.get(k, 0.0) + v for k, v in step_report.items()}}
+                steps.update(step_report.keys())
+            report |= {k: v / steps[k] for k, v in total.items()}  # over the steps that report it
             report["learning_rate"] = self.optimizers.learning_rate(f"network{network}")
             scalars = {k: float(v) for k, v in report.items()}
         self.cost.batch_pairs += plan.pairs

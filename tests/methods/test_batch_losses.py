@@ -13,7 +13,7 @@ from methods.rince import robust_losses
 from methods.siglip import sigmoid_losses
 from methods.tal import alignment_losses
 from tests import build, small
-from tests.methods.golden_input import I, S, T
+from tests.methods.golden_input import I, S, T, loss_of
 
 
 def given(value, expected):
@@ -101,6 +101,14 @@ def test_siglip_measures_a_bias_at_which_mismatched_pairs_have_the_odds_of_a_bat
 def test_cyclip_against_the_formula():
     given(pair_losses(I @ T.T / 0.07).mean(), 4.070004)
     given(0.25 * asymmetry(I @ T.T) + 0.25 * disagreement(I, T), 0.588510)
+    assert loss_of(build.method("cyclip"), I @ T.T, scale=1 / 0.07) == pytest.approx(4.658514, abs=1e-4)
+    # Two weights that differ, and the terms as SPS has them: 25 times the mean.
+    given(25 / 4 * asymmetry(S), 0.48)
+    given(25 / 4 * disagreement(I, T), 6.870316)
+    weighted = build.method("cyclip", hyper={"cross": 1.0, "within": 0.5})
+    within = 4 / 25 * 6.870316
+    parts = 4.070004 + (0.588510 / 0.25 - within) + 0.5 * within
+    assert loss_of(weighted, I @ T.T, scale=1 / 0.07) == pytest.approx(parts, abs=1e-4)
 
 
 def test_infonce_is_what_other_cross_entropies_come_from():

@@ -17,7 +17,7 @@ from methods.losses import hardest_triplet, match_probability, pair_losses, reta
 from methods.mixtures import low_loss_beta_posterior
 from methods.osa import paper_weights, released_weights
 from tests import build, small
-from tests.methods.golden_input import I6, T6, S
+from tests.methods.golden_input import I6, T6, S, loss_of
 
 
 def near(expected):
@@ -211,7 +211,7 @@ def test_few_hard_pairs_of_cream_are_not_seen_more_often_than_clean_ones():
     ],
 )
 def test_which_shares_count_in_the_parts_of_cream(matched, epoch, shares, expected):
-    hyper = {"warmup_epochs": 1, "mining_after": 2, "shares": shares}
+    hyper = {"warmup_epochs": 1, "hard_after": 2, "shares": shares}
     made = build.trainer("cream", hyper=hyper, precision="fp64")
     method, count = made.method.eval(), len(made.method.pairs)
     believed = (torch.arange(count) < matched * count).double()
@@ -230,16 +230,20 @@ def test_which_shares_count_in_the_parts_of_cream(matched, epoch, shares, expect
 
 
 @pytest.mark.parametrize(
-    ("entropy", "masses", "divergence"),
+    ("entropy", "iterations", "masses", "total", "divergence"),
     [
-        (0.07, [0.027330, 0.013355, 0.046438, 0.012877], 20.464192),
-        (0.01, [0.001770, 0.000001, 0.098229, 0], 14.960523),
+        (0.07, 200, [0.027330, 0.013355, 0.046438, 0.012877], 0.1, 20.464192),
+        (0.01, 200, [0.001770, 0.000001, 0.098229, 0], 0.1, 14.960523),
+        (0.07, 16, [0.028684, 0.014098, 0.048413, 0.013609], 0.104804, 20.507416),
+        (0.01, 27, [0.004037, 0.000001, 0.133154, 0], 0.137192, 15.601025),
     ],
 )
-def test_the_plan_of_l2rm_where_sinkhorn_has_converged(entropy, masses, divergence):
-    plan = transport_plan(1 - S, mass=0.1, entropy=entropy)
+def test_the_plan_of_l2rm_where_sinkhorn_has_converged_and_where_released_code_stops(
+    entropy, iterations, masses, total, divergence
+):
+    plan = transport_plan(1 - S, mass=0.1, entropy=entropy, iterations=iterations)
     assert plan.sum(1).tolist() == near(masses)
-    assert plan.sum().item() == near(0.1)
+    assert plan.sum().item() == near(total)
     assert plan.diagonal().abs().max() < 1e-12
     assert rematching_loss(S / 0.05, plan, by_mass=False).item() == pytest.approx(divergence, abs=1e-3)
 
@@ -297,7 +301,10 @@ def test_weights_of_osa_as_released():
     above = (S.diagonal() - 0.15).clamp(min=0)
     weights = released_weights(above)
     assert weights.tolist() == near([0, 0.249951, 0.070652, 0.199685])
-    assert (weights * pair_losses(100 * S)).mean().item() == near(0.061851)
+    method = build.method("osa", hyper={"variant": "released", "estimator": "pretrained"})
+    method.warming_up = False
+    method.above[:4] = above
+    assert loss_of(method, S, scale=100) == near(0.061851)
     assert released_weights(torch.zeros(3)).tolist() == [0, 0, 0]
 
 
@@ -305,6 +312,47 @@ def test_weights_of_osa_as_in_the_paper_are_largest_at_two_thirds():
     x = torch.linspace(0, 1, 301)
     assert x[paper_weights(x).argmax()].item() == pytest.approx(2 / 3, abs=1e-2)
     assert paper_weights(x)[0] == paper_weights(x)[-1] == 0
+
+
+def test_after_a_warm_up_the_released_weights_of_osa_are_one_on_average_over_batches():
+    hyper = {"warmup_epochs": 1, "variant": "released"}
+    warm, means = build.trainer("osa", hyper=hyper, epochs=2, precision="fp64"), []
+    method = warm.method
+
+    def remember(record):
+        weights = [released_weights(part) for part in method.above.split(method.batch_size)]
+        means.append((method.scale * torch.cat(weights)).mean().item())
+
+    warm.fit(remember)
+    assert means == [0, pytest.approx(1)]
+
+
+@pytest.mark.parametrize("name", ["bicro", "cream"])
+def test_with_one_network_a_method_of_co_teaching_divides_the_pairs_for_itself(name):
+    made, records = build.trainer(name, hyper={"n_networks": 1}), []
+    made.fit(records.append)
+    assert records[0].confidence is None
+    for record in records[1:]:
+        assert 0 < record.metrics["train/kept"] < 1
+        assert record.confidence.std() > 0
+
+
+def test_no_pair_is_hard_for_one_network_of_cream():
+    method = build.trainer("cream", hyper={"n_networks": 1}).method
+    method.posterior[0] = torch.linspace(0, 1, len(method.pairs))
+    assert (method.kept(0) == ~method.noisy()).all()
+
+
+def test_where_cream_takes_all_pairs_for_matched_the_last_hundredth_is_not_clean():
+    """Of each network; a pair that one of two leaves out is hard."""
+    method = build.trainer("cream").method
+    count = len(method.pairs)
+    method.posterior[0], method.posterior[1] = torch.linspace(0.6, 1, count), torch.linspace(1, 0.6, count)
+    least = count // 100 + 1
+    assert int((~method.kept(0)).sum()) == 2 * least
+    assert not method.noisy().any()
+    method.posterior[1] = method.posterior[0]
+    assert int(method.noisy().sum()) == least
 
 
 def test_after_a_warm_up_the_weights_of_osa_are_one_on_average():
@@ -372,6 +420,28 @@ def test_towers_that_were_never_aligned_cannot_judge(name):
     errors, _ = check_sweep(sweep)
     assert [e for e in errors if "estimator: warmup" in e and name in e]
     assert not check_sweep(small.sweep(name))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper", "told"),
+    [
+        ("bicro", {}, "bicro.warmup_epochs = 10 and epochs = 3: a trial ends before"),
+        ("decl", {"warmup_epochs": 3}, "decl.warmup_epochs = 3 and epochs = 3: a trial ends before"),
+        ("osa", {"estimator": "warmup", "warmup_epochs": 9}, "osa.warmup_epochs = 9 and epochs = 3"),
+        (
+            "crcl",
+            {"restarts": 1, "round_epochs": 2, "warmup_epochs": 1},
+            "crcl.warmup_epochs = 1, crcl.restarts = 1, crcl.round_epochs = 2 and epochs = 3: a round ends",
+        ),
+        ("crcl", {"restarts": 2, "round_epochs": 1, "warmup_epochs": 1}, "a round ends before"),
+    ],
+)
+def test_a_trial_whose_own_stage_never_begins_is_refused(name, hyper, told):
+    errors, _ = check_sweep(small.sweep(name, overrides={name: hyper}, fixed={"epochs": 3}))
+    assert [e for e in errors if told in e], errors
+    whole = {"restarts": 1, "round_epochs": 1, "warmup_epochs": 0} if name == "crcl" else {"warmup_epochs": 2}
+    admitted = small.sweep(name, overrides={name: {**hyper, **whole}}, fixed={"epochs": 3})
+    assert not check_sweep(admitted)[0]
 
 
 def test_a_pretrained_estimator_judges_before_the_first_step():

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.crcl import complementary
 from methods.decl import annealed_hinges, evidential_losses, judgement, tanh_scores
 from methods.gsc import compare_structure
 from methods.losses import match_probability, pair_losses
 from tests import build, small
-from tests.methods.golden_input import I, S, T
+from tests.methods.golden_input import I, S, T, loss_of
 
 ONE = torch.ones(4)
 
@@ -19,21 +18,17 @@ def near(expected):
     return pytest.approx(expected, abs=1e-4)
 
 
-def crcl_loss(label):
-    return (2 * label * pair_losses(S / 0.05) + 5 * complementary(S / 0.05, label)).mean().item()
-
-
 def test_crcl_as_released():
-    assert crcl_loss(ONE) == near(2.300574)
-    method = build.method("crcl", hyper={"warmup_epochs": 2})
+    method = build.method("crcl", hyper={"warmup_epochs": 2, "restarts": 0})
+    assert loss_of(method, S) == near(2.300574)
     method.start_epoch(2, 0, None)
-    label, stored = method.refined(torch.tensor([1, 0.9, 0.1, 0.6]), match_probability(S / 0.05))
-    assert crcl_loss(label) == near(1.638290)
-    assert stored.tolist() == near([0.999803, 0.912333, 0.169168, 0.679143])
+    method.label[:4] = torch.tensor([1, 0.9, 0.1, 0.6])
+    assert loss_of(method, S) == near(1.638290)
+    assert method.label[:4].tolist() == near([0.999803, 0.912333, 0.169168, 0.679143])
 
 
 def test_crcl_labels_begin_with_the_probabilities_of_the_last_warm_up_epoch():
-    method = build.method("crcl", hyper={"warmup_epochs": 2})
+    method = build.method("crcl", hyper={"warmup_epochs": 2, "restarts": 0})
     method.start_epoch(1, 0, None)
     label, stored = method.refined(ONE, match_probability(S / 0.05))
     assert (label == 1).all()
@@ -41,7 +36,7 @@ def test_crcl_labels_begin_with_the_probabilities_of_the_last_warm_up_epoch():
 
 
 def test_crcl_forgets_labels_below_the_least():
-    method = build.method("crcl", hyper={"warmup_epochs": 0, "momentum": 1.0})
+    method = build.method("crcl", hyper={"warmup_epochs": 0, "momentum": 1.0, "restarts": 0})
     method.start_epoch(3, 0, None)
     label, _ = method.refined(torch.tensor([0.09, 0.1]), torch.ones(2))
     assert label.tolist() == near([0.0, 0.1])
@@ -88,7 +83,11 @@ def test_gsc_as_released():
     structure, consistency = compare_structure(I, T, target)
     assert (structure * target).tolist() == near([1.301597, 1.214068, 0.449240, 1.094559])
     assert consistency.tolist() == near([0.994906, 0.997587, 0.951383, 0.988058])
-    assert (target * (pair_losses(S / 0.07) + 0.01 * structure)).mean().item() == near(0.106693)
+    method = build.method("gsc")
+    method.target[0, :4] = target
+    assert loss_of(method, S) == near(0.106693)
+    assert method.prediction[0, :4].tolist() == near([0.992783, 0.913191, 0.429606, 0.978644])
+    assert method.consistency[0, :4].tolist() == near(consistency.tolist())
 
 
 def test_gsc_weights_are_the_smaller_of_two_averages():

@@ -85,6 +85,12 @@ def test_other_data_and_methods_without_a_paper_have_no_table():
     assert papers_table(ours("small_loss", "ViT-B-32-quickgelu"), FACTS, "w") is None
 
 
+def test_rows_that_tell_who_ran_them_are_those_of_their_method():
+    """`CRCL (author re-run)` and two others, at 0.8."""
+    table = papers_table(ours("crcl", "sgraf SGR").assign(noise_ratio=0.8), FACTS, "w")
+    assert sum("CRCL (" in row[6].text for row in table.rows) == 3
+
+
 def test_real_noise_is_compared_with_real_noise():
     made = ours("npc", "ViT-B-32-quickgelu", dataset="npc cc120k", noise_model="none")
     assert papers_table(made[made["noise_ratio"] == 0], FACTS, "w") is not None

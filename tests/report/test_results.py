@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -421,20 +423,39 @@ def test_the_documented_tables_are_those_of_the_reports(page, heading, sweeps, r
     assert set(documented) <= {row for report in reports for row in table_rows(report)}
 
 
-def test_the_readmes_method_is_complete_and_trains(tmp_path, monkeypatch):
+def test_the_readmes_method_is_the_projects_and_trains(tmp_path, monkeypatch):
     """Copied from the README into a file, it works under its dotted name."""
+    import methods.cross_entropies
     from tests import build
 
     (code,) = [
         block
         for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-        if "class Trimmed" in block
+        if "(OnLogits)" in block
     ]
     assert len([line for line in code.splitlines() if line.strip()]) <= 25
-    (tmp_path / "trimmed.py").write_text(code)
+    shown, ours = (ast.parse(text) for text in (code, inspect.getsource(methods.cross_entropies)))
+    (name,) = _functions(shown)
+    assert _functions(shown)[name] == _functions(ours)[name]
+    (tmp_path / "bounded.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    outcome = build.trainer("trimmed:Trimmed", hyper={"share": 0.2}).fit()
+    outcome = build.trainer(f"bounded:{name}", hyper={"q": 0.5}).fit()
     assert outcome.metrics["test/rsum"] > 0
+
+
+def _functions(module):
+    """The functions of each class, without docstrings."""
+    return {
+        item.name: [ast.dump(_undocumented(f)) for f in item.body if isinstance(f, ast.FunctionDef)]
+        for item in module.body
+        if isinstance(item, ast.ClassDef)
+    }
+
+
+def _undocumented(function):
+    if ast.get_docstring(function):
+        del function.body[0]
+    return function
 
 
 @pytest.mark.parametrize(
@@ -532,6 +553,8 @@ def test_many_rows_are_told_apart_by_family_and_by_what_they_need():
     assert needs(rows["ncr"]) == "2 networks, 1 warm-up epoch, further passes"
     assert needs(lines[lines["method"] == "clip"]) == "–"
     assert needs(lines[lines["method"] == "mscn"]).startswith("clean pairs")
+    assert "1 warm-up epoch, 1 restart" in needs(rows["crcl"])
+    assert needs(lines[lines["method"] == "crcl"].assign(aligned=True)).endswith("1 restart, aligned weights")
 
 
 @pytest.mark.cluster  # half a minute: with all of their figures
