@@ -89,6 +89,7 @@ def bundle(sweep: Sweep, folder: Path) -> Bundle:
             folder / "noise" / f"{noise.digest}.npz", {"image": noise.image, "matched": noise.matched}
         )
     (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "environment.json").write_text("[]\n")
     return made
 
 

@@ -56,7 +56,25 @@ _CURVES = (
 )
 """Metrics whose values of all epochs are kept: what figures show and what a verification asks for."""
 _REPEATED = "repeated.json"
+_FILES = (
+    "plan.json",
+    "sweep.yaml",
+    "row.yaml",  # of an external row
+    "records.jsonl",
+    "records.jsonl.gz",
+    "environment.json",
+    "search.json",
+    _REPEATED,
+)
+_FOLDERS = ("arrays", "noise", "queries")
 _ENVIRONMENT = (*PACKAGES, "python", "device", "precision", "processes", "threads", "git_commit", "code")
+
+
+def bundle_files(folder: Path) -> list[Path]:
+    """The files of a bundle, without external rows, which are bundles of their own. Links are none."""
+    files = [folder / name for name in _FILES]
+    files += [file for name in _FOLDERS for file in sorted((folder / name).glob("*.npz"))]
+    return [file for file in files if file.is_file() and not file.is_symlink()]
 
 
 class Bundle:
@@ -277,6 +295,10 @@ class Bundle:
         if not arrays:
             raise StoreError(f"{self.folder} has no {path} of run {run}")
         return arrays
+
+    def array_files(self) -> dict[Path, list[str]]:
+        """The files of `arrays/`, with the trials that each holds. Raises StoreError for a damaged file."""
+        return self._arrays.files()
 
     def rankings(self, trial_id: str, part: str) -> dict[str, np.ndarray]:
         """The ranks that a trial has of a part (`last`, `test`, or `dev` of an external row), with the groups

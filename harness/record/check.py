@@ -16,7 +16,7 @@ from harness.config.sweep_file import BadInput, parse_sweep, read_sweep_file
 from harness.config.trial import Trial
 from harness.evaluation.metrics import RECALLS
 from harness.lib.registry import UnknownName
-from harness.record.bundle import Bundle
+from harness.record.bundle import Bundle, bundle_files
 from harness.record.check_data import (
     Content,
     data_errors,
@@ -25,10 +25,11 @@ from harness.record.check_data import (
     parts,
     ranking_errors,
 )
+from harness.record.check_files import file_errors
+from harness.record.check_search import claim_errors, found_errors, unknown_searches
 from harness.record.external import external_bundles, facts_of, misfits
 from harness.record.lines import records_text
 from harness.record.store import settings_of, trials_of
-from harness.record.tries import result_of
 from harness.record.types import STOPPED_EARLY, MethodFacts, StoreError
 from methods import METHODS
 
@@ -70,13 +71,15 @@ def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str
         NO_RECORD, [f"{t.id} ({t.method} noise {t.noise_ratio:g} seed {t.seed})" for t in missing]
     )
     checks = (
-        _file_errors,
+        file_errors,
+        _plan_file_errors,
         _fact_errors,
         _metric_errors,
         data_errors,
         noise_errors,
         ranking_errors,
-        _search_errors,
+        found_errors,
+        claim_errors,
         _external_errors,
     )
     for check in checks:
@@ -84,6 +87,7 @@ def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str
     failed = [f"{i} ({x['method']})" for i, x in content.lines.items() if x["status"] == "FAILED"]
     notes = _several("failed", failed)
     notes += dict.fromkeys(_unchecked(content).values())
+    notes += unknown_searches(content)
     try:
         notes += _repeated_notes(content)
     except StoreError as error:
@@ -121,7 +125,9 @@ def _read(folder: Path, *, ids: bool = True) -> Content:
         if field := _malformed(line):
             raise StoreError(f"{folder}: line {number} of its records: {field} is missing or malformed")
     classes = ids and not unknown
-    return Content(folder, plan, trials, {x["trial"]: x for x in lines}, classes, unknown)
+    counts = Counter(line["trial"] for line in lines)
+    repeated = [trial for trial, count in counts.items() if count > 1]
+    return Content(folder, plan, trials, {x["trial"]: x for x in lines}, classes, unknown, repeated)
 
 
 def _malformed(line: Any) -> str | None:
@@ -194,10 +200,10 @@ def _plan_errors(content: Content) -> Iterator[str]:
         yield "the ids of plan.json are not those of its trials"
 
 
-def _file_errors(content: Content) -> Iterator[str]:
-    """The file that the plan was made from says the same: whether it is a search and which, and the trials
-    where it alone gives them; where settings are from elsewhere (another search, or what Optuna was told)
-    which methods, data sets, ratios and seeds they are of.
+def _plan_file_errors(content: Content) -> Iterator[str]:
+    """The file that the plan was made from says the same: whether it is a search and which, and the trials;
+    where settings are from elsewhere (a search that is not here, or what Optuna was told) which methods, data
+    sets, ratios and seeds they are of.
     """
     name = "row.yaml" if content.plan.get("external") else "sweep.yaml"
     file = content.folder / name
@@ -222,7 +228,10 @@ def _sweep_errors(content: Content, given: dict[str, Any], text: str) -> Iterato
     search = planned.file.search
     if content.plan.get("search") != (search and search.model_dump(mode="json")):
         yield "sweep.yaml says other things of the search than plan.json"
-    elsewhere = taken or (search and search.sampler == "optuna")
+    known = bool(taken) and not unknown_searches(content)
+    if known:
+        planned = parse_sweep({**given, "settings_from": taken}, text=text)
+    elsewhere = (taken and not known) or (search and search.sampler == "optuna")
     what: Callable[[Trial], Any] = _point if elsewhere else lambda trial: trial.id
     if set(map(what, planned.trials)) != set(map(what, content.trials.values())):
         yield "sweep.yaml plans other trials than plan.json"
@@ -281,6 +290,7 @@ def _fact_errors(content: Content) -> Iterator[str]:
 
 def _line_errors(content: Content) -> Iterator[str]:
     """Each line says of its trial what the plan says."""
+    yield from _several("several lines of one trial", list(content.repeated))
     unplanned = [i for i in content.lines if i not in content.trials]
     yield from _several("not in the plan", unplanned)
     for i, line in content.lines.items():
@@ -289,6 +299,8 @@ def _line_errors(content: Content) -> Iterator[str]:
         told = {k: str(v) for k, v in content.trials[i].parameters().items()}
         other = [k for k in told if line["parameters"].get(k) != told[k]]
         other += [k for k in _IDENTITY if line[k] != getattr(content.trials[i], k)]
+        given = line["tags"]
+        other += [k for k, v in _told_by_tags(content.trials[i]).items() if given.get(k, v) != v]
         if other:
             yield f"{i}: {', '.join(other[:_SHOWN])} are not those of the trial"
         version = line["tags"].get("protocol_version")
@@ -298,32 +310,31 @@ def _line_errors(content: Content) -> Iterator[str]:
             yield f"{i}: its status is {line['status']}, and a bundle holds trials that are over"
 
 
+def _told_by_tags(trial: Trial) -> dict[str, str]:
+    """What tags say of a trial beside its parameters."""
+    told = {"trial_id": trial.id}
+    if trial.noise_ratio:  # without noise an index has no kind
+        told |= {"noise_granularity": trial.noise_granularity, "noise_model": trial.noise.model}
+    return told
+
+
 def _metric_errors(content: Content) -> Iterator[str]:
-    """Recalls are percentages whose sum is rSum, and the best epoch on dev is the best."""
+    """Recalls are percentages whose sum is rSum, a metric is the last of its curve, and the best epoch on dev
+    is the best.
+    """
     for i, line in content.done.items():
-        for part in parts(content.trials[i]):
+        for part in (*parts(content.trials[i]), *(("dev",) if "dev/i2t_r1" in line else ())):
             values = [line.get(f"{part}/{m}", math.nan) for m in RECALLS]
             total = line.get(f"{part}/rsum", math.nan)
             if not (all(0 <= v <= 100 for v in values) and math.isclose(sum(values), total, abs_tol=1e-9)):
                 yield f"{i}: {part}/rsum is {total}, and the six recalls are {values}"
+        for key, curve in line["curves"].items():
+            if curve and line.get(key, curve[-1][1]) != curve[-1][1]:
+                yield f"{i}: {key} is {line[key]}, and the last of its curve {curve[-1][1]}"
         dev = {int(epoch): value for epoch, value in line["curves"].get("dev/rsum", [])}
         best = line.get("dev/best_rsum")
         if dev and (max(dev.values()) != best or dev.get(int(line.get("dev/best_epoch", -1))) != best):
             yield f"{i}: dev/best_rsum {best} is not the best of its curve"
-
-
-def _search_errors(content: Content) -> Iterator[str]:
-    """What a search found, from its records."""
-    if not content.plan.get("search") or content.unknown or not _has_methods():
-        return
-    bundle = Bundle(content.folder.name, content.folder)
-    try:
-        kept = json.loads((content.folder / "search.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        yield f"search.json cannot be read: {error}"
-        return
-    if kept != json.loads(result_of(bundle.sweep()).model_dump_json(exclude_none=True)):
-        yield "search.json is not what the records of the search say"
 
 
 def _external_errors(content: Content) -> Iterator[str]:
@@ -352,7 +363,7 @@ def _several(what: str, items: list[str]) -> list[str]:
 
 
 def summary(folder: Path) -> str:
-    """One line about a bundle: its trials by status, and the states of the code that made them."""
+    """One line about a bundle: its trials by status, its size, and the states of the code that made them."""
     content = _read(folder)
     counts = Counter(line["status"].lower() for line in content.lines.values())
     told = ", ".join(f"{n} {status}" for status, n in counts.items())
@@ -360,4 +371,5 @@ def summary(folder: Path) -> str:
     codes = of_program or sorted({line["tags"].get("git_commit", "?")[:7] for line in content.lines.values()})
     beside = [bundle.name for bundle in external_bundles(folder)]
     rows = f"; external rows {', '.join(beside)}" if beside else ""
-    return f"{folder}: {len(content.trials)} planned, {told}; commits {', '.join(codes)}{rows}"
+    size = sum(file.stat().st_size for file in bundle_files(folder)) / 1e6
+    return f"{folder}: {len(content.trials)} planned, {told}; {size:.1f} MB; commits {', '.join(codes)}{rows}"

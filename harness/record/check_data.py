@@ -5,7 +5,7 @@ else from the bundle's own files.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ class Content:
     Attributes:
         classes: whether the methods' classes are here, so that ids and facts were made anew.
         unknown: why they are not; empty also where they were not asked for.
+        repeated: trials with several lines.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class Content:
     lines: dict[str, dict[str, Any]]
     classes: bool
     unknown: str = ""
+    repeated: Sequence[str] = ()
 
     @cached_property
     def done(self) -> dict[str, dict[str, Any]]:

@@ -53,6 +53,12 @@ class TrialArrays:
             return read_arrays(self._own(trial_id), part)
         return {name.removeprefix(part): array for name, array in arrays.items() if name.startswith(part)}
 
+    def files(self) -> dict[Path, list[str]]:
+        """All files, with the trials that each holds. Raises StoreError for a damaged file."""
+        packed = {file: [str(trial) for trial in self._pack(file)[_TRIAL]] for file in self._files()}
+        own = {file: [file.stem] for file in self._folder.glob("*.npz") if file not in packed}
+        return packed | own
+
     def pack(self, trials: Sequence[str]) -> None:
         """Put the arrays of these trials together, in place of a file for each and of what was packed before.
 

@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness import PROTOCOL_VERSION
+from harness.record.bundle import bundle_files
 from harness.report.published import FILE
 from harness.site.bundles import Found, find_bundles, source_address
 from harness.site.methods import Section, facts, page_names, rendered, sections
@@ -92,13 +93,11 @@ def _copied(found: Found, inputs: Inputs, folder: Path) -> Links:
     bundle = f"bundles/{found.name}.zip"
     (folder / "bundles").mkdir(exist_ok=True)
     with zipfile.ZipFile(folder / bundle, "w", zipfile.ZIP_DEFLATED) as archive:
-        # no links: what they lead to is no part of the bundle
-        for file in sorted(f for f in found.folder.rglob("*") if f.is_file() and not f.is_symlink()):
+        for file in bundle_files(found.folder):
             place = file.relative_to(found.folder)
-            if place.parts[0] != "external":  # a bundle of its own
-                entry = zipfile.ZipInfo(f"{found.folder.name}/{place.as_posix()}")  # of no date: equal files
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                archive.writestr(entry, file.read_bytes())
+            entry = zipfile.ZipInfo(f"{found.folder.name}/{place.as_posix()}")  # of no date: equal files
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, file.read_bytes())
     sweep = found.folder.parents[1].name if found.program else found.folder.name
     source = source_address(found.program.source.repository) if found.program else ""
     return Links(_report(sweep, inputs, folder), bundle, source=source)

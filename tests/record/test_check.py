@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from harness.noise.models import make_noise
-from harness.record.bundle import Bundle
+from harness.record.bundle import Bundle, bundle_files
 from harness.record.check import check_bundle
 from harness.record.trial_arrays import TrialArrays
 from harness.record.tries import result_of
@@ -109,12 +109,61 @@ def test_a_recall_that_was_changed_together_with_its_sum_is_found(made):
             "uses_clean_data is not what plan.json says",
         ),
         (lambda line: line.update(status="KILLED"), "its status is KILLED"),
+        (lambda line: line.update({"dev/t2i_r1": 1.5}), "dev/rsum is "),
+        (lambda line: line.update({"train/loss": 0.5}), "train/loss is 0.5, and the last of its curve"),
+        (lambda line: line["tags"].update(noise_model="hard"), "noise_model are not those of the trial"),
+        (lambda line: line["tags"].update(trial_id="0" * 12), "trial_id are not those of the trial"),
     ],
 )
 def test_a_line_that_does_not_fit_its_trial_is_found(made, change, message):
     trial = rewrite(made, change)
     errors, _ = check_bundle(made)
     assert any(trial in e and message in e for e in errors), errors
+
+
+def test_what_is_no_part_of_a_bundle_is_found(made):
+    """It would be published with it, and nobody has looked at it."""
+    trial = lines_of(made)[0]["trial"]
+    known = [Bundle("made", made).line_digest(trial)]
+    (made / "payload.pkl").write_bytes(b"\x80")
+    (made / "arrays" / "more").mkdir()
+    (made / "arrays" / "more" / "x.npz").write_bytes(b"x")
+    (made / "noise" / "linked.npz").symlink_to("/etc/hostname")
+    TrialArrays(made / "arrays").save("f" * 12, {"last/i2t_rank": np.arange(3)})
+    np.savez(made / "queries" / "other.npz", i2t_group=np.arange(3))
+    (made / "external" / "theirs").mkdir(parents=True)
+    (made / "environment.json").unlink()
+    assert set(check_bundle(made)[0]) == {
+        "payload.pkl is no file of a bundle",
+        "arrays/more/x.npz is no file of a bundle",
+        "noise/linked.npz is no file of a bundle",
+        f"arrays/{'f' * 12}.npz has arrays of '{'f' * 12}', which has no record",
+        "noise/linked.npz is of no trial",
+        "queries/other.npz is of no trial",
+        "external/theirs is no external row: it has no plan.json",
+        "environment.json is missing",
+    }
+    assert known == [Bundle("made", made).line_digest(trial)]
+    assert {file.name for file in bundle_files(made)} & {"payload.pkl", "x.npz", "linked.npz"} == set()
+
+
+def test_two_lines_of_a_trial_are_told(made):
+    first, second = lines_of(made)
+    text = "".join(json.dumps(line) + "\n" for line in (first, second, first))
+    (made / "records.jsonl").write_text(text)
+    assert check_bundle(made)[0] == [f"several lines of one trial: {first['trial']}"]
+
+
+def test_a_search_that_the_file_does_not_take_is_no_ones_to_name(made):
+    claim = {"search": "search_emoji", "search_digest": "f" * 12, "search_tries": "12"}
+    rewrite(made, lambda line: line["tags"].update(claim))
+    told = "1 records name the search 'search_emoji', from which sweep.yaml takes no settings"
+    assert check_bundle(made)[0] == [told]
+    plan = json.loads((made / "plan.json").read_text())
+    (made / "plan.json").write_text(json.dumps({**plan, "settings_from": [claim]}))
+    errors, notes = check_bundle(made)
+    assert "plan.json says that settings are from search_emoji, and sweep.yaml from none" in errors
+    assert [note for note in notes if note.startswith("settings are from the search 'search_emoji' (fff")]
 
 
 def test_a_trial_that_is_missing_or_not_planned_is_found(made):
