@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from harness.lib.command import run
 
 DOORS = {
@@ -17,8 +19,12 @@ DOORS = {
 """The commands and what they are for."""
 
 
-def main() -> int:
-    """Print the commands."""
+def main(arguments: list[str] | None = None) -> int:
+    """Print the commands; 2 where more is asked for."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given != ["--help"]:
+        print(f"python -m harness lists the commands: python -m harness.{' '.join(given)}?", file=sys.stderr)
+        return 2
     width = max(map(len, DOORS))
     print("Commands (python -m COMMAND --help says more):\n")
     for command, what in DOORS.items():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
         data = _data(options)
         groups = _groups(options, data)
         coco = data if data is not None and options.split == "test" else None
-        scores = _scores(options, len(groups[0]))
+        scores, notes = _scores(options, len(groups[0]))
         found = evaluate(scores, *groups, distances=options.distances, coco=coco)
+        found = replace(found, notes=(*notes, *found.notes))
     except (DataError, UnknownName, ValueError) as error:  # ValueError: an image or a caption without a match
         return fail([str(error)])
     print(_table(found))
@@ -111,17 +113,19 @@ def _data(options: argparse.Namespace) -> DataSet | None:
     return None if options.data is None else load_given(options.data, options)
 
 
-def _scores(options: argparse.Namespace, images: int) -> NDArray[np.floating]:
-    """The similarities, or those of the embeddings of so many images."""
+def _scores(options: argparse.Namespace, images: int) -> tuple[NDArray[np.floating], list[str]]:
+    """The similarities, or those of the embeddings of so many images, and what was put right."""
     from harness.data.base import read_array
-    from harness.evaluation.given import cosines, one_of_each
+    from harness.evaluation.given import copies_note, cosines, one_of_each
     from harness.record.external_files import read_similarities
 
     if options.similarities is not None:
-        return read_similarities(options.similarities)
+        return read_similarities(options.similarities), []
     of_images = read_array(options.images, "image embeddings", mapped=True)
     of_texts = read_array(options.texts, "caption embeddings", mapped=True)
-    return cosines(one_of_each(of_images, images), of_texts)
+    once = one_of_each(of_images, images)
+    notes = [] if len(once) == len(of_images) else [copies_note(len(of_images), images)]
+    return cosines(once, of_texts), notes
 
 
 def _groups(options: argparse.Namespace, data: DataSet | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -154,7 +158,19 @@ def _images(options: argparse.Namespace) -> int:
         given = [len(read_array(f, "embeddings", mapped=True)) for f in (options.images, options.texts)]
     else:
         given = sorted(map(int, read_array(options.similarities, "similarities", mapped=True).shape))
-    images, captions = given if len(given) == 2 else (0, 0)
+    if len(given) != 2 or not all(given):
+        raise DataError(f"similarities of shape {tuple(given)}: expected [images, captions]")
+    images, captions = given
+    if images == captions * per_image > captions:
+        raise DataError(
+            f"{images} images and {captions} captions, of which each image has {per_image}: are --images and "
+            "--texts exchanged?"
+        )
+    if captions % images == 0 and captions // images not in (1, per_image):
+        raise DataError(
+            f"{images} images and {captions} captions are {captions // images} captions an image: "
+            f"--captions-per-image {captions // images}"
+        )
     if captions < images * per_image < 2 * captions:  # captions are missing, and no image has several rows
         return images
     if not captions or captions % per_image:

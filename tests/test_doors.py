@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.__main__ import DOORS
+from harness.__main__ import main as list_doors
 from tests import layouts
 from tests.sweep.running import run_sweep, write
 
@@ -65,6 +66,11 @@ def test_the_doors_are_listed_without_loading_anything():
     packages = {f"harness.{p.parent.name}" for p in (ROOT / "harness").glob("*/__main__.py")}
     commands = {f"harness.{p.stem}" for p in (ROOT / "harness").glob("[a-z]*.py")}
     assert {command.split()[0] for command in DOORS} == packages | commands
+
+
+def test_a_door_that_is_asked_for_without_its_dot_is_told(capsys):
+    assert list_doors(["evaluate", "s.npy"]) == 2
+    assert "python -m harness.evaluate s.npy?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("door", ["sweep", "train", "report", "site", "data", "bench", "evaluate", "results"])

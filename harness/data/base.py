@@ -190,6 +190,18 @@ class DataSet:
         return COCO_FOLDS if len(test.images) == 5_000 and five_each else 0
 
 
+def _no_array(path: Path) -> tuple[ValueError, str]:
+    """What a file is that NumPy takes for a pickle, and what to do about it."""
+    with open(path, "rb") as stream:
+        beginning = stream.read(8)
+    if beginning.startswith((b"\x80", b"\x93NUMPY")):  # a pickle, also within an array of objects
+        return ValueError("it is a pickle, not an array of numbers"), (
+            " (opening a pickle can run code; if you trust its author, convert it with: "
+            "python -m harness.data unpickle)"
+        )
+    return ValueError("it is no .npy file, which numpy.save writes"), ""
+
+
 def read_array(path: Path, what: str, *, mapped: bool = False) -> NDArray[Any]:
     """Read the array of an `.npy` file of unknown origin. Pickles are refused.
 
@@ -207,12 +219,8 @@ def read_array(path: Path, what: str, *, mapped: bool = False) -> NDArray[Any]:
         raise DataError(f"{what} {path} is missing") from None
     except Exception as error:  # a header can be wrong in many ways
         hint = ""
-        if "allow_pickle" in str(error):
-            hint = (
-                " (opening a pickle can run code; if you trust its author, convert it with: "
-                "python -m harness.data unpickle)"
-            )
-            error = ValueError("it is a pickle, not an array of numbers")
+        if "pickle" in str(error).lower():  # as NumPy takes all that it does not know
+            error, hint = _no_array(path)
         raise DataError(
             f"{what} {path} cannot be read as an array of numbers: "
             f"{' '.join(str(error).split())[:300] or type(error).__name__}{hint}"

@@ -54,6 +54,8 @@ def load_given(name: str, options: argparse.Namespace) -> DataSet:
         return load_dataset(options.layout or recognise(Path(name)), folder=name, **given)
     if options.layout:
         raise DataError(f"--layout {options.layout}: {name!r} is not a directory")
+    if Path(name).name != name:
+        raise DataError(f"data set {name}: there is no such directory")
     try:
         return load_dataset(name, **given)
     except TypeError as error:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from harness.data.base import DataSet
 from harness.evaluation.metrics import RECALLS, rank_queries, recalls
 
+FOLD_IMAGES = 1000
+"""Images of a fold of the 1K protocol."""
 FOLD_MEASURES = tuple(f"1k_{m}" for m in (*RECALLS, "rsum"))
 """Names of the 1K recalls and their sum."""
 ECCV_MEASURES = tuple(f"eccv_{d}_{m}" for d in ("i2t", "t2i") for m in ("map_at_r", "rprecision", "r1"))
@@ -52,17 +54,34 @@ def fold_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float
     Raises:
         ValueError: see `rank_queries`.
     """
-    test, folds = data["test"], data.folds
+    test = data["test"]
+    return fold_recalls(scores, test.image_group, test.caption_group, data.folds) if data.folds else {}
+
+
+def fold_recalls(
+    scores: NDArray[np.floating],
+    image_group: NDArray[np.int64],
+    caption_group: NDArray[np.int64],
+    folds: int,
+) -> dict[str, float]:
+    """Recalls as means over so many folds of images in their order, with the captions of their groups: see
+    `fold_metrics`.
+
+    Args:
+        scores: similarities, [N images, C captions].
+        image_group: int64 [N], distinct.
+        caption_group: int64 [C].
+        folds: their number.
+    """
     metrics = []
-    for fold in range(folds):
-        part = test.part(fold, folds)
-        images = np.arange(len(test.images)) * folds // len(test.images) == fold
-        similarity = scores[np.ix_(images, images[test.owner])]
-        groups = part.image_group, part.caption_group
+    for images in np.array_split(np.arange(len(image_group)), folds):
+        captions = np.flatnonzero(np.isin(caption_group, image_group[images]))
+        similarity = scores[np.ix_(images, captions)]
+        groups = image_group[images], caption_group[captions]
         metrics.append(
             recalls(rank_queries(similarity, *groups), rank_queries(similarity.T, *reversed(groups)))
         )
-    return {f"1k_{k}": float(np.mean([m[k] for m in metrics])) for k in metrics[0]} if metrics else {}
+    return {f"1k_{k}": float(np.mean([m[k] for m in metrics])) for k in metrics[0]}
 
 
 def eccv_metrics(scores: NDArray[np.floating], data: DataSet) -> dict[str, float]:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.base import COCO_FOLDS, DataError, DataSet
-from harness.evaluation.coco import ECCV_MEASURES, coco_metrics
+from harness.evaluation.coco import ECCV_MEASURES, FOLD_IMAGES, coco_metrics, fold_recalls
 from harness.evaluation.metrics import Ranking, chance_rsum, rank_queries, recalls
 
+_SAME = 1e-5  # how far copies of a row may be apart, for values of about 1
 _ROWS = 2048  # images whose similarities are computed, or looked at, at a time
 
 
@@ -77,6 +78,11 @@ def one_of_each(rows: NDArray[np.floating], images: int) -> NDArray[np.floating]
     return rows[::copies] if copies > 1 and not rest and _repeats(rows, copies) else rows
 
 
+def copies_note(rows: int, images: int) -> str:
+    """What is said where `one_of_each` has left copies out."""
+    return f"each image stood there {rows // images} times: one row of each was taken"
+
+
 def evaluate(
     scores: NDArray[np.floating],
     image_group: NDArray[np.int64],
@@ -95,7 +101,7 @@ def evaluate(
         coco: the data set whose test split the scores are of, for the measures of MS-COCO.
 
     Raises:
-        DataError: they do not fit, or are not finite.
+        DataError: they do not fit, are not finite, or an image or a caption has no match.
     """
     scores, notes = fitted(scores, image_group, caption_group)
     for start, part in zip(range(0, len(scores), _ROWS), _parts(scores), strict=True):
@@ -108,6 +114,8 @@ def evaluate(
             )
     if distances:
         scores = -np.asarray(scores)
+    _check_matches("image", image_group, "caption", caption_group)
+    _check_matches("caption", caption_group, "image", image_group)
     i2t = rank_queries(scores, image_group, caption_group)
     t2i = rank_queries(scores.T, caption_group, image_group)
     metrics, chance = recalls(i2t, t2i), chance_rsum(image_group, caption_group)
@@ -122,7 +130,39 @@ def evaluate(
             notes.append(
                 "no measures of ECCV Caption: its package (eccv_caption) or MS-COCO's ids are missing"
             )
+    if coco is None and _is_coco(image_group, caption_group, COCO_FOLDS):
+        metrics |= fold_recalls(scores, image_group, caption_group, COCO_FOLDS)
+        notes.append(
+            "1K: taken for the 5,000 test images of MS-COCO, in their order; folds are 1,000 rows each"
+        )
+    elif coco is None and _is_coco(image_group, caption_group, 1):
+        notes.append(
+            "these are the numbers of one fold of MS-COCO's 1K protocol, whose results are the mean over "
+            "all five"
+        )
     return Evaluation(metrics, chance, len(image_group), len(caption_group), tuple(notes), i2t, t2i)
+
+
+def _is_coco(image_group: NDArray[np.int64], caption_group: NDArray[np.int64], folds: int) -> bool:
+    """Whether these are so many folds of 1,000 images, each with five captions of its own that follow one
+    another.
+    """
+    images = folds * FOLD_IMAGES
+    return (
+        len(image_group) == images == len(np.unique(image_group))
+        and len(caption_group) == 5 * images
+        and bool((caption_group == np.repeat(image_group, 5)).all())
+    )
+
+
+def _check_matches(query: str, own: NDArray[np.int64], candidate: str, others: NDArray[np.int64]) -> None:
+    """Raises DataError where a query has no match."""
+    lone = np.flatnonzero(~np.isin(own, others))
+    if len(lone):
+        raise DataError(
+            f"{len(lone)} {query}s have no {candidate} of their group; the first is {query} {lone[0]}, of "
+            f"group {own[lone[0]]}"
+        )
 
 
 def fitted(
@@ -150,8 +190,7 @@ def fitted(
     for matrix, turned in ((scores, []), (scores.T, ["rows were captions: the matrix was turned"])):
         once = one_of_each(matrix, images)
         if once.shape == (images, captions):
-            times = len(matrix) // images
-            return once, [*turned, f"each image stood there {times} times: one row of each was taken"]
+            return once, [*turned, copies_note(len(matrix), images)]
     raise DataError(
         f"similarities of shape ({rows}, {columns}), and the split has {images} images and {captions} "
         f"captions{_known_fault(rows, columns, images, captions)}"
@@ -159,10 +198,10 @@ def fitted(
 
 
 def _repeats(scores: NDArray[np.floating], copies: int) -> bool:
-    """Whether each row is followed by its copies."""
+    """Whether each row is followed by its copies, up to what other batches of a GPU round otherwise."""
     first = scores[::copies]
     return all(
-        bool(np.array_equal(part, scores[i::copies][start : start + _ROWS], equal_nan=True))
+        bool(np.allclose(part, scores[i::copies][start : start + _ROWS], rtol=0, atol=_SAME, equal_nan=True))
         for i in range(1, copies)
         for start, part in zip(range(0, len(first), _ROWS), _parts(first), strict=True)
     )

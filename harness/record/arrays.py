@@ -58,6 +58,8 @@ def smallest(integers: np.ndarray) -> np.ndarray:
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[NpzFile]:
     try:
+        if file.is_file() and not zipfile.is_zipfile(file):
+            raise ValueError("numpy.savez writes them")
         with np.load(file, allow_pickle=False) as content:
             yield content
     except FileNotFoundError:

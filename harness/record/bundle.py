@@ -308,8 +308,9 @@ class Bundle:
         if not ranks and part == "test":  # the last epoch is the best on dev
             ranks = self._arrays.read(trial_id, "last/")
         queries = self._queries_file(self._lines.read()[trial_id]["tags"]["data_fingerprint"])
-        shared = read_arrays(queries) if ranks and part != "dev" and queries.is_file() else {}
-        return {**shared, **ranks}
+        if ranks and part != "dev" and not any(name.endswith("_group") for name in ranks):
+            return {**read_arrays(queries), **ranks}
+        return ranks
 
     def _queries_file(self, fingerprint: str) -> Path:
         return self.folder / "queries" / f"{fingerprint}.npz"

@@ -26,15 +26,19 @@ def file_errors(content: Content) -> Iterator[str]:
 
 
 def _arrays_of_nothing(content: Content) -> Iterator[str]:
-    """Arrays that belong to no line: of trials, noise indices and groups of queries."""
-    lines = content.lines
+    """Arrays that belong to no trial: ranks, noise indices and groups of queries. Where trials have no record
+    yet, a process may have been ended between the arrays of one and its line.
+    """
+    lines, unfinished = content.lines, not content.trials.keys() <= content.lines.keys()
     try:
         of_trials = Bundle(content.folder.name, content.folder).array_files()
     except StoreError:  # which is told where ranks are read
         of_trials = {}
     for file, trials in of_trials.items():
-        if unknown := [trial for trial in trials if trial not in lines]:
+        if unknown := [trial for trial in trials if trial not in lines and trial not in content.trials]:
             yield f"arrays/{file.name} has arrays of {unknown[0]!r}, which has no record"
+    if unfinished:
+        return
     for name, tag in (("noise", "noise_digest"), ("queries", "data_fingerprint")):
         told = {line["tags"].get(tag) for line in lines.values()}
         for file in sorted((content.folder / name).glob("*.npz")):

@@ -22,7 +22,7 @@ from harness.config.trial import Trial
 from harness.data import load_dataset
 from harness.data.base import DataError, DataSet
 from harness.lib.files import RESULTS
-from harness.lib.registry import UnknownName
+from harness.lib.registry import UnknownName, suggest
 from harness.record.arrays import save_arrays, smallest
 from harness.record.bundle import Bundle, record_line
 from harness.record.external_files import Result, read_results
@@ -148,6 +148,12 @@ def import_row(file: Path, results: Path = RESULTS) -> tuple[Path, list[str]]:
         ]
     if faults:
         raise BadInput(faults)
+    if sweep is None:
+        names = [plan.parent.name for plan in results.glob("*/plan.json")]
+        notes.append(
+            f"there is no sweep {row.sweep!r} in {results}: the row stands in no table until there is"
+            f"{suggest(row.sweep, names)}"
+        )
     folder = beside.folder / "external" / row.method
     _replace(folder, lambda new: _write(new, text, plan, list(zip(records, made, strict=True)), data))
     return folder, notes

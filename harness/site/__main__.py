@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return fail([f"{error.filename}: {error.strerror or error}"])
     console.print(f"{len(rows)} rows: {options.out / 'index.html'}", soft_wrap=True, markup=False)
+    if not any(results.glob("*/plan.json")):
+        console.print(f"note: there is no bundle in {results}: all rows are published ones", markup=False)
     if not (options.out / "katex").is_dir():  # an installed wheel has no documentation
         console.print("pages of methods have no equations: they come from docs/ of a checkout", markup=False)
     for found in left_out:

@@ -83,9 +83,8 @@ def _prepare(folder: Path) -> None:
 
 def _origin(found: Found, links: Links) -> Origin:
     assert found.sweep is not None
-    note = str(found.program.tuning) if found.program else ""
     external = found.program is not None
-    return Origin(found.sweep.name, links, external, found.repeated, note, found.unchecked)
+    return Origin(found.sweep.name, links, external, found.repeated, found.unchecked)
 
 
 def _copied(found: Found, inputs: Inputs, folder: Path) -> Links:

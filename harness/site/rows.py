@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from harness.config.external import ExternalTrial
+from harness.config.trial import Trial
 from harness.evaluation.metrics import RECALLS
-from harness.record.types import SweepRecord
+from harness.record.types import SweepRecord, TrialRecord
 from harness.report.published import FILE, network_name, networks_at_test, published, published_name
 from harness.report.results import MEAN, MEASURES, over_noise_seeds, primary, tidy
 from harness.report.stats import mean_interval
@@ -31,6 +33,8 @@ LEVELS = {
 }
 """How far a row is verified, from the most to the least."""
 NOT_REPORTED = "not reported"
+BY_AUTHORS, BY_HAND = "by its authors", "by hand"
+"""How settings were chosen where no search with counted tries has: of published rows, and of ours."""
 _OWN, _UNKNOWN = "its own", "unknown"
 _NO_NETWORK = ("same config", "script default module in issue", "faster-rcnn r101 feats + bigru, co-teaching")
 """What published rows say in place of a network."""
@@ -63,6 +67,7 @@ class Row:
         backbone, network: as the row has it, and by the name of the network alone.
         networks: averaged at test.
         clean, truth: whether it uses clean data, and the ground truth.
+        tuning: how its settings were chosen.
         rsum, recalls: after the last epoch; means over seeds.
         sd, low, high: of rSum: standard deviation over seeds (ddof 1), 95 % t interval of the mean.
         selected: rSum of the epoch that is best on dev.
@@ -70,6 +75,7 @@ class Row:
         seconds: of a trial, mean over seeds; `device`: where.
         level: one of `LEVELS`, with `note`: what is known beyond it.
         cited: where exactly a published row stands.
+        trials: ids of its trials.
     """
 
     method: str
@@ -97,11 +103,13 @@ class Row:
     device: str = ""
     note: str = ""
     cited: str = ""
+    tuning: str = BY_AUTHORS
     links: Links = field(default_factory=Links)
+    trials: frozenset[str] = frozenset()
 
     def flat(self) -> dict[str, Any]:
         """The row as columns of plain values; numbers to six digits, rounded once more where shown."""
-        values = {k: v for k, v in vars(self).items() if k not in ("recalls", "links")}
+        values = {k: v for k, v in vars(self).items() if k not in ("recalls", "links", "trials")}
         values |= dict(zip(RECALLS, self.recalls, strict=True)) | vars(self.links)
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
 
@@ -114,7 +122,6 @@ class Origin:
         name: of the sweep, or of the program.
         external: whether a program that is not of this project made them.
         repeated: ids of trials that were run again with the same numbers.
-        note: what a reader should know of them.
         unchecked: what of trials could not be checked, by id.
     """
 
@@ -122,7 +129,6 @@ class Origin:
     links: Links
     external: bool = False
     repeated: frozenset[str] = frozenset()
-    note: str = ""
     unchecked: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -155,9 +161,11 @@ def sweep_rows(sweep: SweepRecord, origin: Origin) -> list[Row]:
     if sweep.select or frame.empty:
         return []
     devices = {i: r.tags.get("device", "") for i, r in sweep.records.items()}
+    tunings = {t.id: _tuning(t, sweep.records.get(t.id)) for t in sweep.planned}
     frame = primary(frame[frame["perturbed"] == 0]).assign(
         device=lambda f: f["trial"].map(devices).fillna(""),
         repeated=lambda f: f["trial"].isin(origin.repeated),
+        tuning=lambda f: f["trial"].map(tunings),
     )
     frame = over_noise_seeds(frame)
     rows = []
@@ -209,9 +217,12 @@ def _of_cell(cell: pd.DataFrame, dataset: str, origin: Origin) -> Row:
     repeated = int((cell["repeated"] & counted.notna()).sum())
     told = [f"{repeated} of {len(cell)} run again"] if repeated else []
     unchecked = dict.fromkeys(origin.unchecked[i] for i in cell["trial"] if i in origin.unchecked)
+    label, networks = str(first["row"]), _whole(cell["networks"].max())
+    if networks and networks > 1 and "×" not in label:  # which a table of its own need not say
+        label += f" ×{networks}"
     return Row(
         method=str(first["method"]),
-        label=str(first["row"]),
+        label=label,
         origin=origin.name,
         dataset=dataset,
         noise=_OWN if natural else "shuffle" if first["noise_model"] == "shuffle" else str(first["noise"]),
@@ -219,7 +230,7 @@ def _of_cell(cell: pd.DataFrame, dataset: str, origin: Origin) -> Row:
         ratio=str(first["ratio"]),
         backbone=str(first["backbone"]),
         network=_network(str(first["backbone"])),
-        networks=_whole(cell["networks"].max()),
+        networks=networks,
         clean=bool(first["clean_data"]),
         truth=bool(first["ground_truth"]),
         rsum=_number(rsum.value),
@@ -233,9 +244,25 @@ def _of_cell(cell: pd.DataFrame, dataset: str, origin: Origin) -> Row:
         seconds=_number(cell["seconds"].mean()),
         device=", ".join(dict.fromkeys(d for d in cell["device"] if d)),
         level="external" if origin.external else "repeated" if repeated else "checked",
-        note="; ".join(filter(None, [*told, origin.note, *unchecked])),
+        note="; ".join([*told, *unchecked]),
+        tuning=", ".join(dict.fromkeys(filter(None, cell["tuning"]))),
         links=origin.links,
+        trials=frozenset(cell["trial"]),
     )
+
+
+def _tuning(trial: Trial, record: TrialRecord | None) -> str:
+    """How the settings of a trial were chosen; empty where it has no record yet."""
+    if isinstance(trial, ExternalTrial):
+        return BY_AUTHORS if trial.tuning.tries is None else _searched(trial.tuning.tries)
+    if record is None:
+        return ""
+    tries = record.tags.get("search_tries")
+    return _searched(int(tries)) if tries else BY_HAND
+
+
+def _searched(tries: int) -> str:
+    return f"best of {tries} tries" if tries > 1 else "first try"
 
 
 def _number(value: Any) -> float | None:
@@ -310,5 +337,29 @@ def _address(source: str) -> str:
 
 def all_rows(bundles: Sequence[tuple[SweepRecord, Origin]]) -> list[Row]:
     """The rows of bundles and the published ones, in the order in which they are listed."""
-    ours = [row for sweep, origin in bundles for row in sweep_rows(sweep, origin)]
+    ours = _once([row for sweep, origin in bundles for row in sweep_rows(sweep, origin)])
     return sorted([*ours, *published_rows()], key=order)
+
+
+def _once(rows: Sequence[Row]) -> list[Row]:
+    """Rows without those whose trials are all among those of another one, which says where else they stand:
+    a sweep that changes one part of a method has the method as it is once more.
+    """
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.method, row.dataset, row.noise, row.granularity, row.ratio), []).append(row)
+    kept = []
+    for group in groups.values():
+        widest: list[Row] = []
+        also: dict[frozenset[str], list[str]] = {}
+        for row in sorted(group, key=lambda r: -len(r.trials)):  # stable: of equal ones the first
+            owner = next((other for other in widest if row.trials <= other.trials), None)
+            if owner is None:
+                widest.append(row)
+            else:
+                also.setdefault(owner.trials, []).append(row.origin)
+        for row in widest:
+            elsewhere = ", ".join(o for o in dict.fromkeys(also.get(row.trials, ())) if o != row.origin)
+            told = [row.note, f"also in {elsewhere}" if elsewhere else ""]
+            kept.append(replace(row, note="; ".join(filter(None, told))))
+    return kept

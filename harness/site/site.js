@@ -33,6 +33,7 @@ const COLUMNS = [
   {id: "backbone", head: "backbone"},
   {id: "networks", head: "nets", about: "networks averaged at test", number: true, text: row => row.networks ?? "?"},
   {id: "clean", head: "clean", about: "uses clean data", text: row => yes(row.clean)},
+  {id: "tuning", head: "settings", about: "how settings were chosen: tries are on dev, as many for each method of a search"},
   {id: "low", head: "95 % interval", about: "t interval of the mean rSum", number: true, text: interval},
   ...["i2t", "t2i"].flatMap(way => [1, 5, 10].map(k => (
     {id: `${way}_r${k}`, head: `${way} R@${k}`, about: way === "i2t" ? "image to text" : "text to image", number: true, down: true}))),
@@ -55,6 +56,7 @@ const FILTERS = [
   {id: "network", head: "backbone"},
   {id: "networks", head: "networks at test", of: row => String(row.networks ?? "not reported")},
   {id: "clean", head: "clean data", of: row => row.clean === null ? "not reported" : yes(row.clean)},
+  {id: "tuning", head: "choice of settings"},
 ];
 for (const filter of FILTERS) filter.of ??= row => row[filter.id];
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,6 +118,7 @@ def test_the_command_with_files_of_all_kinds(scores, tmp_path, capsys):
         out = tmp_path / "out.json"
         assert main([*arguments, "--json", str(out), "--ranks", str(tmp_path / "ranks.npz")]) == 0
         told.append(json.loads(out.read_text()))
+    assert [each.pop("notes") for each in told][:2] == [[], []]  # the copies are said
     assert told[0] == told[1] == told[2]
     assert f"{told[0]['rsum']:.2f}" in capsys.readouterr().out
     with np.load(tmp_path / "ranks.npz") as arrays:
@@ -142,6 +144,51 @@ def test_the_command_on_a_data_set(tmp_path):
     told = json.loads((tmp_path / "out.json").read_text())
     assert told["rsum"] == pytest.approx(600)
     assert not [k for k in told if k.startswith("1k_")]
+
+
+def test_copies_that_differ_by_rounding_are_copies_and_said(scores, tmp_path):
+    """As a GPU gives them, where they were in other batches."""
+    images, texts, similarity = scores
+    noise = np.random.default_rng(0).normal(0, 1e-7, (len(images) * PER_IMAGE, 1))
+    rows, embeddings = similarity.repeat(PER_IMAGE, 0) + noise, images.repeat(PER_IMAGE, 0) * (1 + noise)
+    files = written(tmp_path, s=rows, i=embeddings, t=texts)
+    for given in ([files["s"]], ["--images", files["i"], "--texts", files["t"]]):
+        out = tmp_path / "out.json"
+        assert main([*given, "--captions-per-image", str(PER_IMAGE), "--json", str(out)]) == 0
+        (note,) = json.loads(out.read_text())["notes"]
+        assert note == "each image stood there 5 times: one row of each was taken"
+
+
+def test_numbers_of_images_and_captions_that_say_what_is_wrong(scores, tmp_path, capsys):
+    images, texts, similarity = scores
+    files = written(tmp_path, s=similarity, i=images, t=texts, line=np.arange(5), text=np.eye(2))
+    Path(files["text"]).write_text("0.5,0.4\n")
+    swapped = ["--images", files["t"], "--texts", files["i"], "--captions-per-image", "5"]
+    for arguments, message in (
+        ([files["s"], "--captions-per-image", "2"], "are 5 captions an image: --captions-per-image 5"),
+        (swapped, "are --images and --texts exchanged?"),
+        ([files["line"], "--captions-per-image", "5"], "similarities of shape (5,): expected"),
+        ([files["text"], "--captions-per-image", "5"], "it is no .npy file, which numpy.save writes"),
+        ([files["s"], "--data", "data/nowhere"], "data set data/nowhere: there is no such directory"),
+    ):
+        assert main(arguments) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_folds_of_ms_coco_by_its_numbers_alone(monkeypatch):
+    """Where no data set says that it is; here of 8 images each."""
+    monkeypatch.setattr("harness.evaluation.given.FOLD_IMAGES", 8)
+    scores = np.random.default_rng(1).normal(size=(40, 200)) + 2 * (GROUPS[0][:, None] == GROUPS[1])
+    found = evaluate(scores, *GROUPS)
+    parts = [evaluate(scores[i : i + 8, 5 * i : 5 * i + 40], *_first(8)) for i in range(0, 40, 8)]
+    assert found.metrics["1k_rsum"] == pytest.approx(np.mean([p.metrics["rsum"] for p in parts]))
+    assert found.metrics["1k_rsum"] > found.metrics["rsum"]
+    assert [note[:10] for note in found.notes] == ["1K: taken "]
+    assert all("one fold of MS-COCO" in part.notes[0] for part in parts)
+
+
+def _first(images):
+    return GROUPS[0][:images], GROUPS[1][: images * PER_IMAGE]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +220,11 @@ def test_an_image_without_a_caption_and_a_folder_that_is_not_there(tmp_path, cap
     files = written(tmp_path, s=np.eye(2), ig=np.array([0, 1]), cg=np.array([0, 2]))
     groups = ["--image-groups", files["ig"], "--caption-groups", files["cg"]]
     assert main([files["s"], *groups]) == 2
-    assert "1 queries have no match" in capsys.readouterr().err
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 images have no caption of their group; the first is image 1, of group 1" in told
+    files = written(tmp_path, s=np.eye(2), ig=np.array([0, 1, 2]), cg=np.array([1, 0]))
+    assert main([files["s"], "--image-groups", files["cg"], "--caption-groups", files["ig"]]) == 2
+    assert "shape (2, 2)" in " ".join(capsys.readouterr().err.split())
     out = tmp_path / "nowhere" / "out.json"
     assert main([files["s"], "--captions-per-image", "1", "--json", str(out)]) == 2
     assert "nowhere" in capsys.readouterr().err

@@ -59,9 +59,21 @@ def refused(capsys, **changes) -> str:
     return " ".join(said.split())
 
 
+def test_a_row_beside_a_sweep_that_is_not_here_says_so(here, capsys):
+    file = row_file(
+        sweep="mad", grid={"dataset": "tests.small:load", "noise_ratio": list(RATIOS), "seed": list(SEEDS)}
+    )
+    assert main(["import", str(file)]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert (
+        "there is no sweep 'mad' in results: the row stands in no table until there is; did you mean 'made'"
+        in told
+    )
+
+
 def test_a_row_becomes_a_bundle_that_holds_what_it_was_given(here, capsys):
     assert main(["import", str(row_file(cost={"seconds": 12.5, "device": "one GPU"}))]) == 0
-    assert "4 planned, 4 finished; commits 0a1b2c3" in capsys.readouterr().err
+    assert "4 planned, 4 finished; 0.0 MB; commits 0a1b2c3" in capsys.readouterr().err
     (bundle,) = external_bundles(here / "results" / "made")
     row = bundle.sweep()
     data = small.load()

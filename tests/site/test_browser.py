@@ -83,7 +83,7 @@ def test_rows_of_all_kinds_stand_in_one_table(site, open_page):
     levels = [text.partition("\n")[0] for text in column(page, "level")]
     assert Counter(levels[:9]) == {"bundle checked": 6, "external": 3}  # before what is published
     external = page.locator("#rows-table tr.external").first
-    assert "tuned by its authors" in external.inner_text()
+    assert "by its authors" in external.inner_text()
     assert external.locator("a", has_text="source").get_attribute("href").startswith("https://")
     row = page.locator("#rows-table tr.checked").first
     assert row.locator("a", has_text="report").get_attribute("href") == "reports/made.html"
@@ -142,7 +142,7 @@ def test_rows_that_cannot_be_ranked_are_told(site, open_page):
     assert "They differ in data set, " in status(page)
     assert "the epoch that is tested: no ranking." in status(page)  # papers select theirs
     chosen(page, dataset="tests.small:load", ratio="0.4")
-    assert "They differ in backbone: no ranking." in status(page)  # the external row has another
+    assert "They differ in backbone, choice of settings: no ranking." in status(page)  # the external row has another
     page.uncheck("[name=level][value=external]")
     assert "differ" not in status(page)
     page.fill("#text", "nothing of this name")

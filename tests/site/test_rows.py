@@ -144,6 +144,29 @@ def test_a_mean_over_ratios_is_of_all_of_them(swept, rows):
     assert (holed.n, holed.rsum) == (2, pytest.approx(sum(whole) / 2))
 
 
+def test_a_row_says_how_its_settings_were_chosen(swept, rows):
+    assert {row.tuning for row in rows} == {"by hand"}
+    searched = {
+        i: dataclasses.replace(r, tags={**r.tags, "search_tries": "12"}) for i, r in swept.records.items()
+    }
+    found = sweep_rows(dataclasses.replace(swept, records=searched), Origin("golden", Links()))
+    assert {row.tuning for row in found} == {"best of 12 tries"}
+    assert {row.tuning for row in published_rows()} == {"by its authors"}
+
+
+def test_trials_that_two_sweeps_hold_are_one_row(swept, rows):
+    """That of the sweep that has more of them; it names the other."""
+    few = tuple(t for t in swept.planned if t.method == "clip" and t.seed == 0)
+    kept = {t.id: swept.records[t.id] for t in few if t.id in swept.records}
+    part = dataclasses.replace(swept, name="part", planned=few, records=kept)
+    listed = all_rows([(part, Origin("part", Links())), (swept, Origin("golden", Links()))])
+    ours = [row for row in listed if row.level == "checked"]
+    assert sorted((r.label, r.ratio) for r in ours) == sorted((r.label, r.ratio) for r in rows)
+    assert {r.origin for r in ours} == {"golden"}
+    told = {r.method for r in ours if r.note == "also in part"}
+    assert told == {"clip"}
+
+
 def test_perturbed_trials_and_searches_are_no_rows(swept, rows):
     (row,) = (r for r in rows if (r.method, r.ratio) == ("clip", "0.4"))
     assert row.planned == 3
@@ -157,8 +180,8 @@ def test_levels_of_a_bundle(swept, rows):
     (row,) = (r for r in again if r.level == "repeated")
     assert (row.method, row.ratio, row.note) == ("oracle", f"{trial.noise_ratio:g}", "1 of 3 run again")
     assert row.truth
-    external = sweep_rows(swept, Origin("theirs", Links(), external=True, note="tuned by its authors"))
-    assert {(r.level, r.note) for r in external} == {("external", "tuned by its authors")}
+    external = sweep_rows(swept, Origin("theirs", Links(), external=True))
+    assert {(r.level, r.note) for r in external} == {("external", "")}
 
 
 def test_an_external_row_may_have_the_selected_epoch_alone(swept):
