@@ -14,6 +14,7 @@ from harness.report.tables import Cell, Figure, Table, slug
 
 _COLUMNS = {  # column: heading, digits, whether higher is better
     "mean": ("mean rSum ↑", 1, True),
+    "selected": ("selected on dev ↑", 1, True),
     "lowest": ("noise {lowest:g} ↑", 1, True),
     "highest": ("noise {highest:g} ↑", 1, True),
     "drop": ("drop ↓", 1, False),
@@ -42,12 +43,13 @@ def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """
     lines = {}
     for row, part in frame.groupby("row", sort=False):
-        of_ratio = part.groupby("noise_ratio")["rsum"]
+        of_ratio, selected = (part.groupby("noise_ratio")[k] for k in ("rsum", "selected_rsum"))
         means = of_ratio.mean().reindex(sorted(frame["noise_ratio"].unique()))
         if means.notna().any():
             at_highest = part.loc[part["noise_ratio"] == means.index[-1], "rsum"]
             lines[row] = {
                 "mean": means.mean(skipna=False),
+                "selected": selected.mean().reindex(means.index).mean(skipna=False),
                 "lowest": means.iloc[0],
                 "highest": means.iloc[-1],
                 "drop": means.iloc[0] - means.iloc[-1],
@@ -114,7 +116,8 @@ def _table(frame: pd.DataFrame, numbers: pd.DataFrame, where: str) -> Table:
         "ratio"
     )
     caption = (
-        f"Test rSum after the last epoch: {what}. s/trial: median seconds of a trial. n: trials. "
+        f"Test rSum after the last epoch: {what}. Selected on dev: mean rSum of the epoch that is best "
+        "there, the second endpoint. s/trial: median seconds of a trial. n: trials. "
         "Needs: beside the training pairs and one network; further passes are looks at all pairs. "
         f"{legend(frame)}"
     )
