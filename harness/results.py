@@ -61,11 +61,13 @@ def _check(folders: list[Path], verify: int) -> int:
 
 
 def _bundles(folder: Path) -> list[Path]:
-    """A folder; or, where it has no sweep of its own, the external rows in it."""
+    """A folder; or, where it has no sweep of its own, the external rows in it, or the bundles."""
     from harness.record.external import external_bundles
 
-    rows = [] if (folder / "plan.json").exists() else [bundle.folder for bundle in external_bundles(folder)]
-    return rows or [folder]
+    if (folder / "plan.json").exists():
+        return [folder]
+    rows = [bundle.folder for bundle in external_bundles(folder)]
+    return rows or sorted(plan.parent for plan in folder.glob("[!.]*/plan.json")) or [folder]
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -105,7 +107,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="check bundles")
-    check.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="results/SWEEP")
+    check.add_argument(
+        "folders", nargs="+", type=Path, metavar="FOLDER", help="results/SWEEP, or a directory of bundles"
+    )
     check.add_argument(
         "--verify",
         type=count,

@@ -149,6 +149,7 @@ class _Pages:
         pages: Mapping[str, str],
     ) -> None:
         self.inputs, self.folder, self.rows, self.pages = inputs, folder, rows, pages
+        self.found = found
         self.sections = sections(inputs.docs)
         environment = Environment(
             loader=FileSystemLoader(_HERE),
@@ -200,7 +201,9 @@ class _Pages:
         parts = {"preamble": "", "text": "", "notation": ""}
         if section:
             parts = {p: rendered(getattr(section, p), lambda a: self._linked(a, section)) for p in parts}
-        return {"facts": facts().get(key), **parts}
+        programs = [f for f in self.found if f.program and f.program.method == key]
+        count = sum(row.method == key for row in self.rows)
+        return {"facts": facts().get(key), "programs": programs, "rows": count, **parts}
 
     def _linked(self, address: str, section: Section) -> str:
         """The address, on the site, of a link in a section of the documentation."""

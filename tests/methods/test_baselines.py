@@ -7,10 +7,18 @@ import pytest
 import torch
 
 from harness.config.resources import Resources
+from harness.config.trial import method_class
 from harness.training.accelerator import make_accelerator
 from harness.training.run_trial import build_trainer
+from methods import METHODS
+from methods.base import Method
 from methods.losses import pair_losses
 from tests import build, small
+
+
+def test_only_those_that_train_on_all_pairs_alike_or_know_the_truth_have_no_confidence():
+    without = {name for name in METHODS if method_class(name).confidence is Method.confidence}
+    assert without == {"zero_shot", "clip", "triplet", "oracle", "clip_clean"}
 
 
 def fitted(name, **changes):

@@ -46,7 +46,10 @@ def made(swept, tmp_path):
 
 def test_bundles_as_they_are_made_have_no_errors(swept, capsys):
     assert main(["check", str(swept / "made"), str(swept / "found")]) == 0
-    assert "2 planned, 2 finished" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "2 planned, 2 finished" in told
+    assert main(["check", str(swept)]) == 0  # all that are there
+    assert sorted(capsys.readouterr().err.splitlines()) == sorted(told.splitlines())
 
 
 @pytest.mark.parametrize("name", ["made", "found"])

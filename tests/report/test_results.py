@@ -48,6 +48,9 @@ def frame(rows):
         networks=1 + (made["row"] == "clean"),
         family="loss",
         warmup_epochs=0,
+        restarts=0,
+        aligned=False,
+        selected_rsum=made["rsum"],
         method_pairs_per_second=np.nan,
         track="one network",
     )

@@ -24,7 +24,9 @@ def swept(tmp_path_factory, feature_cache):
     """The bundles of a finished sweep of two methods, and of a search, of an epoch each."""
     folder = tmp_path_factory.mktemp("bundles")
     with contextlib.chdir(folder):
-        assert run_sweep([write(folder, "clip", "small_loss", name="made", fixed={"epochs": 1})]) == 0
+        plain = {"small_loss": {"warmup_epochs": 0}}
+        file = write(folder, "clip", "small_loss", name="made", fixed={"epochs": 1}, overrides=plain)
+        assert run_sweep([file]) == 0
         space = {"lr": {"log_uniform": [1e-3, 1e-2]}}
         search = {"tries": 2, "space": space, "sampler": "random"}
         content = small.content("clip", name="found", fixed={"epochs": 1}, search=search)
