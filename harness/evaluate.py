@@ -151,31 +151,14 @@ def _groups(options: argparse.Namespace, data: DataSet | None) -> tuple[NDArray[
 
 def _images(options: argparse.Namespace) -> int:
     """The number of images, where each has K captions. Raises DataError where none can be told."""
-    from harness.data.base import DataError, read_array
+    from harness.data.base import read_array
+    from harness.evaluation.given import images_of
 
-    per_image: int = options.captions_per_image
     if options.images is not None:
         given = [len(read_array(f, "embeddings", mapped=True)) for f in (options.images, options.texts)]
     else:
-        given = sorted(map(int, read_array(options.similarities, "similarities", mapped=True).shape))
-    if len(given) != 2 or not all(given):
-        raise DataError(f"similarities of shape {tuple(given)}: expected [images, captions]")
-    images, captions = given
-    if images == captions * per_image > captions:
-        raise DataError(
-            f"{images} images and {captions} captions, of which each image has {per_image}: are --images and "
-            "--texts exchanged?"
-        )
-    if captions % images == 0 and captions // images not in (1, per_image):
-        raise DataError(
-            f"{images} images and {captions} captions are {captions // images} captions an image: "
-            f"--captions-per-image {captions // images}"
-        )
-    if captions < images * per_image < 2 * captions:  # captions are missing, and no image has several rows
-        return images
-    if not captions or captions % per_image:
-        raise DataError(f"{captions} captions are not {per_image} for each image")
-    return captions // per_image
+        given = sorted(read_array(options.similarities, "similarities", mapped=True).shape)
+    return images_of(given, options.captions_per_image)
 
 
 def _table(found: Evaluation) -> str:

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.base import Backbone, Batch, Count, Optimizers, Report, Scan, Share, evaluation_mode
+from methods.base import Backbone, Batch, Count, Optimizers, Report, Share, evaluation_mode
 from methods.co_teaching import TwoPart
 from methods.losses import hardest_triplet_of, mean_triplet, retained_margin, soft_margin
-from methods.mixtures import low_loss_beta_posterior
 from methods.precision import full, full_precision
 
 
@@ -61,10 +60,6 @@ class BiCro(TwoPart):
         self.warmup_share = warmup_share
         self.least_label, self.released = least_label, released
         self.register_buffer("label", torch.ones(self.n_networks, len(self.pairs)))
-
-    def divide(self, judge: int, scan: Scan) -> Tensor:
-        """Posterior of a low warm-up loss under network `judge`, [N]."""
-        return torch.from_numpy(low_loss_beta_posterior(self.triplet_losses(judge, scan)))
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
         """Train on a batch of the noisy part, if there is one, and then on a batch of the clean part."""

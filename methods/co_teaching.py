@@ -14,6 +14,7 @@ from torch import Tensor
 
 from methods.base import Count, Method, Pairs, Positive, Report, Scan, Share, Size
 from methods.losses import mean_triplet
+from methods.mixtures import low_loss_beta_posterior
 
 
 class CoTeaching(Method):
@@ -122,6 +123,8 @@ def clean_part(posterior: Tensor, keep_above: float) -> Tensor:
 class TwoPart(CoTeaching):
     """Co-teaching that trains on the noisy part too, with labels of its own, from some epoch on.
 
+    A subclass defines the training step.
+
     Source: NCR, whose released code BiCro and others have grown from.
 
     Args:
@@ -135,6 +138,10 @@ class TwoPart(CoTeaching):
         super().__init__(**common)
         self.margin = margin
         self.noisy_after = noisy_after
+
+    def divide(self, judge: int, scan: Scan) -> Tensor:
+        """Posterior of a low triplet loss under network `judge`, [N], by a Beta mixture (BiCro, L2RM)."""
+        return torch.from_numpy(low_loss_beta_posterior(self.triplet_losses(judge, scan)))
 
     def triplet_losses(self, judge: int, scan: Scan) -> np.ndarray:
         """`mean_triplet` of every training pair under network `judge`: [N]."""

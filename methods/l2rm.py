@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import Backbone, Batch, Count, Optimizers, Positive, Report, Scan, Share, Size
+from methods.base import Backbone, Batch, Count, Optimizers, Positive, Report, Share, Size
 from methods.co_teaching import TwoPart
 from methods.losses import hardest_triplet_of, symmetric_cross_entropy
-from methods.mixtures import low_loss_beta_posterior
 
 
 class L2RM(TwoPart):
@@ -62,10 +61,6 @@ class L2RM(TwoPart):
         self.temperature = temperature
         self.mass, self.entropy, self.iterations = mass, entropy, iterations
         self.keep_pairs, self.released = keep_pairs, released
-
-    def divide(self, judge: int, scan: Scan) -> Tensor:
-        """Posterior of a low triplet loss under network `judge`, [N]."""
-        return torch.from_numpy(low_loss_beta_posterior(self.triplet_losses(judge, scan)))
 
     def step(self, batch: Batch, optimizers: Optimizers, network: int) -> Report:
         """Train on a batch of the clean part and one of the noisy part, in one optimizer step."""

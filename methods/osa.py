@@ -57,11 +57,10 @@ class OSA(Estimating):
         found = scan(look)
         threshold = found["others"].mean()
         self.above = (found["own"] - threshold).clamp(min=0).to(self.above)
-        self.weight = self._weights(self.above)
+        # Of batches, since the weights as released depend on their best pair.
+        self.weight = torch.cat([self._weights(part) for part in self.above.split(self.batch_size)])
         if self.due:
-            # Of batches, since the weights as released depend on their best pair.
-            mean = torch.cat([self._weights(part) for part in self.above.split(self.batch_size)]).mean()
-            self.scale = 1 / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+            self.scale = 1 / self.weight.mean().clamp(min=torch.finfo(self.weight.dtype).tiny)
         return {"threshold": float(threshold), "above": float((self.above > 0).float().mean())}
 
     def loss(self, batch: Batch) -> tuple[Tensor, Report]:

@@ -6,6 +6,7 @@ captions, one fold of five, distances.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,36 @@ def cosines(images: NDArray[np.floating], texts: NDArray[np.floating]) -> NDArra
         units.append((values / lengths).astype(np.float32))
     similarity: NDArray[np.float32] = units[0] @ units[1].T
     return similarity
+
+
+def images_of(given: Sequence[int], per_image: int) -> int:
+    """How many images there are, where each has as many captions.
+
+    Args:
+        given: how many rows of images (which may be copies) and of captions there are.
+        per_image: captions of an image.
+
+    Raises:
+        DataError: it cannot be told; the fault is named where it is known.
+    """
+    if len(given) != 2 or not all(given):
+        raise DataError(f"similarities of shape {tuple(given)}: expected [images, captions]")
+    images, captions = given
+    if images == captions * per_image > captions:
+        raise DataError(
+            f"{images} images and {captions} captions, of which each image has {per_image}: are --images and "
+            "--texts exchanged?"
+        )
+    if captions % images == 0 and captions // images not in (1, per_image):
+        raise DataError(
+            f"{images} images and {captions} captions are {captions // images} captions an image: "
+            f"--captions-per-image {captions // images}"
+        )
+    if captions < images * per_image < 2 * captions:  # captions are missing, and no image has several rows
+        return images
+    if captions % per_image:
+        raise DataError(f"{captions} captions are not {per_image} for each image")
+    return captions // per_image
 
 
 def one_of_each(rows: NDArray[np.floating], images: int) -> NDArray[np.floating]:

@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from harness import PROTOCOL_VERSION
-from harness.config.external import ExternalTrial, read_row, trial_type
+from harness.config.external import ExternalTrial, read_row
 from harness.config.sweep_file import BadInput, parse_sweep, read_sweep_file
 from harness.config.trial import Trial
 from harness.evaluation.metrics import RECALLS
-from harness.lib.registry import UnknownName
 from harness.record.bundle import Bundle, bundle_files
+from harness.record.check_content import Content, lacking_noise, read_content
 from harness.record.check_data import (
-    Content,
     data_errors,
-    lacking_noise,
     noise_errors,
     parts,
     ranking_errors,
 )
 from harness.record.check_files import file_errors
-from harness.record.check_search import claim_errors, found_errors, unknown_searches
+from harness.record.check_search import claim_errors, found_errors
 from harness.record.external import external_bundles, facts_of, misfits
-from harness.record.lines import records_text
-from harness.record.store import settings_of, trials_of
 from harness.record.types import STOPPED_EARLY, MethodFacts, StoreError
 from methods import METHODS
 
 _IDENTITY = ("method", "dataset", "noise_ratio", "seed")
-_NEEDED: dict[str, Any] = {
-    **dict.fromkeys(("trial", "run", "status", "method", "dataset"), str),
-    **dict.fromkeys(("tags", "parameters", "curves"), dict),
-    "noise_ratio": int | float,
-    "seed": int,
-}
-"""Fields of a line and their types."""
 _GIVEN = ("uses_clean_data", "uses_ground_truth")
 _OVER = ("FINISHED", "FAILED")
 _SHOWN = 3
@@ -64,7 +52,7 @@ def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str
     Raises:
         StoreError: the folder holds no bundle that can be read.
     """
-    content = _read(folder, ids=ids)
+    content = read_content(folder, ids=ids)
     errors = [*_plan_errors(content), *_line_errors(content)]
     missing = [t for i, t in content.trials.items() if i not in content.lines]
     errors += _several(
@@ -87,7 +75,7 @@ def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str
     failed = [f"{i} ({x['method']})" for i, x in content.lines.items() if x["status"] == "FAILED"]
     notes = _several("failed", failed)
     notes += dict.fromkeys(_unchecked(content).values())
-    notes += unknown_searches(content)
+    notes += content.unknown_searches
     try:
         notes += _repeated_notes(content)
     except StoreError as error:
@@ -106,63 +94,9 @@ def check_bundle(folder: Path, *, ids: bool = True) -> tuple[list[str], list[str
     return errors, notes
 
 
-def _has_methods() -> bool:
-    """Whether the methods' classes can be loaded."""
-    return importlib.util.find_spec("torch") is not None
-
-
-def _read(folder: Path, *, ids: bool = True) -> Content:
-    try:
-        plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        lines = [json.loads(line) for line in records_text(folder).splitlines()]
-        trials, unknown = _trials(plan, ids)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{folder} is no bundle: {' '.join(str(error).split())[:200]}") from None
-    facts = plan.get("methods") or {}
-    if not isinstance(facts, dict) or not all(isinstance(x, dict) for x in facts.values()):
-        raise StoreError(f"{folder}: `methods` of plan.json are not the facts of methods by name")
-    for number, line in enumerate(lines, 1):
-        if field := _malformed(line):
-            raise StoreError(f"{folder}: line {number} of its records: {field} is missing or malformed")
-    classes = ids and not unknown
-    counts = Counter(line["trial"] for line in lines)
-    repeated = [trial for trial, count in counts.items() if count > 1]
-    return Content(folder, plan, trials, {x["trial"]: x for x in lines}, classes, unknown, repeated)
-
-
-def _malformed(line: Any) -> str | None:
-    """The first field of a line that is missing or of another type; None where all are as they should be."""
-    if not isinstance(line, dict):
-        return "trial"
-    wrong = [k for k, kind in _NEEDED.items() if not isinstance(line.get(k), kind)]
-    wrong += [k for k, value in line.items() if "/" in k and not isinstance(value, int | float)]
-    curves = line["curves"] if "curves" not in wrong else {}
-    wrong += [f"curves/{k}" for k, points in curves.items() if not _is_curve(points)]
-    return next(iter(wrong), None)
-
-
-def _is_curve(points: Any) -> bool:
-    """Whether these are epochs with values."""
-    return isinstance(points, list) and all(
-        isinstance(point, list) and len(point) == 2 and all(isinstance(x, int | float) for x in point)
-        for point in points
-    )
-
-
-def _trials(plan: Mapping[str, Any], ids: bool) -> tuple[dict[str, Trial], str]:
-    """Planned trials by id, which is made anew where wanted and possible, and why it is not possible."""
-    if not ids or not _has_methods():
-        return {t.id: t for t in trials_of(plan)}, "" if not ids else "PyTorch is not here (extra `train`)"
-    try:
-        anew = [trial_type(plan).model_validate(settings) for settings in settings_of(plan)]
-        return {t.id: t for t in anew}, ""
-    except UnknownName as error:
-        return {t.id: t for t in trials_of(plan)}, str(error)
-
-
 def unchecked_trials(folder: Path) -> dict[str, str]:
     """What of trials is not checked since their data are not here, by id. Raises what `check_bundle` does."""
-    return _unchecked(_read(folder, ids=False))
+    return _unchecked(read_content(folder, ids=False))
 
 
 def _unchecked(content: Content) -> dict[str, str]:
@@ -228,7 +162,7 @@ def _sweep_errors(content: Content, given: dict[str, Any], text: str) -> Iterato
     search = planned.file.search
     if content.plan.get("search") != (search and search.model_dump(mode="json")):
         yield "sweep.yaml says other things of the search than plan.json"
-    known = bool(taken) and not unknown_searches(content)
+    known = bool(taken) and not content.unknown_searches
     if known:
         planned = parse_sweep({**given, "settings_from": taken}, text=text)
     elsewhere = (taken and not known) or (search and search.sampler == "optuna")
@@ -364,7 +298,7 @@ def _several(what: str, items: list[str]) -> list[str]:
 
 def summary(folder: Path) -> str:
     """One line about a bundle: its trials by status, its size, and the states of the code that made them."""
-    content = _read(folder)
+    content = read_content(folder)
     counts = Counter(line["status"].lower() for line in content.lines.values())
     told = ", ".join(f"{n} {status}" for status, n in counts.items())
     of_program = sorted({t.source.commit for t in content.trials.values() if isinstance(t, ExternalTrial)})

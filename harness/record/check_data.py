@@ -5,67 +5,20 @@ else from the bundle's own files.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from harness.config.external import ExternalTrial
 from harness.config.trial import Trial
-from harness.data import load_dataset
 from harness.data.base import DataSet
 from harness.evaluation.metrics import RECALLS, Ranking, recalls
-from harness.lib.files import is_file
 from harness.noise.index import NoiseIndex, index_digest
 from harness.record.arrays import read_arrays
 from harness.record.bundle import Bundle
+from harness.record.check_content import Content
 from harness.record.types import StoreError
-
-
-@dataclass
-class Content:
-    """What a bundle holds: its plan, planned trials by id, the last line of each trial.
-
-    Attributes:
-        classes: whether the methods' classes are here, so that ids and facts were made anew.
-        unknown: why they are not; empty also where they were not asked for.
-        repeated: trials with several lines.
-    """
-
-    folder: Path
-    plan: dict[str, Any]
-    trials: dict[str, Trial]
-    lines: dict[str, dict[str, Any]]
-    classes: bool
-    unknown: str = ""
-    repeated: Sequence[str] = ()
-
-    @cached_property
-    def done(self) -> dict[str, dict[str, Any]]:
-        """Lines of finished trials that are planned."""
-        return {i: x for i, x in self.lines.items() if x["status"] == "FINISHED" and i in self.trials}
-
-    @cached_property
-    def data(self) -> dict[str, DataSet]:
-        """Data sets by trial id; trials whose data set or noise files are not here are left out."""
-        loaded: dict[str, DataSet | None] = {}
-        for trial in self.trials.values():
-            key = f"{trial.dataset} {trial.dataset_options}"
-            if key not in loaded:
-                try:
-                    loaded[key] = load_dataset(trial.dataset, **trial.dataset_options)
-                except Exception:  # a data set of the user's own can raise anything
-                    loaded[key] = None
-        found = {i: loaded[f"{t.dataset} {t.dataset_options}"] for i, t in self.trials.items()}
-        return {i: d for i, d in found.items() if d is not None and not lacking_noise(self.trials[i])}
-
-
-def lacking_noise(trial: Trial) -> list[str]:
-    """The files of its noise that are not here."""
-    return [str(f) for f in trial.noise.files(trial.noise_ratio, trial.noise_seed) if not is_file(f)]
 
 
 def data_errors(content: Content) -> Iterator[str]:

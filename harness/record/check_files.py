@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.record.bundle import Bundle, bundle_files
-from harness.record.check_data import Content
+from harness.record.check_content import Content
 from harness.record.types import StoreError
 
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 
-from harness.config.search import read_result, result_file
-from harness.config.sweep_file import BadInput, read_sweep_file
 from harness.record.bundle import Bundle
-from harness.record.check_data import Content
+from harness.record.check_content import SEARCH, Content
 from harness.record.tries import result_of
-
-_TAG = "search"
 
 
 def found_errors(content: Content) -> Iterator[str]:
     """What a search found, from its records."""
-    if not content.plan.get("search") or content.unknown or importlib.util.find_spec("torch") is None:
+    if not content.plan.get("search") or content.unknown or not content.methods:
         return
     bundle = Bundle(content.folder.name, content.folder)
     try:
@@ -31,46 +26,14 @@ def found_errors(content: Content) -> Iterator[str]:
 
 def claim_errors(content: Content) -> Iterator[str]:
     """Records name the searches that the sweep's file takes settings from, and no other."""
-    taken = _taken(content)
-    told = {str(tags.get(_TAG)) for tags in content.plan.get("settings_from") or []}
-    if told != set(taken):
+    told = {str(tags.get(SEARCH)) for tags in content.plan.get("settings_from") or []}
+    if told != set(content.taken):
         yield (
             f"plan.json says that settings are from {', '.join(sorted(told)) or 'no search'}, and sweep.yaml "
-            f"from {', '.join(sorted(taken)) or 'none'}"
+            f"from {', '.join(sorted(content.taken)) or 'none'}"
         )
-    names = [str(line["tags"][_TAG]) for line in content.lines.values() if _TAG in line["tags"]]
+    names = [str(line["tags"][SEARCH]) for line in content.lines.values() if SEARCH in line["tags"]]
     for name in dict.fromkeys(names):
-        if name not in taken:
+        if name not in content.taken:
             count = names.count(name)
             yield f"{count} records name the search {name!r}, from which sweep.yaml takes no settings"
-
-
-def unknown_searches(content: Content) -> list[str]:
-    """The searches that settings are from and that are not here as the plan names them, as notes: whether
-    trials have the settings that these found is then not checked.
-    """
-    notes = []
-    for tags in content.plan.get("settings_from") or []:
-        name, digest = str(tags.get(_TAG)), str(tags.get("search_digest"))
-        try:
-            here = read_result(name).digest
-        except ValueError:
-            here = ""
-        if here != digest:
-            which = f"of another state ({here})" if here else "not here"
-            notes.append(
-                f"settings are from the search {name!r} ({digest}), and {result_file(name)} is {which}: they "
-                "are not checked"
-            )
-    return notes
-
-
-def _taken(content: Content) -> list[str]:
-    """The searches that the sweep's file names."""
-    if content.plan.get("external"):
-        return []
-    try:
-        given = read_sweep_file(content.folder / "sweep.yaml")[0].get("settings_from")
-    except BadInput:  # which is told where the file is compared with the plan
-        return []
-    return [given] if isinstance(given, str) else [str(name) for name in given or []]

@@ -37,10 +37,8 @@ class TrialArrays:
 
     def names(self, trial_id: str) -> list[str]:
         """The names of a trial's arrays; empty where it has none. Raises StoreError for a damaged file."""
-        packed = self._packed(trial_id)
-        if packed is None and self._own(trial_id).is_file():
-            return array_names(self._own(trial_id))
-        return list(packed or ())
+        own = self._own(trial_id)
+        return array_names(own) if own.is_file() else list(self._packed(trial_id))
 
     def read(self, trial_id: str, part: str = "") -> dict[str, np.ndarray]:
         """The arrays of a trial whose names begin with `part`, without it.
@@ -48,9 +46,10 @@ class TrialArrays:
         Raises:
             StoreError: it has no arrays, or a file is damaged.
         """
-        arrays = self._packed(trial_id)
-        if arrays is None:
-            return read_arrays(self._own(trial_id), part)
+        own = self._own(trial_id)
+        arrays = {} if own.is_file() else self._packed(trial_id)
+        if not arrays:
+            return read_arrays(own, part)
         return {name.removeprefix(part): array for name, array in arrays.items() if name.startswith(part)}
 
     def files(self) -> dict[Path, list[str]]:
@@ -89,9 +88,9 @@ class TrialArrays:
         save_arrays(file, {_TRIAL: ids, **stacked}, sync=True)  # on the disk before what it replaces goes
         return file
 
-    def _packed(self, trial_id: str) -> dict[str, np.ndarray] | None:
-        """The arrays of a trial in a packed file; None where it is in none. Raises StoreError where it may be
-        in a damaged one.
+    def _packed(self, trial_id: str) -> dict[str, np.ndarray]:
+        """The arrays of a trial in a packed file; empty where it is in none. Raises StoreError where it may
+        be in a damaged one.
         """
         damaged = None
         for file in self._files():
@@ -103,9 +102,9 @@ class TrialArrays:
             (rows,) = np.nonzero(arrays[_TRIAL] == trial_id)
             if rows.size:
                 return {name: array[rows[0]] for name, array in arrays.items() if name != _TRIAL}
-        if damaged and not self._own(trial_id).is_file():
+        if damaged:
             raise damaged
-        return None
+        return {}
 
     def _pack(self, file: Path) -> dict[str, np.ndarray]:
         if file not in self._packs:

@@ -352,7 +352,8 @@ def _once(rows: Sequence[Row]) -> list[Row]:
     for group in groups.values():
         widest: list[Row] = []
         also: dict[frozenset[str], list[str]] = {}
-        for row in sorted(group, key=lambda r: -len(r.trials)):  # stable: of equal ones the first
+        # Of equal ones that whose trials were run again, else the first (the sort is stable).
+        for row in sorted(group, key=lambda r: (-len(r.trials), r.level != "repeated")):
             owner = next((other for other in widest if row.trials <= other.trials), None)
             if owner is None:
                 widest.append(row)

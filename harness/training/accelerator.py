@@ -6,7 +6,9 @@ No other module imports Accelerate.
 from __future__ import annotations
 
 import os
+import platform
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator as Accelerator
@@ -67,6 +69,27 @@ def share_memory(gpus: float) -> None:
     """Keep a trial that has a share of a GPU (`resources.gpus` below 1) to that share of its memory."""
     if 0 < gpus < 1:
         torch.cuda.set_per_process_memory_fraction(gpus)
+
+
+def device_name(device: torch.device) -> str:
+    """What a record calls a device. Of a CPU what decides how sums are rounded on it: the model, and the
+    instructions that PyTorch uses there.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {_cpu_model()})"
+
+
+def _cpu_model(listing: Path = Path("/proc/cpuinfo")) -> str:
+    """Name, family, model and stepping, as Linux lists them; elsewhere what Python knows."""
+    try:
+        first = listing.read_text().partition("\n\n")[0]
+    except OSError:
+        return platform.processor() or "unknown"
+    known = {key.strip(): value.strip() for key, _, value in (s.partition(":") for s in first.splitlines())}
+    name = known.get("model name", known.get("CPU part", "unknown"))
+    numbers = [known[k] for k in ("cpu family", "model", "stepping") if k in known]
+    return " ".join([name.replace("(R)", "").replace("(TM)", ""), "/".join(numbers)]).strip()
 
 
 def release_memory() -> None:

@@ -23,7 +23,7 @@ from harness.lib.locks import acquire
 from harness.lib.watchdog import Watchdog
 from harness.noise.index import NoiseIndex
 from harness.record.types import DataChanged, EpochRecord, Outcome, Recorder, Setup
-from harness.training.accelerator import Accelerator, make_accelerator, release_memory
+from harness.training.accelerator import Accelerator, device_name, make_accelerator, release_memory
 from harness.training.checkpoint import Checkpoints
 from harness.training.trainer import Trainer
 from methods.base import Pairs
@@ -198,7 +198,6 @@ def describe(
 ) -> Setup:
     """What the record of a trial starts with."""
     method, accelerator = trainer.method, trainer.accelerator
-    on_gpu = accelerator.device.type == "cuda"
     bf16 = accelerator.mixed_precision == "bf16"
     return Setup(
         trial=trial,
@@ -215,7 +214,7 @@ def describe(
             "python": platform.python_version(),
             "protocol_version": str(PROTOCOL_VERSION),
             "backbone_digest": trainer.backbone,
-            "device": torch.cuda.get_device_name() if on_gpu else f"cpu ({platform.machine()})",
+            "device": device_name(accelerator.device),
             "precision": "bf16" if bf16 else str(trainer.dtype).removeprefix("torch."),
             "processes": str(accelerator.num_processes),
             "threads": str(torch.get_num_threads()),

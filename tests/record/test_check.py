@@ -220,7 +220,7 @@ def test_without_the_data_noise_is_held_against_the_bundle_itself(made, monkeypa
     def nowhere(*_, **__):
         raise OSError
 
-    monkeypatch.setattr("harness.record.check_data.load_dataset", nowhere)
+    monkeypatch.setattr("harness.record.check_content.load_dataset", nowhere)
     assert check_bundle(made)[0] == []
     known = (made / "records.jsonl").read_text()
     other = lines_of(made)[1]["trial"]

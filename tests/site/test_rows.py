@@ -167,6 +167,14 @@ def test_trials_that_two_sweeps_hold_are_one_row(swept, rows):
     assert told == {"clip"}
 
 
+def test_of_two_sweeps_with_the_same_trials_the_one_run_again_is_listed(swept):
+    again = Origin("again", Links(), repeated=frozenset(swept.records))
+    ours = [r for r in all_rows([(swept, Origin("golden", Links())), (swept, again)]) if r.n]
+    counted = [r for r in ours if r.level not in ("published", "flagged", "external")]
+    assert {(r.origin, r.level) for r in counted} == {("again", "repeated")}
+    assert all("also in golden" in r.note for r in counted)
+
+
 def test_perturbed_trials_and_searches_are_no_rows(swept, rows):
     (row,) = (r for r in rows if (r.method, r.ratio) == ("clip", "0.4"))
     assert row.planned == 3
