@@ -11,6 +11,11 @@ import torch
 
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8e9:
+    # SQLite waits for the disk at each commit, and checkpoints are synced: temporary files lie in memory
+    # where there is room (a run takes about 1 GB).
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

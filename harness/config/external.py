@@ -26,7 +26,7 @@ MARK = "§"
 """What stands behind the name of an external row in tables."""
 SPLITS = ("dev", "test")
 """The splits that an external row has results of."""
-_FACTS = ("source", "networks", "uses_clean_data", "tuning", "epoch")
+_FACTS = ("source", "network", "networks", "uses_clean_data", "tuning", "epoch")
 _POINT = (
     "method",
     "dataset",
@@ -183,6 +183,7 @@ class ExternalRow(_Exact):
         method: what the row is called; the name of its folder, too.
         sweep: the sweep beside which it stands.
         grid: its points (default: all of the sweep).
+        network: what compares images and texts, in words: `SGR`, `CLIP ViT-B/32`.
         networks: number of networks whose similarities are averaged.
         uses_clean_data: whether it was given pairs that are known to match.
         epoch: what the similarities are of: `last`, the last epoch (or a program without epochs), or
@@ -197,6 +198,7 @@ class ExternalRow(_Exact):
     sweep: Name
     grid: Grid | None = None
     files: Files
+    network: Text | None = None
     networks: Annotated[int, Field(ge=1)] = 1
     uses_clean_data: bool
     tuning: Tuning
@@ -282,10 +284,11 @@ class ExternalTrial(Trial):
 
     Attributes:
         method: the name of the row.
-        source, networks, uses_clean_data, tuning, epoch: as in `ExternalRow`.
+        source, network, networks, uses_clean_data, tuning, epoch: as in `ExternalRow`.
     """
 
     source: ProgramSource
+    network: str | None = None
     networks: int
     uses_clean_data: bool
     tuning: Tuning
@@ -293,15 +296,16 @@ class ExternalTrial(Trial):
 
     def facts(self) -> dict[str, Any]:
         """The fields that are known of it, as JSON."""
-        return self.model_dump(mode="json", include={*_POINT, *_FACTS})
+        known = self.model_dump(mode="json", include={*_POINT, *_FACTS})
+        return known if self.network else {k: v for k, v in known.items() if k != "network"}
 
     def _canonical(self) -> dict[str, Any]:
         return {"external": True, **self.facts()}
 
     @property
     def backbone_label(self) -> str:
-        """No backbone of ours."""
-        return "external"
+        """Its network, where that is known: it has no backbone of ours."""
+        return self.network or "external"
 
     @property
     def parts(self) -> tuple[str, ...]:

@@ -36,7 +36,12 @@ NOT_REPORTED = "not reported"
 BY_AUTHORS, BY_HAND = "by its authors", "by hand"
 """How settings were chosen where no search with counted tries has: of published rows, and of ours."""
 _OWN, _UNKNOWN = "its own", "unknown"
-_NO_NETWORK = ("same config", "script default module in issue", "faster-rcnn r101 feats + bigru, co-teaching")
+_NO_NETWORK = (
+    "external",
+    "same config",
+    "script default module in issue",
+    "faster-rcnn r101 feats + bigru, co-teaching",
+)
 """What published rows say in place of a network."""
 _NETWORKS = {"vit-b-32": "ViT-B/32", "vit-b-16": "ViT-B/16", "vit-l-14": "ViT-L/14"}
 

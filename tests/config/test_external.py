@@ -55,6 +55,14 @@ def read(tmp_path):
     return read_content
 
 
+def test_a_row_may_say_its_network(read):
+    told, untold = read(network="SGR").trials()[0], read().trials()[0]
+    assert (told.backbone_label, untold.backbone_label) == ("SGR", "external")
+    assert told.parameters()["network"] == "SGR"
+    assert "network" not in untold.parameters()
+    assert told.id != untold.id
+
+
 def test_a_row_has_a_trial_for_each_ratio_and_seed(read):
     trials = read().trials()
     assert [(t.noise_ratio, t.seed, t.noise_seed) for t in trials] == [
