@@ -42,7 +42,7 @@ _NO_NETWORK = (
     "script default module in issue",
     "faster-rcnn r101 feats + bigru, co-teaching",
 )
-"""What published rows say in place of a network."""
+"""What rows say in place of a network."""
 _NETWORKS = {"vit-b-32": "ViT-B/32", "vit-b-16": "ViT-B/16", "vit-l-14": "ViT-L/14"}
 
 

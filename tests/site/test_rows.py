@@ -238,6 +238,9 @@ def test_bundles_of_sweeps_and_external_rows_are_read(results):
     assert (row.name, row.errors) == (f"made-external-{row.folder.name}", [])
     assert row.program is not None
     assert row.program.source.commit == "0a1b2c3"
+    assert row.sweep is not None
+    listed = sweep_rows(row.sweep, Origin("theirs", Links(), external=True))
+    assert {r.network for r in listed} == {"not reported"}  # its file does not say it
 
 
 def test_an_external_row_that_does_not_fit_its_sweep_is_left_out(results, tmp_path):
