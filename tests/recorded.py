@@ -51,8 +51,8 @@ def fill(store: Store, sweep: Sweep, *, file: str = "sweeps/many.yaml", seed: in
         best |= {"cost/networks_at_test": float(trial.hyper.get("n_networks", 1))}
         best |= {"noise/realised_ratio": trial.noise_ratio}
         run_id = store.create_run(handle, trial, {**labels[trial.id], "attempts": "1"})
-        store.client.log_curves(run_id, {k: dict(enumerate(map(float, v))) for k, v in curves.items()})
-        store.client.log(run_id, metrics=best)
+        points = {k: dict(enumerate(map(float, v))) for k, v in curves.items()}
+        store.client.log_curves(run_id, points | {k: {0: v} for k, v in best.items()})
         store.client.set_status(run_id, "FINISHED")
     return handle
 

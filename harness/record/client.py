@@ -324,14 +324,13 @@ class Client:
                 raise StoreError(f"run {run_id} has no artifact {path}: {error}") from None
 
     def _local(self, run_id: str) -> Path | None:
-        """The directory of a run's artifacts where it is on this machine: MLflow's download asks the database
-        three times and copies each file, which makes up a quarter of the time of a report.
+        """The directory of a run's artifacts where it is on this machine, if it has any: MLflow's download
+        asks the database three times and copies each file.
         """
         if run_id not in self._artifact_uris:
             self.get_run(run_id)
         scheme, _, path = self._artifact_uris[run_id].partition("://")
-        directory = Path(unquote(path)) if scheme == "file" else None
-        return directory if directory and directory.is_dir() else None
+        return Path(unquote(path)) if scheme == "file" else None
 
     def _call(self, function: Callable[[], Value]) -> Value:
         from mlflow.exceptions import MlflowException

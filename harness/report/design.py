@@ -104,14 +104,13 @@ def paired_sd(frame: pd.DataFrame, measure: str, *, several: bool) -> float:
     """
     frame = with_mean(frame, measure) if several else frame
     frame = frame[frame["noise_ratio"] == MEAN] if several else frame
-    variances = []
+    variances: list[float] = []
     for _, part in frame[~frame["ground_truth"]].groupby("noise_ratio"):
         table = part.pivot_table(index=["seed", "noise_seed"], columns="row", values=measure)
-        for i, one in enumerate(table):
-            for other in table.columns[i + 1 :]:
-                difference = (table[one] - table[other]).dropna()
-                if len(difference) > 1:
-                    variances.append(float(difference.var(ddof=1)))
+        values = table.to_numpy()
+        for i in range(values.shape[1] - 1):
+            differences = pd.DataFrame(values[:, [i]] - values[:, i + 1 :])
+            variances.extend(differences.var(ddof=1).dropna())
     return float(np.sqrt(np.mean(variances))) if variances else np.nan
 
 
@@ -155,15 +154,19 @@ def detectable_difference(sd: float, seeds: int, comparisons: int) -> float:
         seeds: pairs.
         comparisons: of the family: the worst step of Holm's procedure tests at `ALPHA` / comparisons.
     """
-    if seeds < 2:
-        return np.inf
+    return sd * _detectable_effect(seeds, comparisons) if seeds > 1 else np.inf
+
+
+@lru_cache
+def _detectable_effect(seeds: int, comparisons: int) -> float:
+    """The same in standard deviations of the paired differences, with two seeds or more."""
     low, high = 0.0, 1.0
     while _power(high, seeds, comparisons) < POWER:
         low, high = high, 2 * high
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (low, middle) if _power(middle, seeds, comparisons) >= POWER else (middle, high)
-    return sd * high
+    return high
 
 
 def seeds_for(difference: float, sd: float, comparisons: int) -> int:
