@@ -116,6 +116,6 @@ class Progress:
         heartbeats = {t.id: last_heartbeat(self.directory(t)) for t in running}
         return Group(
             self.board.table(console.width, rows),
-            running_table(running, heartbeats, console.width, self.rates),
+            running_table(running, self.board.labels, heartbeats, console.width, self.rates),
             Text(counts, style="bold", no_wrap=True, overflow="ellipsis"),
         )

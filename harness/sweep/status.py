@@ -45,7 +45,7 @@ def show_status(name: str, trials: Sequence[Trial], store: Store, storage: Path,
     running = [t for t in trials if handle and board.states[t.id] == "running" and t.id not in claims]
     if running and handle:
         heartbeats = {t.id: last_heartbeat(handle.directory(storage, t)) for t in running}
-        console.print(running_table(running, heartbeats, console.width), soft_wrap=False)
+        console.print(running_table(running, board.labels, heartbeats, console.width), soft_wrap=False)
     for trial in trials:
         state = board.states[trial.id]
         if state not in ("done", "stopped", "to run"):

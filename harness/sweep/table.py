@@ -33,6 +33,7 @@ class Board:
         trials: all planned trials.
         states: one of `STATES` by trial id; a trial that is not in it is still to run.
         scores: rSum of finished trials by id: of test, or of dev where settings are selected.
+        labels: the row that a trial belongs to, by id; with its data set and noise where there are several.
         names: what a trial is called, by id.
     """
 
@@ -41,13 +42,13 @@ class Board:
     scores: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        labels = _labels(self.trials)
+        self.labels = _labels(self.trials)
         self.names = run_names(self.trials)
-        self.rows = list(dict.fromkeys(labels.values()))
+        self.rows = list(dict.fromkeys(self.labels.values()))
         self.ratios = sorted({t.noise_ratio for t in self.trials})
         self._cells: dict[tuple[str, float], list[Trial]] = {}
         for trial in self.trials:
-            self._cells.setdefault((labels[trial.id], trial.noise_ratio), []).append(trial)
+            self._cells.setdefault((self.labels[trial.id], trial.noise_ratio), []).append(trial)
 
     def counts(self) -> Counter[str]:
         """Trials in each state."""
@@ -124,22 +125,24 @@ def share_done(trial: Trial, heartbeat: Heartbeat) -> float:
 
 def running_table(
     trials: Iterable[Trial],
+    labels: Mapping[str, str],
     heartbeats: Mapping[str, Heartbeat | None],
     width: int,
     rates: Rates | None = None,
 ) -> RenderableType:
-    """A line for each running trial: its name, cut to what fits into `width` characters, and its position."""
-    lines = [(f"▸ {_name(t)}", *_position(t, heartbeats.get(t.id), rates)) for t in trials]
+    """A line for each running trial: its row, cut to what fits into `width` characters, its ratio and seed,
+    and its position.
+    """
+    lines = [
+        (f"▸ {labels[t.id]}", f"{t.noise_ratio:g} seed {t.seed}", *_position(t, heartbeats.get(t.id), rates))
+        for t in trials
+    ]
     table = Table.grid(padding=(0, 2, 0, 0))
     taken = sum(max(map(len, column)) + 2 for column in list(zip(*lines, strict=True))[1:])
     table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(12, width - taken - 2))
     for line in lines:
         table.add_row(*line)
     return table
-
-
-def _name(trial: Trial) -> str:
-    return f"{trial.method} {trial.noise_ratio:g} seed {trial.seed}"
 
 
 def _position(trial: Trial, heartbeat: Heartbeat | None, rates: Rates | None) -> tuple[str, str, str, str]:

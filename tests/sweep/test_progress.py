@@ -86,18 +86,32 @@ def test_a_running_trial_shows_where_it_is_its_score_its_rate_and_the_time_left(
     now = Heartbeat("epoch 2, step 1 of 10", 0.0, 2, 110.25)
     assert share_done(trial, first) == pytest.approx(1.1 / 4)
     assert rates.seconds_left(trial, first) is None, "one heartbeat has no rate"
-    (line,) = shown(running_table([trial], {trial.id: now}, 80, rates))
+    labels = {trial.id: "clip"}
+    (line,) = shown(running_table([trial], labels, {trial.id: now}, 80, rates))
     parts = [part.strip() for part in line.split("  ") if part.strip()]
-    assert parts == ["▸ clip 0.4 seed 0", "epoch 2, 1/10", "dev 110.2", "20 s/ep.", "38 s left"]
+    assert parts == ["▸ clip", "0.4 seed 0", "epoch 2, 1/10", "dev 110.2", "20 s/ep.", "38 s left"]
     assert len(line) <= 80
 
 
 def test_between_steps_the_epoch_is_shown_all_the_same():
     trial = small.sweep("clip").trials[0]
-    (line,) = shown(running_table([trial], {trial.id: Heartbeat("ranking dev", 0.0, 2, 99.0)}, 80))
+    labels = {trial.id: "clip"}
+    beats = {trial.id: Heartbeat("ranking dev", 0.0, 2, 99.0)}
+    (line,) = shown(running_table([trial], labels, beats, 80))
     assert "epoch 2, ranking dev" in line
-    (line,) = shown(running_table([trial], {trial.id: None}, 80))
+    (line,) = shown(running_table([trial], labels, {trial.id: None}, 80))
     assert "starting" in line
+
+
+def test_running_trials_of_one_method_are_told_apart_by_their_settings():
+    """A long row is cut, its ratio and seed are not."""
+    table = board("clip", weight_decay=[0.1, 0.2, 0.3])
+    running = [t for t in table.trials if t.seed == 2 and t.noise_ratio == 0.4]
+    for width, told in ((100, "clip (weight_decay=0.1)"), (44, "clip (weigh")):
+        lines = shown(running_table(running, table.labels, {}, width), width)
+        assert max(map(len, lines)) <= width
+        assert sum(told in line for line in lines) == (1 if width == 100 else 3)
+        assert all("0.4 seed 2" in line for line in lines)
 
 
 def test_a_heartbeat_says_how_many_epochs_are_finished(tmp_path):
