@@ -16,6 +16,7 @@ from harness.data.base import DataSet, Split
 from harness.data.scan import Regions
 
 TINY_MODEL = str(Path(__file__).parent / "fixtures" / "tiny_clip.json")
+NARROW_MODEL = TINY_MODEL.replace("tiny", "narrow")
 CONCEPTS = {"train": 40, "dev": 12, "test": 12, "meta": 6}
 HEAD = {"hidden": 16, "dim": 8, "dropout": 0.0}
 # All words of the captions: with unknown ones, different captions would be equal, and their ties a matter of
@@ -127,19 +128,24 @@ SETTINGS = {
 """What every method is held to, beside the default: backbones with and without draws of their own."""
 
 
-_FEW = {"backbone": backbone(locked=False, head={"dropout": 0.3}), "epochs": 1, "batch_size": 6, "lr": 2e-4}
+_FEW = {
+    "backbone": backbone(model=NARROW_MODEL, locked=False, head={"dropout": 0.3}),
+    "epochs": 1,
+    "batch_size": 6,
+    "lr": 2e-4,
+}
 FEW_PAIRS = {
     "ncr": {**_FEW, "hyper": {"warmup_epochs": 0}},
     "mscn": {**_FEW, "hyper": {"warmup_epochs": 0, "clean_pairs": 2}},
 }
 """Batches of fewer pairs than eight processes, on whole towers that read pictures: uneven pools, and a clean
-set of two pairs.
+set of two pairs. Their text tower is narrow, since eight processes exchange all gradients at each step.
 """
 
 
 EVERY_SETTING = frozenset({"clip", "npc", "ncr", "mscn"})
-"""Methods that two processes train under every setting: the plainest one, one with an auxiliary model, one
-with two networks, and one with gradients of gradients. Others are like one of these, and get one setting.
+"""Methods that two processes train on both backbones, and that are killed alone: the plainest one, one with
+an auxiliary model, one with two networks, and one with gradients of gradients. Others are like one of these.
 """
 
 

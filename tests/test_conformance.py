@@ -27,13 +27,11 @@ ON_TWO_PROCESSES = [
     *((name, "clip, dropout") for name in TRAINED),
     *(("clip", setting) for setting in ("SGR, dropout", "SAF")),
 ]
+# Towers without dropout are a part of those with it, and SAF is SGR's other half: once, with second
+# derivatives.
 MORE_ON_TWO_PROCESSES = [
-    case
-    for case in (
-        *((name, setting) for name in TRAINED if name in small.EVERY_SETTING for setting in small.SETTINGS),
-        *((name, "SGR, dropout") for name in OTHERS[:1]),
-    )
-    if case not in ON_TWO_PROCESSES
+    *((name, "SGR, dropout") for name in (*sorted(small.EVERY_SETTING - {"clip"}), OTHERS[0])),
+    *((name, "SAF") for name in sorted(small.EVERY_SETTING) if method_class(name).uses_clean_data),
 ]
 
 
