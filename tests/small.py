@@ -143,7 +143,7 @@ set of two pairs. Their text tower is narrow, since eight processes exchange all
 """
 
 
-EVERY_SETTING = frozenset({"clip", "npc", "ncr", "mscn"})
+REPRESENTATIVES = frozenset({"clip", "npc", "ncr", "mscn"})
 """Methods that two processes train on both backbones, and that are killed alone: the plainest one, one with
 an auxiliary model, one with two networks, and one with gradients of gradients. Others are like one of these.
 """

@@ -21,7 +21,7 @@ from tests.processes import few_embeddings, train_cases
 ROOT = Path(__file__).parents[1]
 ALL = sorted(METHODS)
 TRAINED = [name for name in ALL if method_class(name).trains]
-OTHERS = [name for name in TRAINED if name not in small.EVERY_SETTING]
+OTHERS = [name for name in TRAINED if name not in small.REPRESENTATIVES]
 # In every run: dropout on every method, and the plainest one on the other backbone.
 ON_TWO_PROCESSES = [
     *((name, "clip, dropout") for name in TRAINED),
@@ -30,8 +30,8 @@ ON_TWO_PROCESSES = [
 # Towers without dropout are a part of those with it, and SAF is SGR's other half: once, with second
 # derivatives.
 MORE_ON_TWO_PROCESSES = [
-    *((name, "SGR, dropout") for name in (*sorted(small.EVERY_SETTING - {"clip"}), OTHERS[0])),
-    *((name, "SAF") for name in sorted(small.EVERY_SETTING) if method_class(name).uses_clean_data),
+    *((name, "SGR, dropout") for name in (*sorted(small.REPRESENTATIVES - {"clip"}), OTHERS[0])),
+    *((name, "SAF") for name in sorted(small.REPRESENTATIVES) if method_class(name).uses_clean_data),
 ]
 
 
@@ -112,7 +112,7 @@ def test_same_seed_same_numbers_other_seed_others(finished, scrambled, name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_method_trains_on_region_features(name):
-    """Those in `small.EVERY_SETTING` do so in the tests below."""
+    """Those in `small.REPRESENTATIVES` do so in the tests below."""
     sgr = {**small.SGRAF, "module": "SGR"}
     data = small.regions(10)
     records, outcome, _ = run(name, backbone=sgr, epochs=2, batch_size=8, lr=2e-4, data=data)
@@ -124,7 +124,7 @@ def test_a_method_trains_on_region_features(name):
     ("name", "setting"),
     [
         *((name, "clip, dropout") for name in TRAINED),
-        *((name, "SGR, dropout") for name in TRAINED if name in small.EVERY_SETTING),
+        *((name, "SGR, dropout") for name in TRAINED if name in small.REPRESENTATIVES),
     ],
 )
 def test_a_resumed_trial_continues_bit_for_bit(name, setting, tmp_path):

@@ -14,13 +14,13 @@ from tests import build, killing, small
 
 ALL = sorted(METHODS)
 TRAINED = [name for name in ALL if method_class(name).trains]
-OTHERS = [name for name in TRAINED if name not in small.EVERY_SETTING]
-# A process is killed in a trial of each method that goes through every setting, and once in a random one of
-# the other methods' trials (on two processes: of some). That these resume, and do on two processes what they
+OTHERS = [name for name in TRAINED if name not in small.REPRESENTATIVES]
+# A process is killed in a trial of each representative method, and once in a random one of the other
+# methods' trials (on two processes: of some). That these resume, and do on two processes what they
 # do on one, the conformance suite compares for each of them.
 CASES = [
-    *([[name], n] for name in TRAINED if name in small.EVERY_SETTING for n in (1, 2)),
-    [[name for name in ALL if name not in small.EVERY_SETTING], 1],
+    *([[name], n] for name in TRAINED if name in small.REPRESENTATIVES for n in (1, 2)),
+    [[name for name in ALL if name not in small.REPRESENTATIVES], 1],
     [OTHERS[::5], 2],
 ]
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
@@ -82,8 +82,8 @@ def test_a_killed_trial_ends_as_if_nothing_had_happened(places, names, processes
 
     draw = random.Random(f"{' '.join(names)} {processes}")
     kills = 0
-    # Twice where one process goes through every setting: the second attempt resumes what was resumed.
-    most = 2 if processes == 1 and set(names) <= small.EVERY_SETTING else 1
+    # Twice where one process trains a representative: the second attempt resumes what was resumed.
+    most = 2 if processes == 1 and set(names) <= small.REPRESENTATIVES else 1
     while kills < most and left():
         kills += any(launcher.launch(left(), place, folder, processes=processes, kill=draw))
     if left():
