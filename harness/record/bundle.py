@@ -2,7 +2,7 @@
 without the store.
 
 `results/SWEEP/` holds `records.jsonl` (a line for each trial that is over: metrics, tags, parameters and
-curves over epochs; of a search `records.jsonl.gz` while no trial is added), `arrays/TRIAL.npz`, packed when
+curves over epochs; of many trials `records.jsonl.gz` while none is added), `arrays/TRIAL.npz`, packed when
 the sweep is complete (ranks of all test queries, the last confidence; of the first seed the captions that
 images rank first, and diagnostics),
 `queries/FINGERPRINT.npz` (groups of the test queries), `noise/DIGEST.npz` (noise indices), `plan.json`,
@@ -130,8 +130,8 @@ class Bundle:
             self._lines.append(record_line(r, self._curves(store, r) if r.done else {}) for r in new)
 
     def close(self) -> None:
-        """Write the file of environments, leave one line of each trial, of a search compressed, and pack the
-        arrays where all trials are done.
+        """Write the file of environments, leave one line of each trial, of many trials compressed, and pack
+        the arrays where all trials are done.
 
         Raises:
             OSError: a file cannot be written.
@@ -140,7 +140,7 @@ class Bundle:
         with self.locked():
             lines, plan = self._lines.read(), self._plan()
             self._write("environment.json", json.dumps(_environments(lines.values()), indent=1))
-            self._lines.tidy(packed=bool(plan.get("search")))
+            self._lines.tidy()
             done = {i for i, line in lines.items() if line["status"] == "FINISHED"}
             if done >= set(plan["ids"]):  # in the plan's order: the same files however trials ended
                 self._arrays.pack([*plan["ids"], *sorted(done - set(plan["ids"]))])

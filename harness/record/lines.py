@@ -1,5 +1,6 @@
-"""The lines of a bundle: a JSON object for each trial that is over, in `records.jsonl`, or compressed in
-`records.jsonl.gz`. Where both are, a process was killed between the two, and the plain file counts.
+"""The lines of a bundle: a JSON object for each trial that is over, in `records.jsonl`, or, of many trials,
+compressed in `records.jsonl.gz`. Where both are, a process was killed between the two, and the plain file
+counts.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any, BinaryIO
 
 from harness.lib.files import atomic_write
 from harness.record.types import StoreError
+
+_PLAIN_BYTES = 500_000
+"""Up to here a file is shown in a review; larger ones are compressed, for the size of the repository."""
 
 
 def records_text(folder: Path) -> bytes:
@@ -82,7 +86,7 @@ class Lines:
         if not text:
             return
         if not self._plain.is_file() and self._packed.is_file():
-            self.tidy(packed=False)
+            self._rewrite(packed=False)
         with open(self._plain, "ab+") as stream:
             known = self._stamp == _stamp(stream)
             end = stream.tell()
@@ -93,9 +97,12 @@ class Lines:
             if known:  # not all of it again for each trial
                 self._known, self._stamp = {**self._known, **_by_trial(text)}, _stamp(stream)
 
-    def tidy(self, *, packed: bool) -> None:
-        """Leave one line of each trial, compressed or not."""
-        text = "".join(json.dumps(line) + "\n" for line in self.read().values()).encode()
+    def tidy(self, *, plain_bytes: int = _PLAIN_BYTES) -> None:
+        """Leave one line of each trial, compressed where they are more than `plain_bytes`."""
+        self._rewrite(packed=len(self._tidied()) > plain_bytes)
+
+    def _rewrite(self, *, packed: bool) -> None:
+        text = self._tidied()
         target, other = (self._packed, self._plain) if packed else (self._plain, self._packed)
         if not (target.is_file() or other.is_file()):
             return
@@ -104,6 +111,9 @@ class Lines:
             with atomic_write(target, sync=True) as stream:
                 stream.write(gzip.compress(text, mtime=0) if packed else text)
         other.unlink(missing_ok=True)
+
+    def _tidied(self) -> bytes:
+        return "".join(json.dumps(line) + "\n" for line in self.read().values()).encode()
 
 
 def _stamp(stream: BinaryIO) -> tuple[object, ...]:

@@ -30,7 +30,7 @@ def test_compressed_lines_are_the_same_lines_and_go_on(tmp_path):
     lines.append([line("a", again=True)])
     reader = Lines(tmp_path)
     assert reader.read() == {"a": line("a", again=True), "b": line("b")}
-    lines.tidy(packed=True)
+    lines.tidy(plain_bytes=0)
     assert names(tmp_path) == {"records.jsonl.gz"}
     assert records_text(tmp_path) == text_of(line("a", again=True), line("b"))
     assert reader.read() == Lines(tmp_path).read() == {"a": line("a", again=True), "b": line("b")}
@@ -40,11 +40,22 @@ def test_compressed_lines_are_the_same_lines_and_go_on(tmp_path):
     Lines(tmp_path).append([line("c")])
     assert names(tmp_path) == {"records.jsonl"}
     assert list(reader.read()) == ["a", "b", "c"]
-    Lines(tmp_path).tidy(packed=False)
+    Lines(tmp_path).tidy()
     assert records_text(tmp_path) == text_of(line("a", again=True), line("b"), line("c"))
     (tmp_path / "records.jsonl").write_bytes(text_of(line("a", again=True), line("b")))
-    Lines(tmp_path).tidy(packed=True)
+    Lines(tmp_path).tidy(plain_bytes=0)
     assert (tmp_path / "records.jsonl.gz").read_bytes() == first  # no time and no name in it
+
+
+def test_few_lines_stay_readable_and_many_are_compressed(tmp_path):
+    lines = Lines(tmp_path)
+    lines.append([line("a", text="a" * 400_000)])
+    lines.tidy()
+    assert names(tmp_path) == {"records.jsonl"}
+    lines.append([line("b", text="b" * 100_000)])
+    lines.tidy()
+    assert names(tmp_path) == {"records.jsonl.gz"}
+    assert list(Lines(tmp_path).read()) == ["a", "b"]
 
 
 def test_what_a_process_appends_itself_is_not_read_again(tmp_path, monkeypatch):
@@ -65,11 +76,11 @@ def test_what_a_process_appends_itself_is_not_read_again(tmp_path, monkeypatch):
 def test_of_two_files_the_plain_one_counts(tmp_path):
     """A process was killed after the one was written and before the other was removed."""
     Lines(tmp_path).append([line("a")])
-    Lines(tmp_path).tidy(packed=True)
+    Lines(tmp_path).tidy(plain_bytes=0)
     (tmp_path / "records.jsonl").write_bytes(text_of(line("a"), line("b")))
     assert list(Lines(tmp_path).read()) == ["a", "b"]
     Lines(tmp_path).append([line("c")])
-    Lines(tmp_path).tidy(packed=True)
+    Lines(tmp_path).tidy(plain_bytes=0)
     assert names(tmp_path) == {"records.jsonl.gz"}
     assert list(Lines(tmp_path).read()) == ["a", "b", "c"]
 
@@ -102,13 +113,13 @@ def test_a_file_that_another_process_wrote_anew_is_read_from_its_beginning(tmp_p
     """Also where it has the number of the file that it took the place of, which file systems give again."""
     reader, writer = Lines(tmp_path), Lines(tmp_path)
     writer.append([line("a"), line("a"), line("b")])
-    writer.tidy(packed=packed)
+    writer.tidy(plain_bytes=0 if packed else 10**6)
     assert list(reader.read()) == ["a", "b"]
     for new in ("c", "d", "e"):
         writer.append([line("a", by=new), line(new)])
-        writer.tidy(packed=packed)
+        writer.tidy(plain_bytes=0 if packed else 10**6)
         assert reader.read() == Lines(tmp_path).read()
-    reader.tidy(packed=packed)
+    reader.tidy(plain_bytes=0 if packed else 10**6)
     assert list(Lines(tmp_path).read()) == ["a", "b", "c", "d", "e"]
     assert Lines(tmp_path).read()["a"]["by"] == "e"
     fewer = text_of(line("b"))
@@ -119,7 +130,7 @@ def test_a_file_that_another_process_wrote_anew_is_read_from_its_beginning(tmp_p
 
 def test_without_a_file_there_are_no_lines(tmp_path):
     assert Lines(tmp_path).read() == {}
-    Lines(tmp_path).tidy(packed=True)
+    Lines(tmp_path).tidy(plain_bytes=0)
     assert names(tmp_path) == set()
     with pytest.raises(FileNotFoundError, match=r"records\.jsonl'"):
         records_text(tmp_path)
