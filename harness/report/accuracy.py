@@ -204,6 +204,18 @@ def marks(frame: pd.DataFrame) -> str:
     return " ".join(text for text, applies in texts.items() if applies)
 
 
+def devices(frame: pd.DataFrame) -> dict[str, list[str]]:
+    """The methods on each device, of trials whose time is known."""
+    timed = frame[frame["seconds"].notna()].groupby("device", sort=False)
+    return {str(device) or "?": list(methods) for device, methods in timed["method"].unique().items()}
+
+
+def on_devices(frame: pd.DataFrame) -> str:
+    """That times do not compare, where they are of several devices."""
+    count = len(devices(frame))
+    return f"Trials ran on {count} devices (Provenance): times do not compare. " if count > 1 else ""
+
+
 def best_rows(frame: pd.DataFrame, table: pd.DataFrame, *, more: bool = True) -> set[str]:
     """Rows with the best mean of [row] cells in their track, among those of methods that do not use the
     ground truth with as many seeds as any is planned to have.

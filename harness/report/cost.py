@@ -8,7 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from harness.report import figures
-from harness.report.accuracy import counted, marks
+from harness.report.accuracy import counted, marks, on_devices
 from harness.report.tables import Cell, Figure, Table, slug
 
 _TIME = {
@@ -34,7 +34,7 @@ def cost_tables(frame: pd.DataFrame, where: str) -> list[Table]:
         "Medians over the finished trials of a row. Training: optimizer steps, including sampling and "
         "loading of batches. Passes over training pairs: computations of a method between epochs (mixture "
         "models, memory banks). Evaluation: dev after epochs, test at the end. Throughput of each of these "
-        f"phases alone. {_CLOCK}{marks(frame)}"
+        f"phases alone. {_CLOCK}{on_devices(frame)}{marks(frame)}"
     )
     counted_energy = frame["joules"].notna().any()
     energy = (
@@ -114,6 +114,6 @@ def cost_figure(frame: pd.DataFrame, where: str, folder: Path) -> Figure | None:
     return Figure(
         f"rSum against cost, with its range over trials: {where}",
         file,
-        "Up and to the left is better. Whiskers: the fastest and the slowest trial."
+        f"Up and to the left is better. {on_devices(done)}Whiskers: the fastest and the slowest trial."
         + figures.marks_legend(done),
     )

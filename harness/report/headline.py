@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.report import figures
-from harness.report.accuracy import best_rows, counted, legend
+from harness.report.accuracy import best_rows, counted, legend, on_devices
 from harness.report.results import needs
 from harness.report.tables import Cell, Figure, Table, slug
 
@@ -78,7 +78,7 @@ def _figure(frame: pd.DataFrame, numbers: pd.DataFrame, where: str, folder: Path
     return Figure(
         f"rSum against cost{', with its range over noise ratios' * several}: {where}",
         file,
-        f"Up: more accurate ({of}). To the left: cheaper."
+        f"{on_devices(frame)}Up: more accurate ({of}). To the left: cheaper."
         + " Short whiskers: more stable (from the mean at the worst ratio to that at the best)." * several
         + figures.marks_legend(
             frame[frame["row"].isin(points.dropna(subset=["x", "y"]).index)], dashes=several
@@ -119,7 +119,7 @@ def _table(frame: pd.DataFrame, numbers: pd.DataFrame, where: str) -> Table:
         f"Test rSum after the last epoch: {what}. Selected on dev: mean rSum of the epoch that is best "
         "there, the second endpoint. s/trial: median seconds of a trial. n: trials. "
         "Needs: beside the training pairs and one network; further passes are looks at all pairs. "
-        f"{legend(frame)}"
+        f"{on_devices(frame)}{legend(frame)}"
     )
     ratios = {"lowest": frame["noise_ratio"].min(), "highest": frame["noise_ratio"].max()}
     headings = [heading.format(**ratios) for heading, _, _ in columns.values()]

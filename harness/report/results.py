@@ -107,6 +107,7 @@ def tidy(sweep: SweepRecord) -> pd.DataFrame:
         line |= {
             "peak_memory_mb": recorded.get("cost/peak_gpu_mb", recorded.get("cost/peak_memory_mb", np.nan)),
             "noise_digest": record.tags.get("noise_digest", "") if record else "",
+            "device": record.tags.get("device", "") if record else "",
             "failure": record.tags.get("failure", "") if record else "",
         }
         lines.append(line)

@@ -15,6 +15,7 @@ from harness.config.search import LEAST_OWN_STAGE, Range, edge_of
 from harness.record.tries import Try, best_of, tries_of
 from harness.record.types import SweepRecord
 from harness.report import figures
+from harness.report.accuracy import on_devices
 from harness.report.tables import Block, Cell, Figure, Table, slug
 
 _SHOWN = 6  # the best try and the five next
@@ -131,8 +132,8 @@ def _spent(sweep: SweepRecord, tries: dict[str, list[Try]], frame: pd.DataFrame)
     caption = (
         f"Tries are drawn by {sampler}, equally many for each method; a setting drawn twice, or whose "
         f"warm-up leaves the method's own stage less than {LEAST_OWN_STAGE:.0%} of the summed learning rate, "
-        f"is drawn anew; a failed trial fails its try, which counts. {stopping} Minutes: of all trials that "
-        "came to their end, one after another."
+        f"is drawn anew; a failed trial fails its try, which counts. {stopping} {on_devices(frame)}"
+        "Minutes: of all trials that came to their end, one after another."
     )
     columns = ["method", "tries", "with a result", "failed", "trials", "trials stopped early", "minutes"]
     return Table("What was spent", caption, columns, rows)

@@ -20,7 +20,15 @@ from harness.lib.locks import acquire
 from harness.record.store import Store
 from harness.record.types import SweepRecord
 from harness.report import ablation, detection
-from harness.report.accuracy import by_ratio, coco_tables, legend, recalls_table, search_table, with_marks
+from harness.report.accuracy import (
+    by_ratio,
+    coco_tables,
+    devices,
+    legend,
+    recalls_table,
+    search_table,
+    with_marks,
+)
 from harness.report.comparison import (
     blocks_table,
     differences_table,
@@ -400,13 +408,18 @@ def _origin(sweep: SweepRecord) -> list[str]:
     return lines
 
 
+def _devices(frame: pd.DataFrame) -> list[str]:
+    """Where the trials ran; of several devices, which methods where."""
+    found = devices(frame)
+    return [f"- device: {d}" + f": {', '.join(m)}" * (len(found) > 1) for d, m in found.items()]
+
+
 def _provenance(sweep: SweepRecord, frame: pd.DataFrame) -> str:
     """Versions, digests and machine of the trials; each run in the store has all of them."""
     tags = [r.tags for r in sweep.records.values() if r.done]
     shown = (
         "git_commit",
         "data_fingerprint",
-        "device",
         "precision",
         "processes",
         "threads",
@@ -417,6 +430,7 @@ def _provenance(sweep: SweepRecord, frame: pd.DataFrame) -> str:
         "python",
     )
     lines = ["### Provenance", "", f"- protocol version {sweep.protocol_version}", *_origin(sweep)]
+    lines += _devices(frame)
     lines += [f"- {key}: {', '.join(sorted({t.get(key, '?') for t in tags}))}" for key in shown if tags]
     places = frame[frame["noise_digest"] != ""].groupby(["dataset", "noise"], sort=False)
     lines += [

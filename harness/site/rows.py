@@ -165,10 +165,8 @@ def sweep_rows(sweep: SweepRecord, origin: Origin) -> list[Row]:
     frame = tidy(sweep)
     if sweep.select or frame.empty:
         return []
-    devices = {i: r.tags.get("device", "") for i, r in sweep.records.items()}
     tunings = {t.id: _tuning(t, sweep.records.get(t.id)) for t in sweep.planned}
     frame = primary(frame[frame["perturbed"] == 0]).assign(
-        device=lambda f: f["trial"].map(devices).fillna(""),
         repeated=lambda f: f["trial"].isin(origin.repeated),
         tuning=lambda f: f["trial"].map(tunings),
     )

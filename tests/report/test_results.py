@@ -23,7 +23,7 @@ from harness.report.headline import headline
 from harness.report.results import cells, needs, primary, tidy
 from harness.report.stability import seeds_table, shares_table, stability, stability_table
 from harness.report.tables import Cell, Table
-from harness.report.write import _origin, _state, write
+from harness.report.write import _devices, _origin, _state, write
 from harness.sweep.preflight import check_trial
 from methods import FAMILIES, METHODS
 from tests import golden, layouts, small
@@ -277,7 +277,7 @@ def test_an_f1_is_bold_only_above_that_of_calling_every_pair_mismatched():
 
 def several_networks(rows):
     """Rows of which "clean" has two networks, and "ceiling" uses the ground truth."""
-    return with_marks(frame(rows)).assign(seconds=1.0, dataset="d", noise="n")
+    return with_marks(frame(rows)).assign(seconds=1.0, dataset="d", noise="n", device="cpu")
 
 
 def test_captions_explain_the_marks_that_are_drawn():
@@ -385,6 +385,22 @@ def test_one_slow_trial_does_not_make_a_method_slow():
     clip = rows[(rows["row"] == "clip") & rows["done"]].head(3).assign(seconds=[9.0, 10.0, 400.0])
     time, _ = cost_tables(clip, "here")
     assert time.rows[0][1].text == "10.0"
+
+
+def test_times_of_several_devices_are_said_not_to_compare(tmp_path):
+    rows = with_marks(primary(tidy(golden.source("golden").sweep)))
+    told = "Trials ran on 2 devices (Provenance): times do not compare."
+    several = rows.assign(device=["cpu (A)", "cpu (B)"] * (len(rows) // 2) + ["cpu (A)"] * (len(rows) % 2))
+    for frame, expected in ((rows, False), (rows.assign(device="cpu (A)"), False), (several, True)):
+        time, memory = cost_tables(frame, "here")
+        drawn = cost_figure(frame, "here", tmp_path)
+        shown = [x.caption for x in headline(frame, "here", tmp_path)]
+        assert [told in text for text in (time.caption, drawn.caption, *shown)] == [expected] * 4
+        assert told not in memory.caption
+    clip, npc = (several.method == m for m in ("clip", "npc"))
+    places = several.assign(seconds=1.0, device=np.where(clip, "cpu (A)", "cpu (B)"))[clip | npc]
+    assert _devices(places) == ["- device: cpu (A): clip", "- device: cpu (B): npc"]
+    assert _devices(places.assign(seconds=np.where(clip, 1.0, np.nan)[clip | npc])) == ["- device: cpu (A)"]
 
 
 def test_latex_escapes_and_rules():
